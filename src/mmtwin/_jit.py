@@ -1,0 +1,67 @@
+"""The three decorators of compiled code; the only module that imports numba.
+
+Every function below them is plain Python over numpy tables. With ``NUMBA_DISABLE_JIT=1`` the same functions run in the interpreter,
+under a debugger or coverage; with ``NUMBA_BOUNDSCHECK=1`` an index out of range is an IndexError instead of garbage.
+
+Compiled code is cached under a digest of all sources, numba's version and its modes, because numba's own cache neither notices a change in
+another module nor tells checked from unchecked code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import numba
+from numba import config
+from numba.extending import register_jitable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def cache_base() -> Path:
+    """Where compiled code is kept: ``$MMTWIN_CACHE``, else ``mmtwin`` in the user's cache directory."""
+    base = os.environ.get("MMTWIN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmtwin"
+    return Path(base)
+
+
+def _digest() -> str:
+    root = Path(__file__).parent
+    parts = hashlib.sha256(f"{numba.__version__} {config.BOUNDSCHECK} {config.OPT} {config.DEBUGINFO_DEFAULT}".encode())
+    for path in sorted([root / "gfp.py", root / "units.py", root / "_jit.py", *(root / "mm").glob("*.py"), *(root / "replay").glob("*.py")]):
+        parts.update(path.read_bytes())
+    return parts.hexdigest()[:16]
+
+
+CACHE = cache_base() / _digest()
+
+
+def kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """An entry point: compiled on first call and cached; releases the interpreter lock."""
+    saved, config.CACHE_DIR = config.CACHE_DIR, str(CACHE)
+    try:
+        compiled: Callable[P, R] = numba.njit(cache=True, nogil=True)(function)
+        return compiled
+    finally:
+        config.CACHE_DIR = saved
+
+
+def inner(function: Callable[P, R]) -> Callable[P, R]:
+    """Everything an entry point calls: plain Python outside, inlined without reference counting inside (the caller keeps the tables alive)."""
+    wrapped: Callable[P, R] = register_jitable(_nrt=False, forceinline=True)(function)
+    return wrapped
+
+
+def slow(function: Callable[P, R]) -> Callable[P, R]:
+    """Cold paths: as `inner`, but not inlined."""
+    wrapped: Callable[P, R] = register_jitable(_nrt=False)(function)
+    return wrapped
+
+
+def is_compiled() -> bool:
+    """Whether the code for this version has been compiled before (the first use takes about half a minute, once)."""
+    return bool(config.DISABLE_JIT) or any(CACHE.rglob("*.nbc"))

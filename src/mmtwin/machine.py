@@ -1,0 +1,465 @@
+"""A whole computer: `boot` makes a freshly booted one, `Machine` takes requests and shows its state."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mmtwin import procfs, profiles
+from mmtwin.errors import AllocationFailure, BadFree, DoubleFree, ProfileError, RequestError
+from mmtwin.gfp import MIGRATE_TYPES, MIGRATETYPE_NAMES, MOVABLE, gfp_names
+from mmtwin.mm.page_alloc import (
+    EAGAIN,
+    EBUSY,
+    EINVAL,
+    ENOENT,
+    ENOMEM,
+    alloc_pages_bulk_kernel,
+    alloc_pages_exact_kernel,
+    alloc_pages_kernel,
+    drain_pages_kernel,
+    free_pages_kernel,
+    free_pages_list_kernel,
+)
+from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_PCP, Pgdat, copy_pgdat, new_pgdat
+from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
+from mmtwin.mm.vmstat import refresh_zone_stat_thresholds
+from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
+from mmtwin.profiles import Profile, layout
+from mmtwin.profiles.layout import Frames, MemoryRange
+from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MAX_FRAMES = 1 << 30
+"""4 TiB: row numbers are 32 bits wide."""
+MAX_CPUS = 8192
+"""CONFIG_NR_CPUS of the recorded kernels."""
+GFP_BITS = 0xFFFFFF
+FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks")
+
+
+class Machine:
+    """One computer with one node of memory.
+
+    Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
+    caller runs on. Every method leaves the machine consistent; `validate` checks that.
+
+    :ivar state: the page allocator's tables (`mm.tables.Pgdat`), open to inspection and to compiled loops.
+    :ivar profile: the kernel.
+    :ivar ram: page frames that are memory, as (start, end) pairs.
+    :ivar reserved: frames of `ram` that the kernel took before the page allocator had them; empty when not known.
+    """
+
+    def __init__(self, state: Pgdat, profile: Profile, ram: Sequence[Frames] = (), reserved: Sequence[Frames] = ()) -> None:
+        """Wraps existing tables; `boot` and `mmtwin.load` make machines.
+
+        :param ram: None or empty: all frames that the zones span.
+        """
+        self.state, self.profile = state, profile
+        zones = [(int(zone["start_pfn"]), int(zone["end_pfn"])) for zone in state.zone if int(zone["present_pages"])]
+        self.ram: tuple[Frames, ...] = tuple(layout.join(ram or zones))
+        self.reserved: tuple[Frames, ...] = tuple(layout.join(reserved))
+        usable = layout.subtract(self.ram, self.reserved)
+        self._starts, self._ends = [start for start, _ in usable], [end for _, end in usable]
+
+    def __repr__(self) -> str:
+        return f"<Machine {self.profile.name}: {format_size(layout.count(self.ram) << PAGE_SHIFT)}, {self.cpus} CPUs, {self.free} of {self.managed} pages free>"
+
+    @property
+    def cpus(self) -> int:
+        """CPUs, all online."""
+        return int(self.state.config[0]["nr_cpus"])
+
+    @property
+    def managed(self) -> int:
+        """Pages that belong to the page allocator."""
+        return int(self.state.zone["managed_pages"].sum())
+
+    @property
+    def free(self) -> int:
+        """Pages on the buddy lists, exactly (counters and CPUs' differences)."""
+        return int(self.state.zone["nr_free_pages"].sum()) + int(self.state.pcp["nr_free_pages_diff"].sum())
+
+    @property
+    def bytes_per_frame(self) -> float:
+        """Memory of all tables per simulated page frame; what is written of it, and so resident, is less."""
+        return sum(table.nbytes for table in self.state) / int(self.state.config[0]["nr_frames"])
+
+    # Requests
+
+    def alloc_pages(self, order: int, gfp: int, cpu: int = 0) -> int:
+        """``alloc_pages``: 2^order adjacent page frames.
+
+        :returns: the first page frame.
+        :raises AllocationFailure: Linux would return NULL, or would reclaim or compact memory first, which is not built yet (``.status``).
+        :raises RequestError: no such order, flags or CPU.
+        """
+        order, gfp, cpu = self._order(order), self._gfp(gfp), self._cpu(cpu)
+        pfn = int(alloc_pages_kernel(self.state, cpu, order, gfp))
+        if pfn < 0:
+            raise self._failure(pfn, order, gfp, cpu)
+        return pfn
+
+    def free_pages(self, pfn: int, order: int, cpu: int = 0) -> None:
+        """``__free_pages``: gives a block back.
+
+        :raises DoubleFree: it is free already.
+        :raises BadFree: it is not memory, reserved, or was allocated with another order.
+        :raises RequestError: no such order or CPU.
+        """
+        pfn, order, cpu = operator.index(pfn), self._order(order), self._cpu(cpu)
+        if order > MAX_ORDER:
+            raise RequestError(f"order {order}: the largest block has order {MAX_ORDER}")
+        self._check_memory(pfn, order)
+        error = int(free_pages_kernel(self.state, cpu, pfn, order))
+        if error:
+            raise self._bad_free(error, pfn, order)
+
+    def alloc_pages_bulk(self, n: int, gfp: int, cpu: int = 0) -> list[int]:
+        """``alloc_pages_bulk_array``: up to `n` single pages; fewer when the zone's lists give no more, as in Linux.
+
+        :raises AllocationFailure: not even one.
+        :raises RequestError: as for `alloc_pages`, or `n` below 0.
+        """
+        n, gfp, cpu = operator.index(n), self._gfp(gfp), self._cpu(cpu)
+        if n < 0:
+            raise RequestError(f"{n} pages: expected 0 or more")
+        out = np.zeros(n, dtype=np.int64)
+        got = int(alloc_pages_bulk_kernel(self.state, cpu, gfp, out)) if n else 0
+        if got < 0:
+            raise self._failure(got, 0, gfp, cpu)
+        pages: list[int] = out[:got].tolist()
+        return pages
+
+    def alloc_pages_exact(self, size_bytes: int, gfp: int, cpu: int = 0) -> int:
+        """``alloc_pages_exact``: adjacent page frames for `size_bytes`; what a power of two would waste is given back. Free with `free_pages_exact`.
+
+        :returns: the first page frame.
+        :raises AllocationFailure: as for `alloc_pages`.
+        :raises RequestError: as for `alloc_pages`, or a size below 1.
+        """
+        pages, gfp, cpu = self._pages(size_bytes), self._gfp(gfp), self._cpu(cpu)
+        gfp &= ~0x40002  # Linux warns about __GFP_COMP and __GFP_HIGHMEM and drops them: the pages must be separate and mapped
+        order = (pages - 1).bit_length()
+        if order > MAX_ORDER:
+            raise self._failure(-ENOMEM, order, gfp, cpu)
+        pfn = int(alloc_pages_exact_kernel(self.state, cpu, pages, gfp))
+        if pfn < 0:
+            raise self._failure(pfn, order, gfp, cpu)
+        return pfn
+
+    def free_pages_exact(self, pfn: int, size_bytes: int, cpu: int = 0) -> None:
+        """``free_pages_exact``: gives what `alloc_pages_exact` returned for this size back, page by page.
+
+        :raises DoubleFree: a page is free already; those before it are freed.
+        :raises BadFree: as for `free_pages`.
+        """
+        for at in range(operator.index(pfn), operator.index(pfn) + self._pages(size_bytes)):
+            self.free_pages(at, 0, cpu)
+
+    def free_pages_list(self, pfns: Sequence[int] | npt.NDArray[np.int64], cpu: int = 0) -> None:
+        """``free_unref_page_list``: single pages freed together, in this order, as munmap and reclaim do.
+
+        :raises DoubleFree: a page is free already, or twice in the list; the pages before it are freed.
+        :raises BadFree: as for `free_pages`; if a page is not memory nothing is freed.
+        """
+        cpu, array = self._cpu(cpu), np.array([operator.index(pfn) for pfn in pfns], dtype=np.int64)
+        for pfn in array.tolist():
+            self._check_memory(pfn, 0)
+        good = int(free_pages_list_kernel(self.state, cpu, array))
+        if good < len(array):
+            at = int(array[good])
+            error = -EBUSY if at in array[:good] else int(free_pages_kernel(self.state, cpu, at, 0))
+            raise self._bad_free(error, at, 0)
+
+    def drain(self, cpu: int | None = None, here: int = 0) -> None:
+        """``drain_all_pages``: empties the per-CPU lists of all CPUs, or of one, into the buddy lists. CPU `here` does the work."""
+        here = self._cpu(here)
+        first, last = (0, self.cpus - 1) if cpu is None else (self._cpu(cpu), self._cpu(cpu))
+        drain_pages_kernel(self.state, first, last, here)
+
+    # State
+
+    def buddyinfo(self) -> str:
+        """/proc/buddyinfo."""
+        return procfs.buddyinfo(self.state, self.profile)
+
+    def pagetypeinfo(self) -> str:
+        """/proc/pagetypeinfo."""
+        return procfs.pagetypeinfo(self.state, self.profile, layout.sections(self.ram, self.profile.section_order))
+
+    def zoneinfo(self) -> str:
+        """/proc/zoneinfo; counters that mmtwin does not keep are 0 (see `procfs.zoneinfo`)."""
+        return procfs.zoneinfo(self.state, self.profile)
+
+    def frame(self, what: str) -> pl.DataFrame:
+        """State as a data frame.
+
+        :param what: "zones" (one row per populated zone), "free" (blocks on the buddy lists with their positions), "buddyinfo" (their numbers by zone, type
+            and order), "pcp" (per-CPU lists' counts and sizes), "pcp_pages" (what is on them) or "pageblocks" (migrate types).
+        :raises RequestError: another word.
+        """
+        import polars as pl
+
+        names = np.array(self.profile.zone_names)
+        present = np.flatnonzero(self.state.zone["present_pages"])
+        if what == "zones":
+            zones = {"zone": names[present], **{name: self.state.zone[name][present] for name in self.state.zone.dtype.names or ()}}
+            return pl.DataFrame(zones).with_columns(*(pl.Series(f"lowmem_reserve_{j}", self.state.lowmem_reserve[present, j]) for j in range(len(names))))
+        if what in ("free", "buddyinfo"):
+            blocks = free_blocks(self.state)
+            free = pl.DataFrame(
+                {"zone": names[blocks.zone], "order": blocks.order, "migratetype": np.array(MIGRATETYPE_NAMES)[blocks.migratetype], "position": blocks.position, "pfn": blocks.pfn}
+            )
+            return free if what == "free" else free.group_by("zone", "migratetype", "order", maintain_order=True).len("blocks")
+        if what == "pcp":
+            rows = np.flatnonzero(np.repeat(self.state.zone["present_pages"] > 0, self.cpus))
+            table = {"zone": names[rows // self.cpus], "cpu": rows % self.cpus}
+            return pl.DataFrame(table | {name: self.state.pcp[name][rows] for name in self.state.pcp.dtype.names or ()})
+        if what == "pcp_pages":
+            listed = pcp_blocks(self.state)
+            return pl.DataFrame({"zone": names[listed.zone], "cpu": listed.cpu, "list": listed.index, "position": listed.position, "pfn": listed.pfn, "order": listed.order})
+        if what == "pageblocks":
+            pfn = np.arange(len(self.state.pageblock), dtype=np.int64) << self.profile.pageblock_order
+            return pl.DataFrame({"pfn": pfn, "migratetype": np.array(MIGRATETYPE_NAMES)[self.state.pageblock]})
+        raise RequestError(f"no frame {what!r}; there are: {', '.join(FRAMES_OF)}")
+
+    def copy(self) -> Machine:
+        """An independent copy, for a what-if."""
+        return Machine(copy_pgdat(self.state), self.profile, self.ram, self.reserved)
+
+    def validate(self) -> None:
+        """Checks all invariants. :raises InvariantError: naming the first broken one."""
+        validate(self.state)
+
+    def digest(self) -> str:
+        """SHA-256 of all tables: equal for machines that went through the same requests, compiled or interpreted."""
+        total = hashlib.sha256()
+        for table in self.state:
+            total.update(np.ascontiguousarray(table).view(np.uint8).data)
+        return total.hexdigest()
+
+    # What a caller got wrong
+
+    def _order(self, order: int) -> int:
+        order = operator.index(order)
+        if order < 0:
+            raise RequestError(f"order {order}: expected 0 to {MAX_ORDER}")
+        return order
+
+    def _pages(self, size_bytes: int) -> int:
+        size = operator.index(size_bytes)
+        if size < 1:
+            raise RequestError(f"size {size}: expected at least 1 byte")
+        return -(-size // PAGE_SIZE)
+
+    def _cpu(self, cpu: int) -> int:
+        cpu = operator.index(cpu)
+        if not 0 <= cpu < self.cpus:
+            raise RequestError(f"CPU {cpu}: this machine has CPUs 0 to {self.cpus - 1}")
+        return cpu
+
+    def _gfp(self, gfp: int) -> int:
+        gfp = operator.index(gfp)
+        if gfp < 0 or gfp & ~GFP_BITS:
+            raise RequestError(f"gfp 0x{gfp:x}: bits 0x{gfp & ~GFP_BITS:x} are no GFP flags of {self.profile.name}")
+        if int(self.state.gfp_zone[gfp & 0xF]) < 0:
+            raise RequestError(f"gfp 0x{gfp:x} ({gfp_names(gfp)}): {gfp_names(gfp & 0xF)} together select no zone")
+        if gfp & 0x18 == 0x18:
+            raise RequestError(f"gfp 0x{gfp:x} ({gfp_names(gfp)}): __GFP_MOVABLE and __GFP_RECLAIMABLE exclude each other")
+        return gfp
+
+    def _check_memory(self, pfn: int, order: int) -> None:
+        at = bisect_right(self._starts, pfn) - 1
+        if at >= 0 and pfn + (1 << order) <= self._ends[at]:
+            return
+        kind = "reserved by the kernel at boot" if any(start < pfn + (1 << order) and pfn < end for start, end in self.reserved) else "not memory of this machine"
+        raise BadFree(f"BUG: Bad page state: pfn:{pfn:05x} (order {order}) is {kind}; free only what was allocated")
+
+    def _failure(self, error: int, order: int, gfp: int, cpu: int) -> AllocationFailure:
+        words = f"page allocation failure: order:{order}, mode:0x{gfp:x}({gfp_names(gfp)}), CPU {cpu}"
+        if order > MAX_ORDER:
+            return AllocationFailure(f"{words}: the largest block has order {MAX_ORDER} ({format_size(PAGE_SIZE << MAX_ORDER)})", -ENOMEM, order, gfp, "order too large")
+        if error == -EAGAIN:
+            text = f"{words}: no zone may give it at once; Linux would now reclaim or compact memory, which mmtwin does not do yet"
+            return AllocationFailure(text, error, order, gfp, "needs reclaim")
+        if error == -EINVAL:
+            raise RequestError(f"gfp 0x{gfp:x} ({gfp_names(gfp)}) selects no zone")
+        return AllocationFailure(f"{words}: no zone is above the watermark this request must respect, and it may not wait", error, order, gfp, "failed")
+
+    def _bad_free(self, error: int, pfn: int, order: int) -> DoubleFree | BadFree:
+        if error == -EBUSY:
+            where, head = self._where_free(pfn)
+            inside = "" if head == pfn else f", inside the block at pfn:{head:05x}"
+            return DoubleFree(f"page dumped because: VM_BUG_ON_PAGE(page_ref_count(page) == 0): pfn:{pfn:05x} (order {order}) is free already, {where}{inside}")
+        if error == -ENOENT:
+            head = self._owner(pfn)
+            have = int(self.state.page[head]["order"])
+            which = f"it was allocated with order {have}" if head == pfn else f"it is inside the block at pfn:{head:05x} of order {have}"
+            return BadFree(f"BUG: Bad page state: pfn:{pfn:05x} cannot be freed with order {order}: {which}")
+        return BadFree(f"BUG: Bad page state: pfn:{pfn:05x} cannot be freed with order {order}: a block of this order begins at a multiple of {1 << order} page frames")
+
+    def _owner(self, pfn: int) -> int:
+        """Head of the free, listed or allocated block that holds `pfn`."""
+        for order in range(NR_ORDERS):
+            head = pfn & -(1 << order)
+            entry = self.state.page[head]
+            if int(entry["flags"]) & (PG_BUDDY | PG_PCP | PG_ALLOCATED) and int(entry["order"]) >= order:
+                return head
+        return pfn
+
+    def _where_free(self, pfn: int) -> tuple[str, int]:
+        head = self._owner(pfn)
+        entry = self.state.page[head]
+        kind = "on a per-CPU list" if int(entry["flags"]) & PG_PCP else "on a free list" if int(entry["flags"]) & PG_BUDDY else "earlier in the same list"
+        return f"{kind} (order {int(entry['order'])})", head
+
+
+def boot(
+    profile: str | Profile = "linux-6.1",
+    ram: str | int = "256MiB",
+    cpus: int = 2,
+    *,
+    memory_map: Iterable[MemoryRange] | None = None,
+    reserved: Iterable[Frames] | None = None,
+    initrd: str | int = 0,
+    thp: bool | None = None,
+) -> Machine:
+    """A freshly booted machine, before anything was allocated from the page allocator.
+
+    Firmware map, zones, present pages, free memory handed to the buddy lists in ascending order, then the constants in the kernel's order: the CPUs come
+    online, min_free_kbytes, watermarks, thresholds, reserves, list sizes, khugepaged's raise, and last the memory that is freed late (init code and initrd).
+
+    What the kernel keeps for itself is a model, `layout.boot_reserve`: managed pages of each zone equal those of all recorded Debian 6.1 cloud
+    guests, to the page (difference 0 at 128, 256, 512, 1024 and 4096 MiB with 1, 2 or 4 CPUs); where inside memory it lies is simplified. A real
+    machine has also allocated some ten thousand pages by the time a shell runs.
+
+    :param profile: a kernel by name, or a profile.
+    :param ram: memory size: bytes, or text such as "256MiB"; a whole number of pages.
+    :param cpus: CPUs, all online.
+    :param memory_map: the firmware's map instead of that of a QEMU pc machine with `ram`.
+    :param reserved: page frames kept from the allocator, instead of the model; () for a machine without a kernel image.
+    :param initrd: size of an initial RAM disk: its memory is free in the end, but did not yet count when the watermarks were set.
+    :param thp: transparent huge pages on or off; None as the kernel decides: on from 512 MiB of managed memory.
+    :raises ProfileError: unknown kernel, or too little memory for its image.
+    :raises RequestError: impossible sizes.
+    """
+    kernel = profiles.get(profile) if isinstance(profile, str) else profile
+    cpus = operator.index(cpus)
+    if not 1 <= cpus <= MAX_CPUS:
+        raise RequestError(f"{cpus} CPUs: expected 1 to {MAX_CPUS}")
+    ram_bytes, initrd_bytes = _size("ram", ram), _size("initrd", initrd)
+    if memory_map is None and not 1 << 21 <= ram_bytes <= (MAX_FRAMES - (1 << 19)) << PAGE_SHIFT:
+        raise RequestError(f"ram {ram!r}: expected 2 MiB to just below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
+    frames = layout.ram_frames(layout.qemu_pc_memory_map(ram_bytes) if memory_map is None else memory_map)
+    if not frames or frames[-1][1] > MAX_FRAMES:
+        raise RequestError(f"memory map: expected memory, all of it below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
+    spans = layout.zone_spans(frames, kernel.zone_limits, len(kernel.zone_names))
+    initrd_pages = -(-initrd_bytes // PAGE_SIZE)
+    if reserved is None:
+        reserve = layout.boot_reserve(kernel, frames, spans, cpus, initrd_pages)
+        least = kernel.image.kept[-1][1] + kernel.image.near
+        if layout.count(layout.clip(frames, *kernel.image.kept[-1])) < kernel.image.kept[-1][1] - kernel.image.kept[-1][0] or layout.count(reserve.freed) < initrd_pages:
+            raise ProfileError(f"{format_size(frames[-1][1] << PAGE_SHIFT)} of memory: {kernel.name} itself reaches to {least >> 8} MiB; give more, or reserved=() for a machine without a kernel")
+    else:
+        mine = list(reserved)
+        reserve = layout.BootReserve(mine, layout.take_top(layout.subtract(frames, mine), initrd_pages))
+    state = new_pgdat(frames[-1][1], cpus, kernel.gfp_zones)
+    for z, span in enumerate(spans):
+        zone = state.zone[z]
+        zone["start_pfn"], zone["end_pfn"], zone["present_pages"] = span
+    free = layout.subtract(frames, reserve.kept)
+    free_memory(state, free)
+    _derive_constants(state, kernel, frames, free, reserve.freed, thp)
+    return Machine(state, kernel, frames, reserve.kept)
+
+
+def _size(name: str, value: str | int) -> int:
+    try:
+        size = parse_size(value)
+    except ValueError as error:
+        raise RequestError(f"{name}: {error}") from None
+    if size < 0 or size % PAGE_SIZE:
+        raise RequestError(f"{name} {value!r}: expected a multiple of {PAGE_SIZE} bytes")
+    return size
+
+
+def free_memory(state: Pgdat, free: Sequence[Frames]) -> None:
+    """Hands free memory to the buddy lists of a machine that has none yet, all of it movable.
+
+    The kernel frees it in ascending order in aligned chunks of up to 2^10 pages, each to the tail of its list with merging
+    (memblock_free_all). What comes out is, for each zone and run of free frames, its largest aligned blocks, on every list in ascending
+    order; that is built here at once.
+    """
+    config = state.config[0]
+    for z, zone in enumerate(state.zone):
+        runs = layout.clip(layout.join(free), int(zone["start_pfn"]), int(zone["end_pfn"]))
+        blocks: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(NR_ORDERS)]
+        for start, end in runs:
+            _split(start, end, blocks)
+        for order, parts in enumerate(blocks):
+            if not parts:
+                continue
+            pfns = np.concatenate(parts)
+            head = int(config["free_list_base"]) + (z * NR_ORDERS + order) * MIGRATE_TYPES + MOVABLE
+            page = np.zeros(len(pfns), dtype=state.page.dtype)
+            page["next"], page["prev"] = np.append(pfns[1:], head), np.append(head, pfns[:-1])
+            page["order"], page["flags"] = order, PG_BUDDY
+            state.page[pfns] = page
+            state.page[head]["next"], state.page[head]["prev"] = pfns[0], pfns[-1]
+            state.free_area[z * NR_ORDERS + order]["nr_free"] = len(pfns)
+        zone["managed_pages"] = zone["nr_free_pages"] = layout.count(runs)
+
+
+def _split(start: int, end: int, blocks: list[list[npt.NDArray[np.int64]]]) -> None:
+    """Cuts a run of frames into its largest aligned blocks, appending to `blocks` by order."""
+    while start < end:
+        order = min(MAX_ORDER, (start & -start).bit_length() - 1 if start else MAX_ORDER, (end - start).bit_length() - 1)
+        last = end & -(1 << MAX_ORDER) if order == MAX_ORDER else start + (1 << order)
+        blocks[order].append(np.arange(start, last, 1 << order, dtype=np.int64))
+        start = last
+
+
+def _derive_constants(state: Pgdat, kernel: Profile, ram: Sequence[Frames], free: Sequence[Frames], late: Sequence[Frames], thp: bool | None) -> None:
+    """Everything that Linux computes from the number of managed pages, at the points of its boot where it does."""
+    config, zones = state.config[0], [(int(zone["start_pfn"]), int(zone["end_pfn"])) for zone in state.zone]
+    config["watermark_boost_factor"], config["watermark_scale_factor"] = kernel.watermark_boost_factor, kernel.watermark_scale_factor
+    config["percpu_pagelist_high_fraction"], config["pcp_batch_scale_max"] = kernel.percpu_pagelist_high_fraction, kernel.pcp_batch_scale_max
+    config["thp"], config["nofragment_zone"] = kernel.thp, kernel.nofragment_zone
+    spans = [layout.ZoneSpan(start, end, int(zone["present_pages"])) for (start, end), zone in zip(zones, state.zone, strict=True)]
+    config["page_group_by_mobility_disabled"] = layout.estimated_kernel_pages(spans, kernel.struct_page_size) < kernel.pageblock_nr_pages * MIGRATE_TYPES
+    final = state.zone["managed_pages"].copy()
+    late_pages = np.array([layout.count(layout.clip(late, *zone)) for zone in zones])
+    if int(config["online_cpus"]) > 1:
+        # each CPU that comes online sets the thresholds; the watermarks are still 0, so every zone gets a drift mark, and keeps it
+        early = subtract_late = layout.subtract(free, late)
+        if kernel.deferred_init and (deferred := layout.first_deferred(ram, max(start for start, end in zones if end), kernel.section_order)):
+            early = layout.clip(subtract_late, 0, deferred)
+        state.zone["managed_pages"] = [layout.count(layout.clip(early, *zone)) for zone in zones]
+        refresh_zone_stat_thresholds(state)
+    state.zone["managed_pages"] = final - late_pages
+    derive_constants(state, kernel, thp)
+    state.zone["managed_pages"] = final
+
+
+def derive_constants(state: Pgdat, kernel: Profile, thp: bool | None = None) -> None:
+    """min_free_kbytes, watermarks, thresholds, lowmem_reserve and list sizes from the zones' managed pages (init_per_zone_wmark_min, then khugepaged's start).
+
+    :param thp: transparent huge pages are on; None: if enough memory is managed.
+    """
+    calculate_min_free_kbytes(state)
+    setup_per_zone_wmarks(state)
+    refresh_zone_stat_thresholds(state)
+    setup_per_zone_lowmem_reserve(state, np.array(kernel.lowmem_reserve_ratio, dtype=np.int64))
+    if thp is None:
+        thp = int(state.zone["managed_pages"].sum()) >= kernel.thp_min_pages
+    if thp and kernel.thp:
+        set_recommended_min_free_kbytes(state, kernel.pageblock_nr_pages)

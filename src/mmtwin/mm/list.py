@@ -1,0 +1,44 @@
+"""The kernel's doubly linked lists over the page table (include/linux/list.h): `head` and entries are row numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmtwin._jit import inner
+
+
+@inner
+def list_add(page: Any, new: int, head: int) -> None:
+    """Inserts `new` at the front of the list."""
+    first = int(page[head]["next"])
+    entry = page[new]
+    entry["next"] = first
+    entry["prev"] = head
+    page[first]["prev"] = new
+    page[head]["next"] = new
+
+
+@inner
+def list_add_tail(page: Any, new: int, head: int) -> None:
+    """Inserts `new` at the end of the list."""
+    last = int(page[head]["prev"])
+    entry = page[new]
+    entry["next"] = head
+    entry["prev"] = last
+    page[last]["next"] = new
+    page[head]["prev"] = new
+
+
+@inner
+def list_del(page: Any, entry: int) -> None:
+    """Removes `entry` from the list it is on."""
+    after = int(page[entry]["next"])
+    before = int(page[entry]["prev"])
+    page[before]["next"] = after
+    page[after]["prev"] = before
+
+
+@inner
+def list_empty(page: Any, head: int) -> bool:
+    """Whether the list has no entry."""
+    return int(page[head]["next"]) == head

@@ -1,0 +1,94 @@
+"""/proc/buddyinfo, /proc/pagetypeinfo and /proc/zoneinfo in the kernel's exact text (mm/vmstat.c), as pure functions over the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from mmtwin.gfp import MIGRATE_TYPES
+from mmtwin.mm.tables import NR_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Pgdat
+from mmtwin.mm.validate import free_blocks
+from mmtwin.profiles.profile import Profile
+
+LIST_CAP = 100000
+"""/proc/pagetypeinfo stops counting a list there."""
+
+
+def populated_zones(state: Pgdat) -> list[int]:
+    """Indices of the zones that have memory."""
+    return [z for z in range(len(state.zone)) if int(state.zone[z]["present_pages"])]
+
+
+def buddyinfo(state: Pgdat, profile: Profile) -> str:
+    """/proc/buddyinfo: free blocks by zone and order. Pages on per-CPU lists do not count."""
+    lines = []
+    for z in populated_zones(state):
+        counts = state.free_area["nr_free"][z * NR_ORDERS : (z + 1) * NR_ORDERS]
+        lines.append(f"Node 0, zone {profile.zone_names[z]:>8} " + "".join(f"{count:6d} " for count in counts.tolist()) + "\n")
+    return "".join(lines)
+
+
+def pagetypeinfo(state: Pgdat, profile: Profile, sections: Iterable[tuple[int, int]] | None = None) -> str:
+    """/proc/pagetypeinfo: free blocks by zone, migrate type and order, then pageblocks by zone and type.
+
+    :param sections: page frames that have a ``struct page`` (`layout.sections`); the kernel does not count pageblocks in holes.
+        None counts all that the zones span.
+    """
+    free = free_blocks(state)
+    shape = (len(state.zone), MIGRATE_TYPES, NR_ORDERS)
+    counts = np.bincount((free.zone * MIGRATE_TYPES + free.migratetype) * NR_ORDERS + free.order, minlength=shape[0] * shape[1] * shape[2]).reshape(shape)
+    text = [f"Page block order: {PAGEBLOCK_ORDER}\nPages per block:  {PAGEBLOCK_NR_PAGES}\n\n"]
+    text.append(f"{'Free pages count per migrate type at order':<43} " + "".join(f"{order:6d} " for order in range(NR_ORDERS)) + "\n")
+    zones = populated_zones(state)
+    for z in zones:
+        for migratetype, name in enumerate(profile.migratetypes):
+            cells = "".join(f">{LIST_CAP:6d} " if n >= LIST_CAP else f"{n:6d} " for n in counts[z, migratetype].tolist())
+            text.append(f"Node {0:4d}, zone {profile.zone_names[z]:>8}, type {name:>12} {cells}\n")
+    text.append(f"\n{'Number of blocks type ':<23}" + "".join(f"{name:>12} " for name in profile.migratetypes) + "\n")
+    for z in zones:
+        blocks = np.bincount(state.pageblock[_pageblocks(state, z, sections)], minlength=MIGRATE_TYPES)
+        text.append(f"Node 0, zone {profile.zone_names[z]:>8} " + "".join(f"{n:12d} " for n in blocks.tolist()) + "\n")
+    return "".join(text)
+
+
+def _pageblocks(state: Pgdat, z: int, sections: Iterable[tuple[int, int]] | None) -> np.ndarray:
+    """Pageblocks that the kernel visits: one every 512 frames from the zone's first frame on, if it has a ``struct page``."""
+    pfns = np.arange(int(state.zone[z]["start_pfn"]), int(state.zone[z]["end_pfn"]), PAGEBLOCK_NR_PAGES)
+    if sections is not None:
+        online = np.zeros(len(pfns), dtype=bool)
+        for start, end in sections:
+            online |= (pfns >= start) & (pfns < end)
+        pfns = pfns[online]
+    return pfns >> PAGEBLOCK_ORDER
+
+
+def zoneinfo(state: Pgdat, profile: Profile) -> str:
+    """/proc/zoneinfo, all lines in the kernel's order.
+
+    The twin keeps of the counters only NR_FREE_PAGES (printed, as in Linux, without what the CPUs hold back); of the other node, zone and NUMA
+    counters it keeps none and prints 0, as it does for node_unreclaimable and cma.
+    """
+    text = []
+    populated = populated_zones(state)
+    cpus, online = int(state.config[0]["nr_cpus"]), int(state.config[0]["online_cpus"])
+    for z, zone in enumerate(state.zone):
+        boost, free = int(zone["watermark_boost"]), max(0, int(zone["nr_free_pages"]))
+        text.append(f"Node 0, zone {profile.zone_names[z]:>8}")
+        if populated and z == populated[0]:
+            text.append("\n  per-node stats" + "".join(f"\n      {name:<12} 0" for name in profile.node_stat_items))
+        text.append(f"\n  pages free     {free}\n        boost    {boost}")
+        text += [f"\n        {name:<8} {int(zone[f'wmark_{name}']) + boost}" for name in ("min", "low", "high")]
+        text.append(f"\n        spanned  {int(zone['end_pfn']) - int(zone['start_pfn'])}\n        present  {zone['present_pages']}\n        managed  {zone['managed_pages']}\n        cma      0")
+        text.append(f"\n        protection: ({', '.join(str(pages) for pages in state.lowmem_reserve[z].tolist())})")
+        if z in populated:
+            text += [f"\n      {name:<12} {free if name == 'nr_free_pages' else 0}" for name in profile.zone_stat_items]
+            text += [f"\n      {name:<12} 0" for name in profile.numa_stat_items]
+            text.append("\n  pagesets")
+            for cpu in range(online):
+                pcp = state.pcp[z * cpus + cpu]
+                text.append(f"\n    cpu: {cpu}\n              count: {pcp['count']}\n              high:  {pcp['high']}\n              batch: {pcp['batch']}")
+                text.append(f"\n  vm stats threshold: {pcp['stat_threshold']}")
+            text.append(f"\n  node_unreclaimable:  0\n  start_pfn:           {zone['start_pfn']}")
+        text.append("\n")
+    return "".join(text)

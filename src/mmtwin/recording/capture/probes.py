@@ -1,0 +1,148 @@
+"""The probes that a recording needs besides the kernel's own tracepoints, and where in this kernel they go.
+
+``mm_page_alloc`` is printed after its work, ``mm_page_free`` before, both outside every lock. On several CPUs, and on one under
+preemption, their order is therefore not the order in which the free lists changed. Each probe here fires *inside* the lock
+that protects what is about to change (or, for an unlock, has just changed); `replay.placement` puts the requests in that order.
+
+=============== ============================================ ================================================================
+probe           where                                        what it says
+=============== ============================================ ================================================================
+pcp_alloc       get_page_from_freelist, its pcp unlock       a page was taken from this CPU's list (rmqueue_pcplist is inlined)
+pcp_free        free_unref_page_commit                       a page is being put on this CPU's list
+buddy_free      calls of __free_one_page but for the drain's a block goes straight to the buddy lists (the function itself is
+                                                             inline by declaration, so tracefs takes no probe on it)
+bulk, bulk_end  __alloc_pages_bulk, its pcp unlocks, return  pages that no mm_page_alloc announces
+drain_zone      drain_pages_zone                             somebody empties a CPU's lists
+isolate         __isolate_free_page                          compaction takes a free block
+move_block      move_freepages_block, not from the steal     HIGHATOMIC (un)reserves a pageblock
+fold            refresh_cpu_vm_stats                         a CPU's counter differences are added to the zone's
+wmarks          setup_per_zone_wmarks                        watermarks are set anew
+balance         balance_pgdat and its return                 kswapd runs: ZONE_RECLAIM_ACTIVE, watermark boost
+thresholds      set_pgdat_percpu_threshold                   kswapd changes the size of the counter differences
+=============== ============================================ ================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from mmtwin.errors import CaptureError
+
+GROUP = "mmtwin"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One kprobe.
+
+    :param name: name of the event in group ``mmtwin``.
+    :param definition: the line for tracefs' ``kprobe_events``.
+    :param filter: event filter, or "".
+    """
+
+    name: str
+    definition: str
+    filter: str = ""
+
+
+class Symbols:
+    """Function addresses and code of a ``vmlinux``."""
+
+    def __init__(self, vmlinux: Path) -> None:
+        with open(vmlinux, "rb") as file:
+            elf = ELFFile(file)
+            table = elf.get_section_by_name(".symtab")
+            if not isinstance(table, SymbolTableSection):
+                raise CaptureError(f"{vmlinux}: no symbol table; a vmlinux with debug symbols is needed (Debian: linux-image-*-dbg)")
+            self._functions = {s.name: (s["st_value"], s["st_size"]) for s in table.iter_symbols() if s["st_info"]["type"] in ("STT_FUNC", "STT_NOTYPE")}
+            text = elf.get_section_by_name(".text")
+            self._start, self._text = text["sh_addr"], text.data()
+
+    def range(self, name: str) -> tuple[int, int] | None:
+        """First address and the one after the last of a function, or None if this kernel has it inlined."""
+        if name not in self._functions:
+            return None
+        address, size = self._functions[name]
+        return address, address + size
+
+    def callers(self, callee: str) -> Iterator[tuple[str, int]]:
+        """Every function that calls `callee`, with the offset of each call."""
+        target = self.range(callee)
+        if target is None:
+            return
+        code = np.frombuffer(self._text, dtype=np.uint8)
+        at = np.flatnonzero(code[:-4] == 0xE8)
+        displacement = np.ascontiguousarray(code[at[:, None] + np.arange(1, 5)]).view("<i4").ravel().astype(np.int64)
+        for address in (self._start + offset for offset in at[at + 5 + displacement == target[0] - self._start].tolist()):
+            for name, (start, size) in self._functions.items():
+                if start <= address < start + size:
+                    yield name, address - start
+                    break
+
+    def calls(self, function: str, callee: str) -> Iterator[int]:
+        """Offsets in `function` of the instructions that call `callee` (``e8`` and a 32-bit displacement on x86-64)."""
+        found, target = self.range(function), self.range(callee)
+        if found is None or target is None:
+            return
+        code = self._text[found[0] - self._start : found[1] - self._start]
+        at = code.find(b"\xe8")
+        while 0 <= at <= len(code) - 5:
+            if found[0] + at + 5 + int.from_bytes(code[at + 1 : at + 5], "little", signed=True) == target[0]:
+                yield at
+            at = code.find(b"\xe8", at + 1)
+
+
+def probes(symbols: Symbols) -> list[Probe]:
+    """The probes of Linux 6.1 on x86-64 for this very build of the kernel.
+
+    :raises CaptureError: when a function that must be probed is not there: then the order of events could not be known.
+    """
+    found: list[Probe] = []
+
+    def add(name: str, where: str, arguments: str = "", kind: str = "p", filter: str = "", needed: bool = True) -> None:
+        if symbols.range(where.split("+")[0]):
+            found.append(Probe(name, f"{kind}:{GROUP}/{name} {where} {arguments}".strip(), filter))
+        elif needed:
+            raise CaptureError(f"this kernel has no function {where.split('+')[0]} to probe; mmtwin records Linux 6.1 x86-64 kernels of Debian")
+
+    def outside(function: str) -> str:
+        bounds = symbols.range(function)
+        return f"ra < {bounds[0]:#x} || ra > {bounds[1]:#x}" if bounds else ""
+
+    unlocks = list(symbols.calls("get_page_from_freelist", "_raw_spin_unlock"))
+    if len(unlocks) != 1:
+        raise CaptureError(f"get_page_from_freelist unlocks {len(unlocks)} per-CPU lists in this kernel, 1 was expected")
+    add("pcp_alloc", f"get_page_from_freelist+{unlocks[0]}")
+    add("pcp_free", "free_unref_page_commit", "page=%dx:x64 migratetype=%cx:s32 order=%r8:s32")
+    for i, (caller, offset) in enumerate(c for c in symbols.callers("__free_one_page") if not c[0].startswith("free_pcppages_bulk")):
+        add(f"buddy_free{i}", f"{caller}+{offset}", "pfn=%si:x64 order=%cx:s32 migratetype=%r8:s32 fpi=%r9:s32")
+    add("bulk", "__alloc_pages_bulk", "gfp=%di:x32 nr=%cx:s32")
+    for i, offset in enumerate(symbols.calls("__alloc_pages_bulk", "_raw_spin_unlock")):
+        add(f"bulk_end{i}", f"__alloc_pages_bulk+{offset}")
+    add("bulk_ret", "__alloc_pages_bulk", "got=$retval:s64", kind="r")
+    add("drain_zone", "drain_pages_zone", "cpu=%di:s32 zone=%si:x64")
+    add("isolate", "__isolate_free_page", "page=%di:x64 order=%si:s32")
+    add("isolate_ret", "__isolate_free_page", "got=$retval:s32", kind="r")
+    add("move_block", "move_freepages_block", "page=%si:x64 migratetype=%dx:s32 ra=+0($stack):x64", filter=outside("steal_suitable_fallback"))
+    add("fold", "refresh_cpu_vm_stats")
+    add("wmarks", "setup_per_zone_wmarks", "min_free_kbytes=@min_free_kbytes:s32 scale=@watermark_scale_factor:s32 fraction=@percpu_pagelist_high_fraction:s32")
+    add("balance", "balance_pgdat", "order=%si:s32 highest=%dx:s32")
+    add("balance_ret", "balance_pgdat", kind="r")
+    pressure = symbols.range("calculate_pressure_threshold")
+    add("thresholds", "set_pgdat_percpu_threshold", "calculate=%si:x64", needed=pressure is not None)
+    return found
+
+
+TRACEPOINTS = {
+    "kmem": ("mm_page_alloc", "mm_page_free", "mm_page_free_batched", "mm_page_alloc_zone_locked", "mm_page_pcpu_drain", "mm_page_alloc_extfrag"),
+    "pagemap": ("mm_lru_insertion",),
+}
+"""Tracepoints of every recording: the page allocator's, and the one that says when a page becomes movable (PG_lru)."""
+
+SLAB_TRACEPOINTS = {"kmem": ("kmalloc", "kfree", "kmem_cache_alloc", "kmem_cache_free")}

@@ -1,0 +1,211 @@
+"""Reads the allocators' state out of a memory dump with drgn: struct names, fields and offsets come from the kernel's own DWARF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mmtwin.errors import CaptureError
+from mmtwin.recording.model import Snapshot
+
+try:
+    import drgn
+    from drgn.helpers.linux import for_each_online_cpu, for_each_possible_cpu, per_cpu_ptr
+except ImportError as error:  # an extra: pip install mmtwin[record]
+    raise CaptureError("reading memory dumps needs drgn; install it with: pip install 'mmtwin[record]'") from error
+
+CONFIG = (
+    "NUMA CMA MEMORY_ISOLATION ZONE_DMA ZONE_DMA32 ZONE_DEVICE HIGHMEM HUGETLB_PAGE TRANSPARENT_HUGEPAGE SHUFFLE_PAGE_ALLOCATOR PCP_BATCH_SCALE_MAX SMP NR_CPUS "
+    "PREEMPT_DYNAMIC PREEMPT_VOLUNTARY PREEMPT_NONE PREEMPT PREEMPTION DEFERRED_STRUCT_PAGE_INIT MEMCG_KMEM SLUB SLAB SLAB_FREELIST_RANDOM SLAB_FREELIST_HARDENED "
+    "SLUB_CPU_PARTIAL SLAB_MERGE_DEFAULT INIT_ON_ALLOC_DEFAULT_ON PAGE_REPORTING COMPACTION"
+).split()
+"""Configuration options that change what the allocators do; the recording keeps their values."""
+LRU, MAPPED_MOVABLE = 1, 2
+"""Bits of `Snapshot.pages`: PG_lru of the page or of its compound head; ``__PageMovable``."""
+
+
+@dataclass(frozen=True)
+class RingBufferLayout:
+    """Where the trace ring buffer of each CPU is, and the offsets of the fields needed to follow it."""
+
+    cpus: list[int]
+    offsets: dict[str, int]
+
+
+class Dump:
+    """A memory dump (ELF core with VMCOREINFO, as QEMU's dump-guest-memory writes) opened with a kernel's symbols.
+
+    :raises CaptureError: no dump, no VMCOREINFO, no symbols, or symbols of another kernel.
+    """
+
+    def __init__(self, core: Path, vmlinux: Path) -> None:
+        self.prog = drgn.Program()
+        try:
+            self.prog.set_core_dump(str(core))
+        except FileNotFoundError:
+            raise CaptureError(f"{core}: no such memory dump") from None
+        except Exception as error:  # drgn raises several kinds; its text names the cause
+            raise CaptureError(f"{core}: not a memory dump that drgn can open ({error})") from None
+        if not self.prog.flags & drgn.ProgramFlags.IS_LINUX_KERNEL:
+            raise CaptureError(f"{core}: has no VMCOREINFO, so its kernel cannot be known; start QEMU with -device vmcoreinfo and load qemu_fw_cfg in the guest")
+        try:
+            self.prog.load_debug_info([str(vmlinux)])
+            self.page_offset = int(self.prog["page_offset_base"])
+        except Exception as error:
+            raise CaptureError(f"{vmlinux}: not the symbols of the kernel in {core} ({str(error).splitlines()[0]})") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.prog
+
+    def ring_buffer(self) -> RingBufferLayout:
+        """The buffers of the top trace instance."""
+        buffers = self.prog["global_trace"].array_buffer.buffer.buffers
+        wanted = {"ring_buffer_per_cpu": ("entries", "overrun", "head_page", "commit_page"), "buffer_page": ("page", "list.next"), "buffer_data_page": ("data",)}
+        offsets = {f"{s}.{m}": int(drgn.offsetof(self.prog.type(f"struct {s}"), m)) for s, ms in wanted.items() for m in ms}
+        return RingBufferLayout([int(buffers[c]) for c in for_each_online_cpu(self.prog)], offsets)
+
+    def snapshot(self) -> Snapshot:
+        """The page allocator's whole state: zones, free lists, per-CPU lists, pageblock types, counters."""
+        prog = self.prog
+        node = prog["node_data"][0]
+        cpus = [int(c) for c in for_each_online_cpu(prog)]
+        pages = Pages(self)
+        zones, free, pcps, listed, blocks = [], [], [], [], []
+        fields = {"start_pfn": "zone_start_pfn", "spanned_pages": "spanned_pages", "present_pages": "present_pages"}
+        for index in range(int(prog.constant("__MAX_NR_ZONES"))):
+            zone = node.node_zones[index]
+            name = zone.name.string_().decode()
+            row: dict[str, Any] = {"index": index, "name": name} | {k: int(zone.member_(m)) for k, m in fields.items()}
+            row |= {"managed_pages": int(zone.managed_pages.counter), "reserved_pages": pages.reserved(row["start_pfn"], row["spanned_pages"])}
+            row |= {f"wmark_{n}": int(zone._watermark[i]) for i, n in enumerate(("min", "low", "high", "promo"))}
+            row |= {k: int(zone.member_(k)) for k in ("watermark_boost", "nr_reserved_highatomic", "flags", "percpu_drift_mark")}
+            row |= {"nr_free_pages": int(zone.vm_stat[prog.constant("NR_FREE_PAGES")].counter)}
+            row |= {f"lowmem_reserve_{j}": int(zone.lowmem_reserve[j]) for j in range(len(zone.lowmem_reserve))}
+            zones.append(row)
+            if not row["present_pages"]:
+                continue
+            for order in range(len(zone.free_area)):
+                area = zone.free_area[order]
+                for migratetype in range(len(area.free_list)):
+                    for position, pfn in enumerate(pages.walk(area.free_list[migratetype])):
+                        free.append((index, order, migratetype, position, pfn))
+            for cpu in cpus:
+                pcp, stat = per_cpu_ptr(zone.per_cpu_pageset, cpu), per_cpu_ptr(zone.per_cpu_zonestats, cpu)
+                pcps.append(
+                    {"zone": index, "cpu": cpu} | {k: int(pcp.member_(k)) for k in ("count", "high", "batch", "free_factor")}
+                    | {"stat_threshold": int(stat.stat_threshold), "nr_free_pages_diff": int(stat.vm_stat_diff[prog.constant("NR_FREE_PAGES")])}
+                )  # fmt: skip
+                for i in range(len(pcp.lists)):
+                    for position, pfn in enumerate(pages.walk(pcp.lists[i])):
+                        listed.append((index, cpu, i, position, pfn, pages.index(pfn)))
+        frames = int(prog["max_pfn"])
+        blocks = [pageblock_migratetype(prog, pfn) for pfn in range(0, frames, 512)]
+        buffers = prog["global_trace"].array_buffer.buffer.buffers
+        try:
+            entries = {c: int(buffers[c].entries.a.counter) for c in cpus}
+        except drgn.FaultError:
+            entries = dict.fromkeys(cpus, 0)
+        scalars = {k: int(prog[k]) for k in ("min_free_kbytes", "watermark_scale_factor", "watermark_boost_factor", "percpu_pagelist_high_fraction", "page_group_by_mobility_disabled")}
+        scalars |= {"totalreserve_pages": int(prog["totalreserve_pages"]), "pageblock_order": 9, "max_pfn": frames, "possible_cpus": len(list(for_each_possible_cpu(prog)))}
+        scalars |= {f"lowmem_reserve_ratio_{i}": int(r) for i, r in enumerate(prog["sysctl_lowmem_reserve_ratio"])}
+        scalars |= {"hugepage_flags": int(prog["transparent_hugepage_flags"]), "user_min_free_kbytes": int(prog["user_min_free_kbytes"])}
+        scalars |= {"pressure_threshold_function": prog.symbol("calculate_pressure_threshold").address, "vmemmap_base": pages.base, "page_size_bytes": pages.size, "page_offset_base": self.page_offset}
+        return Snapshot(
+            zones=pl.DataFrame(zones),
+            free=pl.DataFrame(free, schema={"zone": pl.Int8, "order": pl.Int8, "migratetype": pl.Int8, "position": pl.Int32, "pfn": pl.Int64}, orient="row"),
+            pcp=pl.DataFrame(pcps),
+            pcp_pages=pl.DataFrame(listed, schema={"zone": pl.Int8, "cpu": pl.Int16, "list": pl.Int8, "position": pl.Int32, "pfn": pl.Int64, "migratetype": pl.Int8}, orient="row"),
+            pageblocks=np.array(blocks, dtype=np.uint8),
+            pages=pages.bits(),
+            memory_map=pl.DataFrame(memory_map(prog), schema={"start": pl.Int64, "size": pl.Int64, "type": pl.Int32}, orient="row"),
+            scalars=scalars | {f"trace_entries_{c}": n for c, n in entries.items()} | {f"zone_address_{i}": int(node.node_zones[i].address_of_()) for i in range(len(zones))},
+        )
+
+
+class Pages:
+    """All of ``struct page``, read in one go (following list pointers through drgn costs 20 times as long)."""
+
+    def __init__(self, dump: Dump) -> None:
+        prog = dump.prog
+        page = prog.type("struct page")
+        self.base, self.size = int(prog["vmemmap_base"]), int(page.size)
+        self.count = int(prog["max_pfn"])
+        self.present = np.zeros(self.count, dtype=bool)
+        raw = np.zeros((self.count, self.size), dtype=np.uint8)
+        step = 1 << 15  # pages of a memory section (128 MiB): holes between sections have no struct pages
+        for first in range(0, self.count, step):
+            last = min(first + step, self.count)
+            try:
+                data = prog.read(self.base + first * self.size, (last - first) * self.size)
+            except drgn.FaultError:
+                continue
+            raw[first:last] = np.frombuffer(data, dtype=np.uint8).reshape(-1, self.size)
+            self.present[first:last] = True
+        self._raw, self._prog = raw, prog
+        self._list = int(drgn.offsetof(page, "lru"))
+        self._flags = self._u64(int(drgn.offsetof(page, "flags")))
+        self._next = self._u64(self._list)
+        self._index = self._u64(int(drgn.offsetof(page, "index")))
+
+    def _u64(self, offset: int) -> npt.NDArray[np.uint64]:
+        return np.ascontiguousarray(self._raw[:, offset : offset + 8]).view("<u8").ravel()
+
+    def walk(self, head: Any) -> list[int]:
+        """Page frame numbers on a ``struct list_head`` of pages, in order."""
+        end, at = int(head.address_of_()), int(head.next)
+        found: list[int] = []
+        while at != end:
+            pfn = (at - self._list - self.base) // self.size
+            if not 0 <= pfn < self.count or len(found) > self.count:
+                raise CaptureError(f"the dump has a broken page list at {at:#x}; was it taken while the machine ran?")
+            found.append(pfn)
+            at = int(self._next[pfn])
+        return found
+
+    def index(self, pfn: int) -> int:
+        """``page->index``: on a per-CPU list, the migrate type it was freed with."""
+        return int(self._index[pfn])
+
+    def reserved(self, start: int, spanned: int) -> int:
+        """Pages of a zone with PG_reserved and memory behind them (present, but not managed by the buddy allocator)."""
+        flag = np.uint64(1 << int(self._prog.constant("PG_reserved")))
+        span = slice(start, start + spanned)
+        return int(np.count_nonzero((self._flags[span] & flag).astype(bool) & self.present[span]))
+
+    def bits(self) -> npt.NDArray[np.uint8]:
+        """`LRU` and `MAPPED_MOVABLE` of every page frame."""
+        page = self._prog.type("struct page")
+        head = self._u64(int(drgn.offsetof(page, "compound_head")))
+        owner = np.arange(self.count, dtype=np.int64)
+        tail = (head & np.uint64(1)).astype(bool) & (head > np.uint64(self.base))
+        owner[tail] = (head[tail] - np.uint64(1 + self.base)).astype(np.int64) // self.size
+        lru = (self._flags[owner] & np.uint64(1 << int(self._prog.constant("PG_lru")))).astype(bool)
+        mapping = self._u64(int(drgn.offsetof(page, "mapping")))
+        movable = (mapping & np.uint64(3)) == np.uint64(2)
+        return np.where(lru, LRU, 0).astype(np.uint8) | np.where(movable & ~tail, MAPPED_MOVABLE, 0).astype(np.uint8)
+
+
+def pageblock_migratetype(prog: Any, pfn: int) -> int:
+    """``get_pfnblock_migratetype``: 4 bits a pageblock in ``mem_section->usage->pageblock_flags``; MOVABLE where there is no memory."""
+    root = prog["mem_section"][(pfn >> 15) // 128]
+    if not root:
+        return 1
+    section = root[(pfn >> 15) % 128]
+    if not section.usage:
+        return 1
+    bit = ((pfn & 0x7FFF) >> 9) * 4
+    return (int(section.usage.pageblock_flags[bit // 64]) >> (bit % 64)) & 7
+
+
+def memory_map(prog: Any) -> list[tuple[int, int, int]]:
+    """The firmware's memory map (e820): start, size, type (1 = usable RAM)."""
+    table = prog["e820_table"]
+    return [(int(e.addr), int(e.size), int(e.type)) for e in (table.entries[i] for i in range(int(table.nr_entries)))]

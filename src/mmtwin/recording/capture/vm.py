@@ -1,0 +1,333 @@
+"""Records a real kernel: boots it in QEMU, dumps its memory, follows its trace while a workload runs, dumps it again.
+
+The guest is an unmodified Debian kernel and an initramfs of busybox. Its RAM is a file the host has mapped, so the trace is read
+from outside (`ring_buffer`) and recording takes no page from the guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from mmtwin.errors import CaptureError
+from mmtwin.recording.capture import snapshot as dump
+from mmtwin.recording.capture.probes import GROUP, SLAB_TRACEPOINTS, TRACEPOINTS, Probe, Symbols, probes
+from mmtwin.recording.capture.ring_buffer import RingBuffer
+from mmtwin.recording.convert import EventFormat, events_table, parse_format
+from mmtwin.recording.model import Provenance, Recording
+
+APPLETS = (
+    "sh awk base64 bzip2 cat chmod cmp cp cut dd df diff dmesg du echo env expr false find free grep gunzip gzip head hexdump insmod kill killall ln ls "
+    "lsmod md5sum mkdir mkfifo mknod mkswap mktemp modprobe mount mv nice od poweroff printf ps rm rmdir rmmod sed seq setsid sha1sum sha256sum sleep sort split "
+    "stat swapoff swapon sync sysctl tac tail tar tee test timeout touch tr true truncate umount uname uniq usleep vmstat wc which xargs yes"
+).split()
+NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio"}
+"""Programs of the host, and the Debian packages they come from."""
+PROCFS = ("buddyinfo", "pagetypeinfo", "zoneinfo", "slabinfo", "vmallocinfo", "meminfo")
+POLL_SECONDS = 0.05
+LOW_MEMORY = 0xC000_0000
+"""QEMU's pc machine places RAM above this at 4 GiB when there are 3.5 GiB or more."""
+
+INIT = r"""#!/bin/sh
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mount -t tracefs t /sys/kernel/tracing; mount -t tmpfs t /tmp
+export PATH=/bin HOME=/tmp
+T=/sys/kernel/tracing
+show() { echo; echo "@@FILE $1"; cat $2; echo; echo "@@END"; }
+echo 0 > $T/tracing_on
+echo @BUFFER_KB@ > $T/buffer_size_kb
+echo counter > $T/trace_clock
+while read -r line; do echo "$line" >> $T/kprobe_events || echo "@@REFUSED $line"; done < /probes
+while read -r event filter; do echo "$filter" > $T/events/$event/filter || echo "@@REFUSED filter of $event"; done < /filters
+for e in @EVENTS@; do echo 1 > $T/events/$e/enable || echo "@@REFUSED $e"; show $e $T/events/$e/format; done
+insmod /lib/modules/qemu_fw_cfg.ko
+show release /proc/sys/kernel/osrelease
+echo 1 > $T/tracing_on
+echo "@@READY"; read x
+. /workload.sh
+echo "@@DONE"; read x
+echo 0 > $T/tracing_on
+for f in @PROCFS@; do show $f /proc/$f; done
+echo "@@BYE"
+poweroff -f
+"""
+
+
+@dataclass
+class Guest:
+    """What is to be recorded.
+
+    :param kernel: directory with ``vmlinuz``, ``vmlinux``, ``config``, ``modules/``, ``release`` (``oracle/get-kernel.sh`` makes one).
+    :param workload: a shell script that the guest's busybox runs.
+    :param memory: RAM in bytes.
+    :param slab: also record kmalloc and kmem_cache events.
+    :param cmdline: further words for the kernel's command line.
+    :param timeout: seconds the workload may take.
+    """
+
+    kernel: Path
+    workload: Path
+    memory: int = 256 << 20
+    cpus: int = 1
+    slab: bool = False
+    cmdline: str = ""
+    timeout: float = 600.0
+    modules: tuple[str, ...] = field(default=("*",))
+
+
+def check_host(guest: Guest) -> None:
+    """Names everything that is missing before anything is started.
+
+    :raises CaptureError: a program of the host, a file of the kernel directory or the workload is missing.
+    """
+    missing = [package for program, package in NEEDED.items() if not shutil.which(program)]
+    if missing:
+        raise CaptureError(f"recording needs programs that are not installed; on Debian: apt-get install {' '.join(missing)}")
+    for name in ("vmlinuz", "vmlinux", "config", "release", "modules"):
+        if not (guest.kernel / name).exists():
+            raise CaptureError(f"{guest.kernel}: has no {name}; oracle/get-kernel.sh {guest.kernel} fetches a kernel")
+    if not guest.workload.is_file():
+        raise CaptureError(f"{guest.workload}: no such workload file")
+    if not 64 << 20 <= guest.memory <= 16 << 30:
+        raise CaptureError(f"--mem: {guest.memory >> 20} MiB is outside 64 MiB to 16 GiB")
+    if not 1 <= guest.cpus <= 16:
+        raise CaptureError(f"--smp: {guest.cpus} is outside 1 to 16")
+
+
+def _initramfs(guest: Guest, wanted: list[Probe], root: Path) -> Path:
+    for directory in ("bin", "proc", "sys", "dev", "tmp", "lib/modules"):
+        (root / directory).mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "/bin/busybox", root / "bin/busybox")
+    for applet in APPLETS:
+        (root / "bin" / applet).symlink_to("busybox")
+    for path in sorted(guest.kernel.glob("modules/**/*.ko*")):
+        name = path.name.split(".ko")[0]
+        if name in MODULES:
+            target = root / "lib/modules" / f"{name}.ko"
+            target.write_bytes(subprocess.check_output(["xz", "-dc", path]) if path.suffix == ".xz" else path.read_bytes())
+    (root / "probes").write_text("".join(f"{p.definition}\n" for p in wanted))
+    (root / "filters").write_text("".join(f"{GROUP}/{p.name} {p.filter}\n" for p in wanted if p.filter))
+    points = {**TRACEPOINTS, "kmem": TRACEPOINTS["kmem"] + (SLAB_TRACEPOINTS["kmem"] if guest.slab else ())}
+    events = [f"{GROUP}/{p.name}" for p in wanted] + [f"{system}/{e}" for system, es in points.items() for e in es]
+    per_cpu = max(1 << 20, min(24 << 20, guest.memory // 12 // guest.cpus))
+    init = INIT.replace("@BUFFER_KB@", str(per_cpu >> 10)).replace("@EVENTS@", " ".join(events)).replace("@PROCFS@", " ".join(PROCFS))
+    (root / "init").write_text(init)
+    (root / "init").chmod(0o755)
+    shutil.copy(guest.workload, root / "workload.sh")
+    image = root.with_suffix(".cpio")
+    names = "\n".join(str(p.relative_to(root)) for p in sorted(root.rglob("*")))
+    with open(image, "wb") as out:
+        subprocess.run(["cpio", "-o", "-H", "newc", "--quiet"], input=names.encode(), stdout=out, cwd=root, check=True)
+    return image
+
+
+MODULES = {"qemu_fw_cfg", "loop", "zram", "lz4_compress", "lzo_rle", "zstd_compress", "ext4", "jbd2", "mbcache", "crc16", "crc32c_generic", "overlay", "xfs", "libcrc32c", "dummy", "veth", "btrfs", "squashfs", "nbd", "raid6_pq", "xor", "brd", "tun"}
+"""Modules that are put into the guest's /lib/modules for workloads to insert (qemu_fw_cfg publishes VMCOREINFO to QEMU)."""
+
+
+class Monitor:
+    """QEMU's machine protocol: commands and their answers."""
+
+    def __init__(self, path: Path, alive: Callable[[], bool]) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        for _ in range(100):
+            try:
+                self._socket.connect(str(path))
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if not alive():
+                    raise CaptureError("QEMU ended at once; is the kernel's vmlinuz damaged, or the memory too large for this machine?") from None
+                time.sleep(0.05)
+        self._file = self._socket.makefile("rw")
+        self._file.readline()
+        self("qmp_capabilities")
+
+    def __call__(self, command: str, **arguments: Any) -> Any:
+        self._file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self._file.flush()
+        while line := self._file.readline():
+            answer = json.loads(line)
+            if "error" in answer:
+                raise CaptureError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+            if "return" in answer:
+                return answer["return"]
+        raise CaptureError("QEMU ended early")
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The guest stands still inside the block."""
+        self("stop")
+        try:
+            yield
+        finally:
+            self("cont")
+
+
+class Console:
+    """The guest's serial console: lines in, lines out, and the files it shows between ``@@FILE`` and ``@@END``."""
+
+    def __init__(self, vm: subprocess.Popen[bytes]) -> None:
+        self._vm, self._lines = vm, Queue[str | None]()
+        self.files: dict[str, str] = {}
+        self.refused: list[str] = []
+        self.log: list[str] = []
+        self._open: list[str] | None = None
+        threading.Thread(target=self._pump, daemon=True).start()
+
+    def _pump(self) -> None:
+        assert self._vm.stdout is not None
+        for line in self._vm.stdout:
+            self._lines.put(line.decode(errors="replace").rstrip("\r\n"))
+        self._lines.put(None)
+
+    def until(self, token: str, seconds: float, idle: Callable[[], None] = lambda: None) -> None:
+        """Reads until a line is `token`, calling `idle` in between.
+
+        :raises CaptureError: the guest ended, or `seconds` passed.
+        """
+        end, name = time.monotonic() + seconds, ""
+        while True:
+            try:
+                line = self._lines.get(timeout=POLL_SECONDS)
+            except Empty:
+                if time.monotonic() > end:
+                    raise CaptureError(f"the guest did not say {token} within {seconds:.0f} s; its last words: {self.log[-1:] or 'none'}") from None
+                idle()
+                continue
+            if line is None:
+                words = next((x for x in reversed(self.log) if "panic" in x.lower()), self.log[-1] if self.log else "none")
+                raise CaptureError(f"the guest ended before {token}; its last words: {words}")
+            if line.startswith("@@FILE "):
+                name, self._open = line[7:], []
+            elif line == "@@END" and self._open is not None:
+                self.files[name], self._open = "\n".join(self._open[:-1]) + "\n", None
+            elif line.startswith("@@REFUSED "):
+                self.refused.append(line[10:])
+            elif line == token:
+                return
+            elif self._open is not None:
+                self._open.append(line)
+            else:
+                self.log.append(line)
+
+    def answer(self) -> None:
+        assert self._vm.stdin is not None
+        self._vm.stdin.write(b"\n")
+        self._vm.stdin.flush()
+
+
+class GuestMemory:
+    """The file behind the guest's RAM, read by direct-map address."""
+
+    def __init__(self, path: Path, size: int, page_offset: int) -> None:
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self._low = size if size < 0xE000_0000 else LOW_MEMORY
+        self._page_offset = page_offset
+
+    def read(self, address: int, size: int) -> bytes:
+        at = address - self._page_offset
+        if at >= self._low:
+            at += self._low - (4 << 30)
+        if not 0 <= at <= len(self._map) - size:
+            raise CaptureError(f"the trace ring buffer points to {address:#x}, outside the guest's RAM; are these the symbols of this kernel?")
+        return self._map[at : at + size]
+
+
+def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) -> Recording:
+    """Makes a recording; takes about 15 s plus the workload.
+
+    :raises CaptureError: see `check_host`; the guest ended early or printed no answer; a probe was refused.
+    """
+    check_host(guest)
+    progress("reading symbols")
+    wanted = probes(Symbols(guest.kernel / "vmlinux"))
+    with tempfile.TemporaryDirectory(prefix="mmtwin-") as scratch:
+        return _record(guest, wanted, Path(scratch), progress)
+
+
+def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable[[str], None]) -> Recording:
+    image = _initramfs(guest, wanted, scratch / "root")
+    ram, qmp = scratch / "ram", scratch / "qmp"
+    cmdline = f"console=ttyS0 panic=-1 nokaslr no_hash_pointers quiet {guest.cmdline}".strip()
+    progress("booting")
+    vm = subprocess.Popen(
+        ["qemu-system-x86_64", "-M", "pc,memory-backend=ram", "-object", f"memory-backend-file,id=ram,size={guest.memory},mem-path={ram},share=on"]
+        + ["-accel", "tcg", "-cpu", "max", "-m", f"{guest.memory >> 20}M", "-smp", str(guest.cpus), "-nographic", "-nodefaults", "-no-reboot"]
+        + ["-serial", "stdio", "-device", "vmcoreinfo", "-qmp", f"unix:{qmp},server=on,wait=off"]
+        + ["-kernel", str(guest.kernel / "vmlinuz"), "-initrd", str(image), "-append", cmdline],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        monitor, console = Monitor(qmp, lambda: vm.poll() is None), Console(vm)
+        console.until("@@READY", 180)
+        if console.refused:
+            raise CaptureError(f"the guest's kernel refused a probe, so the order of events could not be known: {console.refused[0]}")
+        if missing := [p.name for p in wanted if f"{GROUP}/{p.name}" not in console.files]:
+            raise CaptureError(f"the guest did not show the format of {', '.join(missing)}; its console output was garbled, try again")
+        time.sleep(0.5)  # the shell goes to sleep in read; the dump shall not catch it in the middle of an allocation
+        progress("first dump")
+        with monitor.stopped():
+            monitor("dump-guest-memory", paging=False, protocol=f"file:{scratch / 'before'}")
+        with dump.Dump(scratch / "before", guest.kernel / "vmlinux") as core:
+            before, layout = core.snapshot(), core.ring_buffer()
+            memory = GuestMemory(ram, guest.memory, core.page_offset)
+        os.unlink(scratch / "before")
+        ring = RingBuffer(memory.read, layout.cpus, layout.offsets)
+
+        def poll() -> None:
+            with monitor.stopped():
+                ring.poll()
+
+        progress("workload")
+        poll()
+        started = time.monotonic()
+        console.answer()
+        console.until("@@DONE", guest.timeout, poll)
+        seconds = time.monotonic() - started
+        time.sleep(0.5)
+        progress("second dump")
+        monitor("stop")
+        ring.poll()
+        monitor("dump-guest-memory", paging=False, protocol=f"file:{scratch / 'after'}")
+        monitor("cont")
+        console.answer()
+        console.until("@@BYE", 60)
+        with dump.Dump(scratch / "after", guest.kernel / "vmlinux") as core:
+            after = core.snapshot()
+    finally:
+        vm.kill()
+        vm.wait()
+    progress("converting")
+    formats = [parse_format(console.files[name]) for name in console.files if "/" in name]
+    by_id: dict[int, EventFormat] = {f.id: f for f in formats}
+    events, lost = events_table([b.pages for b in ring.cpus], by_id, before, after)
+    provenance = Provenance(
+        kernel_release=(guest.kernel / "release").read_text().strip(),
+        kernel_config={k: v for k, v in re.findall(r"^CONFIG_(\w+)=(.*)$", (guest.kernel / "config").read_text(), re.M) if k in dump.CONFIG},
+        cmdline=cmdline,
+        ram_bytes=guest.memory,
+        cpus=guest.cpus,
+        how="vm",
+        workload=guest.workload.read_text(),
+        workload_name=guest.workload.name,
+        workload_seconds=round(seconds, 2),
+        lost_events=lost,
+        probes=[p.name for p in wanted],
+        procfs={name: console.files[name] for name in PROCFS if name in console.files},
+    )
+    return Recording(provenance, before, after, events)

@@ -1,0 +1,150 @@
+"""Turns raw trace records into the events table, by the formats that the kernel itself publishes in tracefs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mmtwin.recording.capture.ring_buffer import gather, parse_pages
+from mmtwin.recording.model import EVENTS_SCHEMA, KIND, KINDS, Snapshot
+
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "mm_page_alloc": {"pfn": "pfn", "order": "order", "gfp_flags": "gfp", "migratetype": "migratetype"},
+    "mm_page_free": {"pfn": "pfn", "order": "order"},
+    "mm_page_free_batched": {"pfn": "pfn"},
+    "mm_page_alloc_zone_locked": {"pfn": "pfn", "order": "order", "migratetype": "migratetype", "percpu_refill": "arg"},
+    "mm_page_pcpu_drain": {"pfn": "pfn", "order": "order", "migratetype": "migratetype"},
+    "mm_page_alloc_extfrag": {"pfn": "pfn", "alloc_order": "order", "alloc_migratetype": "migratetype", "fallback_order": "arg", "fallback_migratetype": "bytes_req", "change_ownership": "bytes_alloc"},
+    "mm_lru_insertion": {"pfn": "pfn", "lru": "arg"},
+    "kmalloc": {"call_site": "call_site", "ptr": "ptr", "bytes_req": "bytes_req", "bytes_alloc": "bytes_alloc", "gfp_flags": "gfp", "node": "node"},
+    "kmem_cache_alloc": {"call_site": "call_site", "ptr": "ptr", "bytes_req": "bytes_req", "bytes_alloc": "bytes_alloc", "gfp_flags": "gfp", "node": "node", "accounted": "arg"},
+    "kfree": {"call_site": "call_site", "ptr": "ptr"},
+    "kmem_cache_free": {"call_site": "call_site", "ptr": "ptr", "name": "name"},
+    "pcp_alloc": {},
+    "pcp_free": {"page": "page", "order": "order", "migratetype": "migratetype"},
+    "buddy_free": {"pfn": "pfn", "order": "order", "migratetype": "migratetype", "fpi": "arg"},
+    "bulk": {"gfp": "gfp", "nr": "arg"},
+    "bulk_end": {},
+    "bulk_ret": {"got": "arg"},
+    "drain_zone": {"cpu": "arg", "zone": "zone"},
+    "isolate": {"page": "page", "order": "order"},
+    "isolate_ret": {"got": "arg"},
+    "move_block": {"page": "page", "migratetype": "migratetype"},
+    "fold": {},
+    "wmarks": {"min_free_kbytes": "arg", "scale": "bytes_req", "fraction": "bytes_alloc"},
+    "balance": {"order": "order", "highest": "arg"},
+    "balance_ret": {},
+    "thresholds": {"calculate": "calculate"},
+}
+"""For each kind: which field of the kernel's record goes to which column. "page" and "zone" are pointers that are turned into a
+page frame number (pfn) and a zone index (migratetype); "calculate" becomes arg = 1 for the pressure threshold, 0 for the normal one."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a trace record: byte offset, size, signedness; `dynamic` for ``__data_loc`` strings."""
+
+    offset: int
+    size: int
+    signed: bool
+    dynamic: bool
+
+
+@dataclass(frozen=True)
+class EventFormat:
+    """An event's record layout (tracefs ``events/*/*/format``)."""
+
+    name: str
+    id: int
+    fields: Mapping[str, Field]
+
+
+FIELD = re.compile(r"field:(?P<type>[^;]*?)(?P<name>\w+)(?:\[[^\]]*\])?;\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>[01]);")
+
+
+def parse_format(text: str) -> EventFormat:
+    """Reads the text of a tracefs ``format`` file.
+
+    :raises ValueError: the text has no name or no ID.
+    """
+    name, number = re.search(r"^name: (\w+)", text, re.M), re.search(r"^ID: (\d+)", text, re.M)
+    if not name or not number:
+        raise ValueError("not the text of a tracefs format file: no name or ID line")
+    fields = {m["name"]: Field(int(m["offset"]), int(m["size"]), m["signed"] == "1", "__data_loc" in m["type"]) for m in FIELD.finditer(text)}
+    return EventFormat(re.sub(r"^(bulk_end|buddy_free)\d+$", r"\1", name[1]), int(number[1]), fields)
+
+
+def _context(flags: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+    """0 task, 1 soft interrupt, 2 hard interrupt (trace_flag_type: 0x40 NMI, 0x08 hard, 0x10 soft; include/linux/trace_events.h).
+
+    A kprobe on an instruction is a breakpoint, whose handler counts as NMI and as hard interrupt: what it interrupted is then known
+    only down to "soft interrupt or not", and a hard interrupt passes for the task (page allocation in one is all but unknown).
+    """
+    hard = (flags & 0x08 != 0) & (flags & 0x40 == 0)
+    return np.select([hard, flags & 0x10 != 0], [2, 1], 0).astype(np.int8)
+
+
+def _strings(data: npt.NDArray[np.uint8], at: npt.NDArray[np.int64], where: npt.NDArray[np.int64]) -> list[str]:
+    """``__data_loc`` strings: the low half of the word is the offset in the record, the high half the length."""
+    text = data.tobytes()
+    spans = ((start + (w & 0xFFFF), start + (w & 0xFFFF) + (w >> 16)) for start, w in zip(at.tolist(), where.tolist(), strict=True))
+    return [text[a:b].split(b"\0")[0].decode(errors="replace") for a, b in spans]
+
+
+def events_table(cpu_pages: list[list[bytes]], formats: Mapping[int, EventFormat], before: Snapshot, after: Snapshot) -> tuple[pl.DataFrame, int]:
+    """All CPUs' events between two snapshots, in the order of the trace clock.
+
+    The dump holds each CPU's count of events so far, which says exactly which events it already contains.
+
+    :returns: the table and the number of events that the ring buffer lost.
+    """
+    parts, lost = [], 0
+    for cpu, pages in enumerate(cpu_pages):
+        times, offsets, data = parse_pages(pages)
+        lost += after.scalars[f"trace_entries_{cpu}"] - len(times)
+        inside = slice(before.scalars[f"trace_entries_{cpu}"], after.scalars[f"trace_entries_{cpu}"])
+        parts.append(_records(cpu, times[inside].astype(np.int64), offsets[inside], data, formats, before))
+    table = pl.concat(parts).sort("time", maintain_order=True)
+    return table, max(lost, 0)
+
+
+def _records(cpu: int, times: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], data: npt.NDArray[np.uint8], formats: Mapping[int, EventFormat], before: Snapshot) -> pl.DataFrame:
+    ids = gather(data, offsets, 2, False)
+    length = len(times)
+    absent = {"pfn": -1, "order": -1, "migratetype": -1}
+    columns = {name: np.full(length, absent.get(name, 0), dtype=np.int64) for name in EVENTS_SCHEMA if name not in ("kind", "name")}
+    kinds = np.full(length, 255, dtype=np.uint8)
+    names = np.full(length, None, dtype=object)
+    columns["time"], columns["cpu"] = times, np.full(length, cpu)
+    columns["pid"] = gather(data, offsets + 4, 4, True)
+    columns["context"] = _context(gather(data, offsets + 2, 1, False)).astype(np.int64)
+    page_base, page_size = before.scalars["vmemmap_base"], before.scalars["page_size_bytes"]
+    zone_of = {before.scalars[f"zone_address_{i}"]: i for i in range(len(before.zones))}
+    for number, form in formats.items():
+        wanted = np.flatnonzero(ids == number)
+        if not len(wanted) or form.name not in COLUMNS:
+            continue
+        kinds[wanted] = KIND[form.name]
+        for source, target in COLUMNS[form.name].items():
+            f = form.fields[source]
+            value = gather(data, offsets[wanted] + f.offset, f.size, f.signed)
+            if f.dynamic:
+                names[wanted] = np.array(_strings(data, offsets[wanted], value), dtype=object)
+            elif target == "page":
+                columns["pfn"][wanted] = (value - np.int64(page_base - (1 << 64))) // page_size
+            elif target == "zone":
+                columns["migratetype"][wanted] = [zone_of.get(v & 0xFFFF_FFFF_FFFF_FFFF, -1) for v in value.tolist()]
+            elif target == "calculate":
+                columns["arg"][wanted] = value == np.int64(before.scalars["pressure_threshold_function"] - (1 << 64))
+            else:
+                columns[target][wanted] = value
+    kept = kinds != 255
+    frame = {name: pl.Series(name, column[kept]).cast(EVENTS_SCHEMA[name], strict=False) for name, column in columns.items()}
+    frame["kind"] = pl.Series("kind", [KINDS[k] for k in kinds[kept].tolist()], dtype=pl.Enum(KINDS))
+    frame["name"] = pl.Series("name", names[kept].tolist(), dtype=pl.String)
+    return pl.DataFrame({name: frame[name] for name in EVENTS_SCHEMA})

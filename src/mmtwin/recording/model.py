@@ -1,0 +1,109 @@
+"""The data of a recording: provenance, two snapshots of the allocators' state, and the events between them.
+
+Everything here is plain data; nothing computes. `store` keeps it in one file, `replay` works on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mmtwin import __version__
+
+KINDS = (
+    # the kernel's tracepoints, by their own names (include/trace/events/kmem.h, pagemap.h)
+    "mm_page_alloc", "mm_page_free", "mm_page_free_batched", "mm_page_alloc_zone_locked", "mm_page_pcpu_drain", "mm_page_alloc_extfrag",
+    "mm_lru_insertion", "kmalloc", "kfree", "kmem_cache_alloc", "kmem_cache_free", "kmalloc_node", "kmem_cache_alloc_node",
+    # the recorder's probes (recording/capture/probes.py)
+    "pcp_alloc", "pcp_free", "buddy_free", "bulk", "bulk_end", "bulk_ret", "drain_zone", "isolate", "isolate_ret", "move_block", "fold", "wmarks",
+    "balance", "balance_ret", "thresholds",
+)  # fmt: skip
+"""Kinds of events; the order is part of the file format (a file stores the names, so it may grow at the end)."""
+
+KIND = {name: number for number, name in enumerate(KINDS)}
+
+EVENTS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "time": pl.Int64,  # the trace clock: with clock "counter" one number per event over all CPUs, else nanoseconds
+    "cpu": pl.Int16,
+    "pid": pl.Int32,
+    "context": pl.Int8,  # 0 task, 1 soft interrupt, 2 hard interrupt
+    "kind": pl.Enum(KINDS),
+    "pfn": pl.Int64,  # page frame number; -1 where there is none (a failed mm_page_alloc)
+    "order": pl.Int8,
+    "migratetype": pl.Int8,
+    "gfp": pl.Int64,
+    "arg": pl.Int64,  # what else the event says; see recording/convert.py, `COLUMNS`
+    "call_site": pl.Int64,  # address of the caller, 64 bits kept in a signed integer; 0 where the event has none
+    "ptr": pl.Int64,
+    "bytes_req": pl.Int64,
+    "bytes_alloc": pl.Int64,
+    "node": pl.Int32,
+    "name": pl.String,  # slab cache, where the event names it
+}
+"""Columns of the events table and their types. Absent values are -1 in pfn, order and migratetype, 0 in the other numbers, null in name."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a recording comes from: enough to make it again.
+
+    :param how: "vm" (mmtwin record --vm), "ftrace" (imported text) or "synthetic".
+    :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
+    :param workload: text of the workload script.
+    :param procfs: texts of /proc files that the guest printed after the second snapshot, by name.
+    """
+
+    kernel_release: str = "unknown"
+    kernel_config: Mapping[str, str] = field(default_factory=dict)
+    cmdline: str = ""
+    ram_bytes: int = 0
+    cpus: int = 1
+    how: str = "vm"
+    workload: str = ""
+    workload_name: str = ""
+    workload_seconds: float = 0.0
+    lost_events: int = 0
+    probes: list[str] = field(default_factory=list)
+    procfs: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    tool: str = f"mmtwin {__version__}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The page allocator's state in one memory dump, in tables named after the kernel's structs.
+
+    :param zones: one row per zone (also unpopulated ones), columns of ``struct zone``: index, name, start_pfn, spanned_pages,
+        present_pages, managed_pages, reserved_pages, wmark_min/low/high/promo, watermark_boost, nr_reserved_highatomic, flags,
+        percpu_drift_mark, nr_free_pages (the global counter), lowmem_reserve_<j>.
+    :param free: free blocks: zone, order, migratetype, position in its list (0 = head), pfn.
+    :param pcp: ``struct per_cpu_pages`` per zone and CPU: count, high, batch, free_factor, stat_threshold, nr_free_pages_diff.
+    :param pcp_pages: pages on per-CPU lists: zone, cpu, list (index), position, pfn, migratetype (the cached one).
+    :param pageblocks: migrate type of each pageblock of 512 pages, from page frame 0.
+    :param pages: one byte per page frame: 1 = PG_lru (of the page or its compound head), 2 = __PageMovable.
+    :param memory_map: the firmware's memory map (e820): start, size, type.
+    :param scalars: single values: min_free_kbytes, pageblock_order, trace_entries_<cpu> and others.
+    """
+
+    zones: pl.DataFrame
+    free: pl.DataFrame
+    pcp: pl.DataFrame
+    pcp_pages: pl.DataFrame
+    pageblocks: npt.NDArray[np.uint8]
+    pages: npt.NDArray[np.uint8]
+    memory_map: pl.DataFrame
+    scalars: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A whole recording. Imported trace text has no snapshots, so it cannot be checked, only counted and analysed."""
+
+    provenance: Provenance
+    before: Snapshot | None
+    after: Snapshot | None
+    events: pl.DataFrame

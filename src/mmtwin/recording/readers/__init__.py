@@ -1,0 +1,1 @@
+"""Readers of what other tools recorded; each gives a `Recording` without snapshots."""

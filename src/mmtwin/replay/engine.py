@@ -1,0 +1,335 @@
+"""The twin answers a recording's requests: predict, compare, go on.
+
+At each request the twin answers first; the recorded answer is looked at afterwards. A difference is counted and kept, and the twin is moved to
+what the kernel did (`resync`), so that what follows stays comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmtwin._jit import inner, kernel, slow
+from mmtwin.gfp import ALLOC_NO_WATERMARKS, HIGHATOMIC, gfp_migratetype
+from mmtwin.mm.buddy import free_one_page, get_pageblock_migratetype, is_free_block, isolate_free_page, page_zone, reserve_highatomic_pageblock, unreserve_highatomic_pageblock
+from mmtwin.mm.page_alloc import alloc_pages, bulk_page, bulk_zone, free_pages_prepare, get_page_from_freelist, highest_zone, mark_allocated
+from mmtwin.mm.pcp import free_pcppages_bulk, free_unref_page_commit
+from mmtwin.mm.tables import PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, ZONE_RECLAIM_ACTIVE, Pgdat
+from mmtwin.mm.vmstat import refresh_cpu_vm_stats, set_pgdat_percpu_threshold
+from mmtwin.mm.watermark import setup_per_zone_wmarks
+from mmtwin.replay.placement import (
+    ALLOC,
+    ALLOC_FAILED,
+    BALANCE,
+    BALANCE_END,
+    BUDDY_FREE,
+    BULK_BEGIN,
+    BULK_END,
+    BULK_LOCKED,
+    DRAIN,
+    FOLD,
+    ISOLATED,
+    LRU_ADD,
+    MOVE_BLOCK,
+    PCP_FREE,
+    PREPARE,
+    THRESHOLDS,
+    WMARKS,
+    Placement,
+)
+from mmtwin.replay.resync import any_covered, covered, extract, put_back
+
+CHUNK = 1 << 18
+"""Operations per call of the compiled loop, so that progress and Ctrl-C work."""
+KEPT = 100
+"""Differences that are kept with their context."""
+
+COUNTERS = (
+    "page_allocs", "page_allocs_equal", "failed_allocs", "failed_allocs_equal", "bulk_pages", "frees", "retyped_frees", "unknown_frees", "reserve_learnt",
+    "isolated_blocks", "isolated_unknown", "highatomic_moves", "drains", "contended", "differences", "refills_checked", "refills_equal",
+)  # fmt: skip
+C = {name: i for i, name in enumerate(COUNTERS)}
+(C_ALLOCS, C_EQUAL, C_FAILED, C_FAILED_EQUAL, C_BULK, C_FREES, C_RETYPED, C_UNKNOWN, C_RESERVE, C_ISOLATED, C_ISOLATED_UNKNOWN, C_HIGHATOMIC, C_DRAINS, C_CONTENDED, C_DIFFERENCES, C_REFILLS, C_REFILLS_EQUAL) = range(len(COUNTERS))
+
+DIFFERENCE = np.dtype([("event", "i8"), ("expected", "i8"), ("predicted", "i8"), ("order", "i8"), ("gfp", "i8"), ("cpu", "i8"), ("what", "i8")])
+"""A kept difference; `what` is the kind of operation."""
+
+
+class Progress(NamedTuple):
+    """What the compiled loop carries from chunk to chunk."""
+
+    counters: npt.NDArray[np.int64]
+    differences: npt.NDArray[np.void]
+    bulk_zone: npt.NDArray[np.int64]
+    bulk_gfp: npt.NDArray[np.int64]
+    bulk_done: npt.NDArray[np.int64]
+
+
+@inner
+def count(r: Any, which: int, by: int) -> None:
+    """Adds to a counter."""
+    r.counters[which] += by
+
+
+@slow
+def differ(r: Any, op: Any, predicted: int) -> None:
+    """Counts a difference and keeps it while there is room."""
+    k = r.counters[C_DIFFERENCES]
+    if k < len(r.differences):
+        d = r.differences[k]
+        d["event"] = int(op["event"])
+        d["expected"] = int(op["pfn"])
+        d["predicted"] = predicted
+        d["order"] = int(op["order"])
+        d["gfp"] = int(op["gfp"])
+        d["cpu"] = int(op["cpu"])
+        d["what"] = int(op["op"])
+    r.counters[C_DIFFERENCES] = k + 1
+
+
+@inner
+def replay_alloc(b: Any, r: Any, op: Any) -> None:
+    """One page allocation: the twin's answer beside the kernel's."""
+    cpu = int(op["cpu"])
+    order = int(op["order"])
+    gfp = int(op["gfp"])
+    expected = int(op["pfn"])
+    contended = int(op["contended"]) != 0
+    pfn = alloc_pages(b, cpu, order, gfp, contended)
+    count(r, C_ALLOCS, 1)
+    if pfn != expected:
+        replay_alloc_differs(b, r, op, pfn)
+    else:
+        count(r, C_EQUAL, 1)
+
+
+@slow
+def replay_alloc_differs(b: Any, r: Any, op: Any, pfn: int) -> None:
+    """The twin had no page, or another one."""
+    cpu = int(op["cpu"])
+    order = int(op["order"])
+    gfp = int(op["gfp"])
+    expected = int(op["pfn"])
+    if pfn < 0:  # the kernel's task may ignore watermarks (PF_MEMALLOC, an OOM victim): that is not in the event
+        pfn = get_page_from_freelist(b, cpu, order, gfp, highest_zone(b, gfp), ALLOC_NO_WATERMARKS, int(op["contended"]) != 0)
+        count(r, C_RESERVE, 1)
+    if pfn == expected:
+        count(r, C_EQUAL, 1)
+    else:
+        differ(r, op, pfn)
+        if pfn >= 0:
+            put_back(b, cpu, pfn, order)
+        extract(b, cpu, expected, order)
+        mark_allocated(b, expected, order)
+
+
+@slow
+def bulk_step(b: Any, r: Any, op: Any, until_refill: bool) -> None:
+    """Pages of a bulk request: all that are left, or as many as come before the next refill and one more."""
+    k = int(op["arg"])
+    cpu = int(op["cpu"])
+    z = int(r.bulk_zone[k])
+    if z < 0:
+        return
+    migratetype = gfp_migratetype(int(r.bulk_gfp[k]))
+    row = z * int(b.config[0]["nr_cpus"]) + cpu
+    while until_refill or r.bulk_done[k] < int(op["arg2"]):
+        before = int(b.pcp[row]["count"])
+        pfn = bulk_page(b, z, cpu, migratetype)
+        if pfn < 0:
+            break
+        r.bulk_done[k] += 1
+        count(r, C_BULK, 1)
+        if until_refill and int(b.pcp[row]["count"]) >= before:
+            break
+
+
+@slow
+def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
+    """Everything that is not a plain allocation or free."""
+    cpu = int(op["cpu"])
+    pfn = int(op["pfn"])
+    order = int(op["order"])
+    if kind == BULK_BEGIN:
+        k = int(op["arg"])
+        r.bulk_gfp[k] = int(op["gfp"])
+        r.bulk_zone[k] = bulk_zone(b, int(op["gfp"]), int(op["arg2"]))
+    elif kind == BULK_LOCKED:
+        count(r, C_REFILLS, 1)
+        if covered(b, pfn, PG_BUDDY) >= 0:
+            bulk_step(b, r, op, True)
+        count(r, C_REFILLS_EQUAL, 1 if covered(b, pfn, PG_BUDDY) < 0 else 0)
+    elif kind == BULK_END:
+        bulk_step(b, r, op, False)
+    elif kind == ALLOC_FAILED:
+        count(r, C_FAILED, 1)
+        page = alloc_pages(b, cpu, order, int(op["gfp"]), False)
+        if page < 0:
+            count(r, C_FAILED_EQUAL, 1)
+        else:
+            differ(r, op, page)
+            put_back(b, cpu, page, order)
+    elif kind == DRAIN:
+        z = int(op["migratetype"])
+        target = int(op["arg"])
+        pcp = b.pcp[z * int(b.config[0]["nr_cpus"]) + target]
+        free_pcppages_bulk(b, z, target, cpu, int(pcp["batch"]) << int(b.config[0]["pcp_batch_scale_max"]), 0)
+        count(r, C_DRAINS, 1)
+    elif kind == ISOLATED:
+        count(r, C_ISOLATED, 1)
+        if is_free_block(b, pfn, order):
+            isolate_free_page(b, pfn, page_zone(b, pfn), cpu, order)
+        else:
+            count(r, C_ISOLATED_UNKNOWN, 1)
+            differ(r, op, -1)
+            extract(b, cpu, pfn, order)
+            mark_allocated(b, pfn, order)
+    elif kind == MOVE_BLOCK:
+        migratetype = int(op["migratetype"])
+        if migratetype == HIGHATOMIC:
+            if get_pageblock_migratetype(b, pfn) != HIGHATOMIC:
+                reserve_highatomic_pageblock(b, pfn, page_zone(b, pfn))
+                count(r, C_HIGHATOMIC, 1)
+        else:
+            unreserve_highatomic_pageblock(b, pfn, page_zone(b, pfn), migratetype)
+            count(r, C_HIGHATOMIC, 1)
+    elif kind == FOLD:
+        refresh_cpu_vm_stats(b, cpu)
+    elif kind == WMARKS:
+        b.config[0]["min_free_kbytes"] = int(op["arg"])
+        b.config[0]["watermark_scale_factor"] = int(op["arg2"])
+        b.config[0]["percpu_pagelist_high_fraction"] = int(op["gfp"])
+        setup_per_zone_wmarks(b)
+    elif kind == BALANCE or kind == BALANCE_END:
+        for z in range(int(op["arg"]) + 1):
+            zone = b.zone[z]
+            if int(zone["managed_pages"]) == 0:
+                continue
+            if kind == BALANCE:
+                zone["flags"] = int(zone["flags"]) | ZONE_RECLAIM_ACTIVE
+                zone["boost_at_balance"] = int(zone["watermark_boost"])
+            else:
+                zone["flags"] = int(zone["flags"]) & ~ZONE_RECLAIM_ACTIVE
+                zone["watermark_boost"] = int(zone["watermark_boost"]) - min(int(zone["watermark_boost"]), int(zone["boost_at_balance"]))
+                zone["boost_at_balance"] = 0
+    elif kind == THRESHOLDS:
+        set_pgdat_percpu_threshold(b, int(op["arg"]) != 0)
+
+
+@inner
+def replay_prepare(b: Any, r: Any, op: Any) -> None:
+    """A block is being freed. One that the twin has on a list already means that it missed something: it is taken off first."""
+    pfn = int(op["pfn"])
+    order = int(op["order"])
+    flags = int(b.page[pfn]["flags"])
+    if not (flags & PG_ALLOCATED and int(b.page[pfn]["order"]) == order) and any_covered(b, pfn, order):
+        count(r, C_UNKNOWN, 1)
+        differ(r, op, -1)
+        extract(b, int(op["cpu"]), pfn, order)
+    free_pages_prepare(b, pfn, order)
+    count(r, C_FREES, 1)
+
+
+@inner
+def replay_pcp_free(b: Any, r: Any, op: Any) -> None:
+    """A block reaches its per-CPU list. The pageblock may have changed its type since the kernel read it: then the kernel's type holds."""
+    pfn = int(op["pfn"])
+    order = int(op["order"])
+    migratetype = int(op["migratetype"])
+    z = page_zone(b, pfn)
+    entry = b.page[pfn]
+    cached = int(entry["migratetype"])
+    if migratetype >= 0 and migratetype != (cached if cached < HIGHATOMIC else 1):
+        entry["migratetype"] = migratetype
+        count(r, C_RETYPED, 1)
+    if int(entry["flags"]) & (PG_BUDDY | PG_PCP):
+        count(r, C_UNKNOWN, 1)
+        differ(r, op, -1)
+        extract(b, int(op["cpu"]), pfn, order)
+    zone = b.zone[z]
+    zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
+    if order > 3 and order != 9:  # only without probes: such orders have no per-CPU list
+        free_one_page(b, pfn, z, int(op["cpu"]), order, int(entry["migratetype"]), False)
+    else:
+        free_unref_page_commit(b, z, int(op["cpu"]), pfn, order)
+
+
+@inner
+def replay_buddy_free(b: Any, r: Any, op: Any) -> None:
+    """A block goes straight to the buddy lists, with the type and the flags the kernel passed (2 is FPI_TO_TAIL)."""
+    pfn = int(op["pfn"])
+    order = int(op["order"])
+    z = page_zone(b, pfn)
+    entry = b.page[pfn]
+    if int(entry["migratetype"]) != int(op["migratetype"]) and int(entry["flags"]) & PG_FREEING:
+        count(r, C_RETYPED, 1)
+    if int(entry["flags"]) & (PG_BUDDY | PG_PCP):
+        count(r, C_UNKNOWN, 1)
+        differ(r, op, -1)
+        extract(b, int(op["cpu"]), pfn, order)
+    zone = b.zone[z]
+    zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
+    free_one_page(b, pfn, z, int(op["cpu"]), order, int(op["migratetype"]), int(op["arg"]) & 2 != 0)
+
+
+@inner
+def replay_lru_add(b: Any, op: Any) -> None:
+    """A page (with its tails, if it is the head of a block) is put on an LRU list: from now on it counts as movable."""
+    pfn = int(op["pfn"])
+    flags = int(b.page[pfn]["flags"])
+    size = 1 << int(b.page[pfn]["order"]) if flags & PG_ALLOCATED else 1
+    for i in range(pfn, pfn + size):
+        b.page[i]["flags"] = int(b.page[i]["flags"]) | PG_LRU
+
+
+@kernel
+def replay_ops(b: Pgdat, r: Progress, ops: npt.NDArray[np.void]) -> None:
+    """Executes operations in order."""
+    for i in range(len(ops)):
+        op = ops[i]
+        kind = int(op["op"])
+        if kind == ALLOC:
+            if int(op["contended"]):
+                r.counters[C_CONTENDED] += 1
+            replay_alloc(b, r, op)
+        elif kind == PREPARE:
+            replay_prepare(b, r, op)
+        elif kind == PCP_FREE:
+            replay_pcp_free(b, r, op)
+        elif kind == LRU_ADD:
+            replay_lru_add(b, op)
+        elif kind == BUDDY_FREE:
+            replay_buddy_free(b, r, op)
+        elif kind:
+            replay_rare(b, r, op, kind)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a replay counted.
+
+    :param counters: by name, see `COUNTERS`.
+    :param differences: the first ones: event, expected, predicted, order, gfp, cpu, what.
+    """
+
+    state: Pgdat
+    counters: dict[str, int]
+    differences: npt.NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=DIFFERENCE))
+
+
+def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = lambda done: None) -> Outcome:
+    """Replays operations on `state`, which is changed.
+
+    :param progress: called with the number of operations done after each chunk.
+    """
+    bulks = max(placement.bulks, 1)
+    r = Progress(np.zeros(len(COUNTERS), np.int64), np.zeros(KEPT, DIFFERENCE), np.full(bulks, -1, np.int64), np.zeros(bulks, np.int64), np.zeros(bulks, np.int64))
+    for start in range(0, len(placement.ops), CHUNK):
+        replay_ops(state, r, placement.ops[start : start + CHUNK])
+        progress(min(start + CHUNK, len(placement.ops)))
+    counters = {name: int(r.counters[i]) for i, name in enumerate(COUNTERS)}
+    return Outcome(state, counters, r.differences[: min(counters["differences"], KEPT)])

@@ -1,0 +1,342 @@
+"""From printed events to requests in the order in which the free lists really changed.
+
+``mm_page_alloc`` is printed after the page was taken and outside every lock, so between the taking and the printing another task, a soft
+interrupt or another CPU may take or free pages. What is raised inside the work gives the true order:
+
+- ``mm_page_alloc_zone_locked``, ``mm_page_alloc_extfrag`` and ``mm_page_pcpu_drain`` under ``zone->lock``;
+- the recorder's probes (recording/capture/probes.py) under the per-CPU lock or the zone lock.
+
+Each request is placed at the event inside its own locked section. A section that takes the zone lock (refill, drain) is placed at the first
+event under that lock: what it does to the per-CPU list is invisible to others until it lets go of it. A request belongs to the marks of its own context: the
+task, or for interrupts the CPU and the interrupt level. Nothing is taken from the answers: a page frame number never places an event.
+
+The result is a table of operations (`OP`) that `engine` executes one after the other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mmtwin._jit import kernel
+from mmtwin.mm.tables import NR_ORDERS
+from mmtwin.recording.model import KIND, Snapshot
+
+(NOP, ALLOC, ALLOC_FAILED, PREPARE, PCP_FREE, BUDDY_FREE, BULK_BEGIN, BULK_LOCKED, BULK_END, DRAIN, ISOLATED, MOVE_BLOCK, FOLD, WMARKS, BALANCE, BALANCE_END, THRESHOLDS, LRU_ADD) = range(18)
+
+OP = np.dtype(
+    [
+        ("at", "i8"),  # place: row of the event inside the lock
+        ("event", "i8"),  # row of the event that says what was asked
+        ("pfn", "i8"),  # what the kernel answered, or what is freed
+        ("gfp", "i8"),
+        ("arg", "i8"),
+        ("arg2", "i8"),
+        ("op", "u1"),
+        ("cpu", "u1"),
+        ("order", "i1"),
+        ("migratetype", "i1"),
+        ("contended", "u1"),  # the per-CPU lock was taken, so the request went straight to the buddy lists
+        ("placed", "u1"),  # 1: by an event inside the lock; 0: there was none, the printed place stands
+    ],
+    align=True,
+)
+
+CONTEXT = np.dtype(
+    [
+        ("group", "i8"), ("group_cpu", "i8"),  # first event of an open section under zone->lock
+        ("mark", "i8"), ("mark_cpu", "i8"),  # a page has been taken from a per-CPU list
+        ("bulk", "i8"), ("bulk_op", "i8"), ("bulk_end", "i8"),
+        ("free", "i8"),  # the operation a following drain belongs to
+        ("drain", "i8"), ("drain_left", "i8"), ("drain_zone", "i8"), ("drain_cpu", "i8"),
+        ("isolate", "i8"), ("highest", "i8"),
+    ]
+)  # fmt: skip
+"""What is going on in one context (a task, or an interrupt level of a CPU)."""
+
+K_ALLOC, K_FREE, K_BATCHED, K_LOCKED, K_DRAIN, K_EXTFRAG = (KIND[k] for k in ("mm_page_alloc", "mm_page_free", "mm_page_free_batched", "mm_page_alloc_zone_locked", "mm_page_pcpu_drain", "mm_page_alloc_extfrag"))
+K_LRU, K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE = (KIND[k] for k in ("mm_lru_insertion", "pcp_alloc", "pcp_free", "buddy_free"))
+K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE = (KIND[k] for k in ("bulk", "bulk_end", "bulk_ret", "drain_zone"))
+K_ISOLATE, K_ISOLATE_RET, K_MOVE, K_FOLD, K_WMARKS = (KIND[k] for k in ("isolate", "isolate_ret", "move_block", "fold", "wmarks"))
+K_BALANCE, K_BALANCE_RET, K_THRESHOLDS = (KIND[k] for k in ("balance", "balance_ret", "thresholds"))
+
+
+class Events(NamedTuple):
+    """The columns that placement reads, as arrays of equal length."""
+
+    kind: npt.NDArray[np.int64]
+    cpu: npt.NDArray[np.int64]
+    context: npt.NDArray[np.int64]
+    pfn: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
+    migratetype: npt.NDArray[np.int64]
+    gfp: npt.NDArray[np.int64]
+    arg: npt.NDArray[np.int64]
+    bytes_req: npt.NDArray[np.int64]
+    bytes_alloc: npt.NDArray[np.int64]
+
+
+class Placement(NamedTuple):
+    """The operations in their true order, and what it took to find it.
+
+    :param bulks: number of bulk requests (they share state across several operations).
+    :param late: allocations that were printed after something that really came later.
+    :param unplaced: allocations without any event inside a lock.
+    """
+
+    ops: npt.NDArray[np.void]
+    bulks: int
+    late: int
+    unplaced: int
+
+
+@kernel
+def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void], batched: npt.NDArray[np.uint8], probed: bool, drain_chunk: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Fills `ops` (at most two per event); returns how many there are, and the number of bulk requests."""
+    n = 0
+    bulks = 0
+    for i in range(len(e.kind)):
+        kind = e.kind[i]
+        c = contexts[e.context[i]]
+        cpu = e.cpu[i]
+        if kind == K_ALLOC:
+            op = ops[n]
+            op["event"] = i
+            op["at"] = i
+            op["cpu"] = cpu
+            op["pfn"] = e.pfn[i]
+            op["gfp"] = e.gfp[i]
+            op["order"] = e.order[i]
+            op["migratetype"] = e.migratetype[i]
+            op["contended"] = 0
+            op["placed"] = 0
+            if int(c["bulk"]) >= 0:  # a bulk request that fell back to a single page: the sections it went through were this one's
+                k = n - 1
+                while k > int(c["bulk_op"]):
+                    if int(ops[k]["op"]) == BULK_LOCKED and int(ops[k]["arg"]) == int(c["bulk"]):
+                        ops[k]["op"] = NOP
+                        op["at"] = int(ops[k]["at"])
+                        op["cpu"] = int(ops[k]["cpu"])
+                        op["placed"] = 1
+                    k -= 1
+                if int(c["bulk_end"]) >= 0:
+                    ops[int(c["bulk_end"])]["op"] = NOP
+                c["bulk"] = -1
+            if int(c["group"]) >= 0:
+                op["at"] = int(c["group"])
+                op["cpu"] = int(c["group_cpu"])
+                op["contended"] = 1 if probed and int(c["mark"]) < 0 else 0
+                op["placed"] = 1
+            elif int(c["mark"]) >= 0 and op["placed"] == 0:
+                op["at"] = int(c["mark"])
+                op["cpu"] = int(c["mark_cpu"])
+                op["placed"] = 1
+            op["op"] = ALLOC if e.pfn[i] >= 0 else ALLOC_FAILED
+            if e.pfn[i] < 0:
+                op["at"] = i
+            c["group"] = -1
+            c["mark"] = -1
+            n += 1
+        elif kind == K_LOCKED or kind == K_EXTFRAG:
+            if int(c["bulk"]) >= 0:
+                if kind == K_LOCKED:
+                    op = ops[n]
+                    op["op"] = BULK_LOCKED
+                    op["event"] = i
+                    op["at"] = i
+                    op["cpu"] = cpu
+                    op["pfn"] = e.pfn[i]
+                    op["arg"] = int(c["bulk"])
+                    n += 1
+            elif int(c["group"]) < 0:
+                c["group"] = i
+                c["group_cpu"] = cpu
+        elif kind == K_PCP_ALLOC:
+            c["mark"] = int(c["group"]) if int(c["group"]) >= 0 else i
+            c["mark_cpu"] = cpu
+            c["group"] = -1
+        elif kind == K_FREE:
+            op = ops[n]
+            op["op"] = PREPARE
+            op["event"] = i
+            op["at"] = i
+            op["cpu"] = cpu
+            op["pfn"] = e.pfn[i]
+            op["order"] = e.order[i]
+            n += 1
+            if not probed and not batched[i]:
+                op = ops[n]
+                op["op"] = PCP_FREE
+                op["event"] = i
+                op["at"] = i
+                op["cpu"] = cpu
+                op["pfn"] = e.pfn[i]
+                op["order"] = e.order[i]
+                op["migratetype"] = -1
+                c["free"] = n
+                n += 1
+        elif kind == K_PCP_FREE or (kind == K_BATCHED and not probed) or kind == K_BUDDY_FREE:
+            op = ops[n]
+            op["op"] = BUDDY_FREE if kind == K_BUDDY_FREE else PCP_FREE
+            op["event"] = i
+            op["at"] = i
+            op["cpu"] = cpu
+            op["pfn"] = e.pfn[i]
+            op["order"] = max(e.order[i], 0)
+            op["migratetype"] = e.migratetype[i]
+            op["arg"] = e.arg[i]
+            c["free"] = n if kind != K_BUDDY_FREE else -1
+            c["drain"] = -1
+            n += 1
+        elif kind == K_DRAIN:
+            if int(c["free"]) >= 0:
+                ops[int(c["free"])]["at"] = i
+                c["free"] = -1
+                c["drain"] = -1
+            elif int(c["drain"]) >= 0:
+                if int(c["drain_left"]) <= 0:
+                    op = ops[n]
+                    op["op"] = DRAIN
+                    op["event"] = i
+                    op["at"] = i
+                    op["cpu"] = cpu
+                    op["arg"] = int(c["drain_cpu"])
+                    op["migratetype"] = int(c["drain_zone"])
+                    c["drain_left"] = drain_chunk[int(c["drain_zone"])]
+                    n += 1
+                c["drain_left"] = int(c["drain_left"]) - (1 << e.order[i])
+        elif kind == K_DRAIN_ZONE:
+            c["drain"] = i
+            c["drain_left"] = 0
+            c["drain_cpu"] = e.arg[i]
+            c["drain_zone"] = e.migratetype[i]
+            c["free"] = -1
+        elif kind == K_BULK:
+            op = ops[n]
+            op["op"] = BULK_BEGIN
+            op["event"] = i
+            op["at"] = i
+            op["cpu"] = cpu
+            op["gfp"] = e.gfp[i]
+            op["arg"] = bulks
+            op["arg2"] = e.arg[i]
+            c["bulk"] = bulks
+            c["bulk_op"] = n
+            c["bulk_end"] = -1
+            bulks += 1
+            n += 1
+        elif kind == K_BULK_END:
+            op = ops[n]
+            op["op"] = BULK_END
+            op["event"] = i
+            op["at"] = i
+            op["cpu"] = cpu
+            op["arg"] = int(c["bulk"])
+            c["bulk_end"] = n
+            n += 1
+        elif kind == K_BULK_RET:
+            if int(c["bulk"]) >= 0 and int(c["bulk_end"]) >= 0:
+                ops[int(c["bulk_end"])]["arg2"] = e.arg[i]
+            c["bulk"] = -1
+        elif kind == K_ISOLATE:
+            op = ops[n]
+            op["op"] = ISOLATED
+            op["event"] = i
+            op["at"] = i
+            op["cpu"] = cpu
+            op["pfn"] = e.pfn[i]
+            op["order"] = e.order[i]
+            c["isolate"] = n
+            n += 1
+        elif kind == K_ISOLATE_RET:
+            if int(c["isolate"]) >= 0 and e.arg[i] == 0:
+                ops[int(c["isolate"])]["op"] = NOP
+            c["isolate"] = -1
+        elif kind == K_MOVE or kind == K_FOLD or kind == K_WMARKS or kind == K_BALANCE or kind == K_BALANCE_RET or kind == K_THRESHOLDS or kind == K_LRU:
+            op = ops[n]
+            op["event"] = i
+            op["at"] = i
+            op["cpu"] = cpu
+            op["pfn"] = e.pfn[i]
+            op["migratetype"] = e.migratetype[i]
+            op["arg"] = e.arg[i]
+            if kind == K_MOVE:
+                op["op"] = MOVE_BLOCK
+            elif kind == K_FOLD:
+                op["op"] = FOLD
+            elif kind == K_WMARKS:
+                op["op"] = WMARKS
+                op["arg2"] = e.bytes_req[i]
+                op["gfp"] = e.bytes_alloc[i]
+            elif kind == K_BALANCE:
+                op["op"] = BALANCE
+                c["highest"] = e.arg[i]
+            elif kind == K_BALANCE_RET:
+                op["op"] = BALANCE_END
+                op["arg"] = int(c["highest"])
+            elif kind == K_THRESHOLDS:
+                op["op"] = THRESHOLDS
+            else:
+                op["op"] = LRU_ADD
+            n += 1
+    return n, bulks
+
+
+def _context_ids(events: pl.DataFrame) -> tuple[npt.NDArray[np.int64], int]:
+    """A dense number for each context. A task keeps its own across CPUs; the idle task and interrupts belong to a CPU."""
+    pid, cpu, level = (events[c].cast(pl.Int64).to_numpy() for c in ("pid", "cpu", "context"))
+    of_cpu = (level > 0) | (pid == 0)
+    key = np.where(of_cpu, -(1 + cpu * 4 + level), pid)
+    values, ids = np.unique(key, return_inverse=True)
+    return ids.astype(np.int64), len(values)
+
+
+def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max: int = 5) -> Placement:
+    """Puts the requests of an events table in their true order.
+
+    :param before: the first snapshot; its batch sizes tell where one drain of a CPU's lists ends and the next begins.
+    """
+    kind = events["kind"].to_physical().cast(pl.Int64).to_numpy()
+    contexts, count = _context_ids(events)
+    column = {c: np.ascontiguousarray(events[c].cast(pl.Int64).to_numpy()) for c in ("cpu", "pfn", "order", "migratetype", "gfp", "arg", "bytes_req", "bytes_alloc")}
+    e = Events(kind=np.ascontiguousarray(kind), context=contexts, **column)
+    e = Events(*(np.require(a, np.int64, ["C", "W"]) for a in e))
+    state = np.full(count, -1, dtype=np.int64)
+    context_table = np.zeros(max(count, 1), dtype=CONTEXT)
+    for name in ("group", "mark", "bulk", "bulk_end", "free", "drain", "isolate"):
+        context_table[name] = -1
+    del state
+    probed = bool(np.any(kind == K_PCP_FREE))
+    batched = np.zeros(len(kind), dtype=np.uint8) if probed else _batched(e)
+    chunk = np.full(8, 1 << 30, dtype=np.int64)
+    if before is not None:
+        for zone, batch in before.pcp.group_by("zone").agg(pl.col("batch").max()).iter_rows():
+            chunk[zone] = batch << batch_scale_max
+    room = int(np.count_nonzero(kind == K_FREE)) + len(kind)
+    ops = np.zeros(room, dtype=OP)
+    n, bulks = _place(e, context_table, ops, batched, probed, chunk)
+    ops = ops[:n]
+    ops = ops[np.argsort(ops["at"], kind="stable")]
+    requests = (ops["op"] == ALLOC) | (ops["op"] == PCP_FREE) | (ops["op"] == BUDDY_FREE) | (ops["op"] == PREPARE)
+    printed = ops["event"][requests]
+    later = np.minimum.accumulate(printed[::-1])[::-1]
+    late = int(np.count_nonzero((printed > later) & (ops["op"][requests] == ALLOC)))
+    return Placement(ops, bulks, late, int(np.count_nonzero((ops["op"] == ALLOC) & (ops["placed"] == 0))))
+
+
+def _batched(e: Events) -> npt.NDArray[np.uint8]:
+    """Marks each mm_page_free that a mm_page_free_batched of the same page follows: the page reaches its list only there."""
+    marks = np.zeros(len(e.kind), dtype=np.uint8)
+    pending: dict[int, int] = {}
+    for i in np.flatnonzero((e.kind == K_FREE) | (e.kind == K_BATCHED)).tolist():
+        if e.kind[i] == K_FREE:
+            pending[int(e.pfn[i])] = i
+        elif (at := pending.pop(int(e.pfn[i]), None)) is not None:
+            marks[at] = 1
+    return marks
+
+
+assert NR_ORDERS == 11

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mmtwin import gfp
+from mmtwin.errors import RecordingError
+from mmtwin.mm import tables
+from mmtwin.recording import validate
+from mmtwin.recording.model import Recording
+from mmtwin.recording.validate import check
+
+
+def put(table: pl.DataFrame, column: str, row: int, value: Any) -> pl.DataFrame:
+    values = table[column].to_list()
+    values[row] = value
+    return table.with_columns(pl.Series(column, values, dtype=table.schema[column]))
+
+
+def test_the_limits_are_those_of_the_replay() -> None:
+    ours = (validate.MAX_ORDER, validate.PAGEBLOCK_ORDER, validate.MIGRATE_TYPES, validate.NR_PCP_LISTS, validate.MAX_NR_ZONES)
+    assert ours == (tables.MAX_ORDER, tables.PAGEBLOCK_ORDER, gfp.MIGRATE_TYPES, tables.NR_PCP_LISTS, gfp.MAX_NR_ZONES)
+    assert validate.BAD_ZONE_BITS == tuple(bits for bits, zone in enumerate(gfp.GFP_ZONES) if zone < 0)
+
+
+def test_a_possible_recording_passes(small: Recording) -> None:
+    check(small)
+    check(replace(small, before=None, after=None))
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "row", "value", "says"),
+    [
+        ("free", "order", 2, 11, "before.free row 2: order 11"),
+        ("free", "migratetype", 0, -1, "migratetype -1"),
+        ("free", "zone", 0, 3, "zone 3"),
+        ("free", "pfn", 0, 4096, "pfn 4096"),
+        ("free", "pfn", 0, 0, "not inside its zone"),
+        ("free", "pfn", 2, 2049, "not a multiple"),
+        ("free", "pfn", 1, 512, "free twice"),
+        ("free", "pfn", 2, 1024, "free twice"),
+        ("free", "position", 1, 2, "before.free row 1: position 2"),
+        ("pcp_pages", "position", 0, 1, "position 1"),
+        ("pcp_pages", "list", 0, 14, "list 14"),
+        ("pcp_pages", "cpu", 2, 2, "cpu 2"),
+        ("pcp_pages", "pfn", 3, 1537, "not a multiple"),
+        ("pcp", "count", 2, 3, "its lists hold 2 pages"),
+        ("pcp", "batch", 0, 0, "batch 0"),
+        ("pcp", "cpu", 3, 0, "2 rows for zone 1, CPU 0"),
+        ("zones", "index", 1, 0, "index 0"),
+        ("zones", "spanned_pages", 1, 3073, "beyond the last page frame"),
+        ("zones", "managed_pages", 0, 1024, "more than present_pages"),
+        ("zones", "name", 0, None, "without a name"),
+        ("zones", "wmark_low", 0, None, "no wmark_low"),
+        ("memory_map", "size", 0, -1, "size -1"),
+    ],
+)
+def test_an_impossible_snapshot_is_named(small: Recording, table: str, column: str, row: int, value: Any, says: str) -> None:
+    assert small.before
+    changes: dict[str, Any] = {table: put(getattr(small.before, table), column, row, value)}
+    bad = replace(small.before, **changes)
+    with pytest.raises(RecordingError, match=says):
+        check(replace(small, before=bad))
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "says"),
+    [
+        ("cpu", 3, 2, "events row 3: cpu 2 is impossible: expected 0 to 1"),
+        ("order", 1, 11, "order 11"),
+        ("order", 3, -1, "must have one"),
+        ("migratetype", 1, 5, "migratetype 5"),
+        ("migratetype", 1, -1, "must have one"),
+        ("pfn", 1, 4096, "beyond"),
+        ("pfn", 4, 4096 - 256, "beyond"),
+        ("pfn", 4, 2049, "not a multiple"),
+        ("pfn", 3, -1, "must have one"),
+        ("pfn", 3, -2, "pfn -2"),
+        ("gfp", 1, 3, "select no zone"),
+        ("gfp", 1, -1, "gfp -1"),
+        ("arg", 6, 2, "in drain_zone"),
+        ("arg", 4, 2, "in mm_page_alloc_zone_locked"),
+        ("migratetype", 6, 3, "in drain_zone"),
+        ("context", 0, 3, "context 3"),
+        ("time", 2, 5, "earlier"),
+        ("kind", 2, None, "no kind"),
+    ],
+)
+def test_an_impossible_event_is_named(small: Recording, column: str, row: int, value: Any, says: str) -> None:
+    with pytest.raises(RecordingError, match=says):
+        check(replace(small, events=put(small.events, column, row, value)))
+
+
+def test_without_a_snapshot_only_plain_ranges_count(small: Recording) -> None:
+    text = replace(small, before=None, after=None)
+    check(replace(text, events=put(text.events, "order", 3, 14)))
+    with pytest.raises(RecordingError, match="order 64"):
+        check(replace(text, events=put(text.events, "order", 3, 64)))
+
+
+def test_wrong_tables_scalars_and_arrays(small: Recording) -> None:
+    before = small.before
+    assert before
+    half: Any = 1.5
+    for bad, says in (
+        (replace(before, free=before.free.drop("pfn")), "before.free: no column pfn"),
+        (replace(before, pcp=before.pcp.cast(pl.Int32)), "column zone is Int32; expected Int64"),
+        (replace(before, free=before.free.with_columns(x=1)), "unknown column 'x'"),
+        (replace(before, pages=before.pages[1:]), r"expected uint8 of shape \(4096,\)"),
+        (replace(before, pageblocks=before.pageblocks.astype(np.int64)), "before.pageblocks: int64"),
+        (replace(before, pageblocks=np.full(8, 5, dtype=np.uint8)), "before.pageblocks row 0"),
+        (replace(before, scalars={**before.scalars, "max_pfn": 1 << 40}), "max_pfn is"),
+        (replace(before, scalars={**before.scalars, "pageblock_order": 10}), "pageblock_order is 10"),
+        (replace(before, scalars={k: v for k, v in before.scalars.items() if k != "min_free_kbytes"}), "no scalar min_free_kbytes"),
+        (replace(before, scalars={**before.scalars, "x": half}), "scalar x is 1.5"),
+        (replace(before, zones=before.zones.with_columns(name=pl.lit("A"))), "zones or max_pfn differ"),
+        (replace(before, pcp=before.pcp.slice(1)), "0 rows for zone 0, CPU 0"),
+    ):
+        with pytest.raises(RecordingError, match=says):
+            check(replace(small, before=bad))
+    with pytest.raises(RecordingError, match="wrong columns"):
+        check(replace(small, events=small.events.drop("pid")))
+    with pytest.raises(RecordingError, match="0 CPUs"):
+        check(replace(small, provenance=replace(small.provenance, cpus=0)))
+
+
+def test_a_million_events_take_a_fraction_of_a_second(small: Recording) -> None:
+    events = pl.concat([small.events] * 125_000).with_columns(time=pl.int_range(pl.len(), dtype=pl.Int64))
+    many = replace(small, events=events)
+    check(small)
+    best = min(_seconds(many) for _ in range(3))
+    assert best < 1.0  # 0.1 s on an idle machine
+
+
+def _seconds(recording: Recording) -> float:
+    start = time.perf_counter()
+    check(recording)
+    return time.perf_counter() - start
