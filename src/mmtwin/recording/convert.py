@@ -76,7 +76,7 @@ def parse_format(text: str) -> EventFormat:
     if not name or not number:
         raise ValueError("not the text of a tracefs format file: no name or ID line")
     fields = {m["name"]: Field(int(m["offset"]), int(m["size"]), m["signed"] == "1", "__data_loc" in m["type"]) for m in FIELD.finditer(text)}
-    return EventFormat(re.sub(r"^(bulk_end|buddy_free)\d+$", r"\1", name[1]), int(number[1]), fields)
+    return EventFormat(re.sub(r"^(pcp_free|bulk_end|bulk_ret|buddy_free|isolate_ret|balance_ret)\d+$", r"\1", name[1]), int(number[1]), fields)
 
 
 def _context(flags: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:

@@ -40,6 +40,8 @@ def from_snapshot(snapshot: Snapshot, provenance: Provenance) -> Machine:
     """The machine that a snapshot shows."""
     profile = profiles.for_release(provenance.kernel_release)
     config = provenance.kernel_config
-    state = restore(snapshot, int(config.get("PCP_BATCH_SCALE_MAX", profile.pcp_batch_scale_max)), config.get("TRANSPARENT_HUGEPAGE", "y" if profile.thp else "n") == "y")
+    state = restore(
+        snapshot, int(config.get("PCP_BATCH_SCALE_MAX", profile.pcp_batch_scale_max)), config.get("TRANSPARENT_HUGEPAGE", "y" if profile.thp else "n") == "y"
+    )
     ram = layout.ram_frames(MemoryRange(*row) for row in snapshot.memory_map.select("start", "size", "type").iter_rows())
     return Machine(state, profile, layout.clip(ram, 0, int(state.config[0]["nr_frames"])))

@@ -53,6 +53,7 @@ class Provenance:
 
     :param how: "vm" (mmtwin record --vm), "ftrace" (imported text) or "synthetic".
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
+    :param missed_probes: times a probe could not fire because another one was being handled; the order of those events is unknown.
     :param workload: text of the workload script.
     :param procfs: texts of /proc files that the guest printed after the second snapshot, by name.
     """
@@ -67,6 +68,7 @@ class Provenance:
     workload_name: str = ""
     workload_seconds: float = 0.0
     lost_events: int = 0
+    missed_probes: int = 0
     probes: list[str] = field(default_factory=list)
     procfs: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

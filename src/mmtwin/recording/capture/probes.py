@@ -20,11 +20,15 @@ wmarks          setup_per_zone_wmarks                        watermarks are set 
 balance         balance_pgdat and its return                 kswapd runs: ZONE_RECLAIM_ACTIVE, watermark boost
 thresholds      set_pgdat_percpu_threshold                   kswapd changes the size of the counter differences
 =============== ============================================ ================================================================
+
+Every probe is a breakpoint on an instruction (never ftrace at a function's first bytes, never a return trampoline, never optimised into a jump):
+a breakpoint's handler runs with interrupts off. With interrupts on, a soft interrupt could come while a probe is handled inside the per-CPU lock,
+and the probes that it runs into would be skipped, just when it finds the lock taken and goes to the buddy lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +39,8 @@ from elftools.elf.sections import SymbolTableSection
 from mmtwin.errors import CaptureError
 
 GROUP = "mmtwin"
+CALL, JUMP = 0xE8, 0xE9
+ENDBR64, NOP5 = b"\xf3\x0f\x1e\xfa", b"\x0f\x1f\x44\x00\x00"
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Symbols:
         if target is None:
             return
         code = np.frombuffer(self._text, dtype=np.uint8)
-        at = np.flatnonzero(code[:-4] == 0xE8)
+        at = np.flatnonzero(code[:-4] == CALL)
         displacement = np.ascontiguousarray(code[at[:, None] + np.arange(1, 5)]).view("<i4").ravel().astype(np.int64)
         for address in (self._start + offset for offset in at[at + 5 + displacement == target[0] - self._start].tolist()):
             for name, (start, size) in self._functions.items():
@@ -85,17 +91,29 @@ class Symbols:
                     yield name, address - start
                     break
 
-    def calls(self, function: str, callee: str) -> Iterator[int]:
-        """Offsets in `function` of the instructions that call `callee` (``e8`` and a 32-bit displacement on x86-64)."""
-        found, target = self.range(function), self.range(callee)
-        if found is None or target is None:
+    def jumps(self, function: str, target: str, opcode: int = CALL) -> Iterator[int]:
+        """Offsets in `function` of the instructions that call or jump to `target` (opcode and a 32-bit displacement on x86-64)."""
+        found, goal = self.range(function), self.range(target)
+        if found is None or goal is None:
             return
-        code = self._text[found[0] - self._start : found[1] - self._start]
-        at = code.find(b"\xe8")
+        code = self._code(found)
+        at = code.find(opcode)
         while 0 <= at <= len(code) - 5:
-            if found[0] + at + 5 + int.from_bytes(code[at + 1 : at + 5], "little", signed=True) == target[0]:
+            if found[0] + at + 5 + int.from_bytes(code[at + 1 : at + 5], "little", signed=True) == goal[0]:
                 yield at
-            at = code.find(b"\xe8", at + 1)
+            at = code.find(opcode, at + 1)
+
+    def entry(self, function: str) -> int:
+        """Offset of the first instruction of its own: after ``endbr64`` and ftrace's five bytes. The arguments are still in their registers there."""
+        found = self.range(function)
+        assert found is not None
+        code = self._code(found)
+        at = 4 if code.startswith(ENDBR64) else 0
+        traced = code[at : at + 5] == NOP5 or at in self.jumps(function, "__fentry__")
+        return at + 5 if traced else 0
+
+    def _code(self, bounds: tuple[int, int]) -> bytes:
+        return self._text[bounds[0] - self._start : bounds[1] - self._start]
 
 
 def probes(symbols: Symbols) -> list[Probe]:
@@ -105,37 +123,46 @@ def probes(symbols: Symbols) -> list[Probe]:
     """
     found: list[Probe] = []
 
-    def add(name: str, where: str, arguments: str = "", kind: str = "p", filter: str = "", needed: bool = True) -> None:
-        if symbols.range(where.split("+")[0]):
-            found.append(Probe(name, f"{kind}:{GROUP}/{name} {where} {arguments}".strip(), filter))
+    def add(name: str, function: str, offset: int, arguments: str = "", filter: str = "") -> None:
+        found.append(Probe(name, f"p:{GROUP}/{name} {function}+{offset} {arguments}".strip(), filter))
+
+    def enter(name: str, function: str, arguments: str = "", filter: str = "", needed: bool = True) -> None:
+        if symbols.range(function):
+            add(name, function, symbols.entry(function), arguments, filter)
         elif needed:
-            raise CaptureError(f"this kernel has no function {where.split('+')[0]} to probe; mmtwin records Linux 6.1 x86-64 kernels of Debian")
+            raise CaptureError(f"this kernel has no function {function} to probe; mmtwin records Linux 6.1 x86-64 kernels of Debian")
 
-    def outside(function: str) -> str:
-        bounds = symbols.range(function)
-        return f"ra < {bounds[0]:#x} || ra > {bounds[1]:#x}" if bounds else ""
+    def at_calls(name: str, sites: Iterable[tuple[str, int]], arguments: str) -> None:
+        for i, (function, offset) in enumerate(sites):
+            add(f"{name}{i}", function, offset, arguments)
 
-    unlocks = list(symbols.calls("get_page_from_freelist", "_raw_spin_unlock"))
+    def leave(name: str, function: str, arguments: str = "") -> None:
+        for i, offset in enumerate(symbols.jumps(function, "__x86_return_thunk", JUMP)):
+            add(f"{name}{i}", function, offset, arguments)
+
+    unlocks = list(symbols.jumps("get_page_from_freelist", "_raw_spin_unlock"))
     if len(unlocks) != 1:
-        raise CaptureError(f"get_page_from_freelist unlocks {len(unlocks)} per-CPU lists in this kernel, 1 was expected")
-    add("pcp_alloc", f"get_page_from_freelist+{unlocks[0]}")
-    add("pcp_free", "free_unref_page_commit", "page=%dx:x64 migratetype=%cx:s32 order=%r8:s32")
-    for i, (caller, offset) in enumerate(c for c in symbols.callers("__free_one_page") if not c[0].startswith("free_pcppages_bulk")):
-        add(f"buddy_free{i}", f"{caller}+{offset}", "pfn=%si:x64 order=%cx:s32 migratetype=%r8:s32 fpi=%r9:s32")
-    add("bulk", "__alloc_pages_bulk", "gfp=%di:x32 nr=%cx:s32")
-    for i, offset in enumerate(symbols.calls("__alloc_pages_bulk", "_raw_spin_unlock")):
-        add(f"bulk_end{i}", f"__alloc_pages_bulk+{offset}")
-    add("bulk_ret", "__alloc_pages_bulk", "got=$retval:s64", kind="r")
-    add("drain_zone", "drain_pages_zone", "cpu=%di:s32 zone=%si:x64")
-    add("isolate", "__isolate_free_page", "page=%di:x64 order=%si:s32")
-    add("isolate_ret", "__isolate_free_page", "got=$retval:s32", kind="r")
-    add("move_block", "move_freepages_block", "page=%si:x64 migratetype=%dx:s32 ra=+0($stack):x64", filter=outside("steal_suitable_fallback"))
-    add("fold", "refresh_cpu_vm_stats")
-    add("wmarks", "setup_per_zone_wmarks", "min_free_kbytes=@min_free_kbytes:s32 scale=@watermark_scale_factor:s32 fraction=@percpu_pagelist_high_fraction:s32")
-    add("balance", "balance_pgdat", "order=%si:s32 highest=%dx:s32")
-    add("balance_ret", "balance_pgdat", kind="r")
-    pressure = symbols.range("calculate_pressure_threshold")
-    add("thresholds", "set_pgdat_percpu_threshold", "calculate=%si:x64", needed=pressure is not None)
+        raise CaptureError(f"get_page_from_freelist unlocks {len(unlocks)} per-CPU lists in this kernel, 1 was expected; mmtwin records Linux 6.1 x86-64 kernels of Debian")
+    add("pcp_alloc", "get_page_from_freelist", unlocks[0])
+    commits = list(symbols.callers("free_unref_page_commit"))
+    buddy_frees = [c for c in symbols.callers("__free_one_page") if not c[0].startswith("free_pcppages_bulk")]
+    if not commits or not buddy_frees:
+        raise CaptureError("this kernel has free_unref_page_commit or __free_one_page inlined, so frees cannot be put in order; mmtwin records Linux 6.1 x86-64 kernels of Debian")
+    at_calls("pcp_free", commits, "page=%dx:x64 migratetype=%cx:s32 order=%r8:s32")
+    at_calls("buddy_free", buddy_frees, "pfn=%si:x64 order=%cx:s32 migratetype=%r8:s32 fpi=%r9:s32")
+    enter("bulk", "__alloc_pages_bulk", "gfp=%di:x32 nr=%cx:s32")
+    at_calls("bulk_end", (("__alloc_pages_bulk", o) for o in symbols.jumps("__alloc_pages_bulk", "_raw_spin_unlock")), "")
+    leave("bulk_ret", "__alloc_pages_bulk", "got=%ax:s64")
+    enter("drain_zone", "drain_pages_zone", "cpu=%di:s32 zone=%si:x64")
+    enter("isolate", "__isolate_free_page", "page=%di:x64 order=%si:s32")
+    leave("isolate_ret", "__isolate_free_page", "got=%ax:s32")
+    steal = symbols.range("steal_suitable_fallback")
+    enter("move_block", "move_freepages_block", "page=%si:x64 migratetype=%dx:s32 ra=+0($stack):x64", f"ra < {steal[0]:#x} || ra > {steal[1]:#x}" if steal else "")
+    enter("fold", "refresh_cpu_vm_stats")
+    enter("wmarks", "setup_per_zone_wmarks", "min_free_kbytes=@min_free_kbytes:s32 scale=@watermark_scale_factor:s32 fraction=@percpu_pagelist_high_fraction:s32")
+    enter("balance", "balance_pgdat", "order=%si:s32 highest=%dx:s32")
+    leave("balance_ret", "balance_pgdat")
+    enter("thresholds", "set_pgdat_percpu_threshold", "calculate=%si:x64", needed=False)
     return found
 
 

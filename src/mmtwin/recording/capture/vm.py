@@ -51,6 +51,7 @@ show() { echo; echo "@@FILE $1"; cat $2; echo; echo "@@END"; }
 echo 0 > $T/tracing_on
 echo @BUFFER_KB@ > $T/buffer_size_kb
 echo counter > $T/trace_clock
+echo 0 > /proc/sys/debug/kprobes-optimization
 while read -r line; do echo "$line" >> $T/kprobe_events || echo "@@REFUSED $line"; done < /probes
 while read -r event filter; do echo "$filter" > $T/events/$event/filter || echo "@@REFUSED filter of $event"; done < /filters
 for e in @EVENTS@; do echo 1 > $T/events/$e/enable || echo "@@REFUSED $e"; show $e $T/events/$e/format; done
@@ -61,6 +62,7 @@ echo "@@READY"; read x
 . /workload.sh
 echo "@@DONE"; read x
 echo 0 > $T/tracing_on
+show kprobe_profile $T/kprobe_profile
 for f in @PROCFS@; do show $f /proc/$f; done
 echo "@@BYE"
 poweroff -f
@@ -315,6 +317,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
     progress("converting")
     formats = [parse_format(console.files[name]) for name in console.files if "/" in name]
     by_id: dict[int, EventFormat] = {f.id: f for f in formats}
+    missed = sum(int(line.split()[2]) for line in console.files.get("kprobe_profile", "").splitlines() if len(line.split()) == 3)
     events, lost = events_table([b.pages for b in ring.cpus], by_id, before, after)
     provenance = Provenance(
         kernel_release=(guest.kernel / "release").read_text().strip(),
@@ -327,6 +330,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
         workload_name=guest.workload.name,
         workload_seconds=round(seconds, 2),
         lost_events=lost,
+        missed_probes=missed,
         probes=[p.name for p in wanted],
         procfs={name: console.files[name] for name in PROCFS if name in console.files},
     )

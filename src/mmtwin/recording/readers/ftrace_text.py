@@ -47,7 +47,9 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "mm_page_alloc": {"pfn": ("pfn", NUMBER), "order": ("order", NUMBER), "migratetype": ("migratetype", NUMBER), "gfp": ("gfp_flags", FLAGS)},
     "mm_page_free": {"pfn": ("pfn", NUMBER), "order": ("order", NUMBER)},
     "mm_page_free_batched": {"pfn": ("pfn", NUMBER)},
-    "mm_page_alloc_zone_locked": {"pfn": ("pfn", NUMBER), "order": ("order", NUMBER), "migratetype": ("migratetype", NUMBER), "arg?": ("percpu_refill", NUMBER)},
+    "mm_page_alloc_zone_locked": {
+        "pfn": ("pfn", NUMBER), "order": ("order", NUMBER), "migratetype": ("migratetype", NUMBER), "arg?": ("percpu_refill", NUMBER),
+    },
     "mm_page_pcpu_drain": {"pfn": ("pfn", NUMBER), "order": ("order", NUMBER), "migratetype": ("migratetype", NUMBER)},
     "mm_page_alloc_extfrag": {
         "pfn": ("pfn", NUMBER), "order": ("alloc_order", NUMBER), "migratetype": ("alloc_migratetype", NUMBER), "arg": ("fallback_order", NUMBER),
@@ -334,13 +336,9 @@ class _Text:
             names = ", ".join(f"{n} ({c})" for n, c in self.others.most_common(5))
             note(f"{sum(self.others.values())} other events skipped: {names}")
         if self.without_text:
-            note(
-                f"{self.without_text} pointers were withheld by the kernel, (____ptrval____): allocations cannot be paired with frees; trace with no_hash_pointers"
-            )
+            note(f"{self.without_text} pointers were withheld, (____ptrval____): allocations cannot be paired with frees; trace with no_hash_pointers")
         if self.hashed or (self.pointers >= 20 and self.low * 20 > self.pointers):
-            note(
-                "pointers are hashed: equal ones are still equal, so pairs and lifetimes hold, but slab, page and distance of objects cannot be known; trace with no_hash_pointers"
-            )
+            note("pointers are hashed: equal ones are still equal, so pairs hold, but an object's slab and page cannot be known; trace with no_hash_pointers")
         if self.sites:
             note(f"call sites are {len(self.sites)} symbols, numbered from 1 (procfs call_sites)")
         if self.unknown_gfp:
@@ -360,5 +358,5 @@ def _time(text: pl.Expr) -> pl.Expr:
     parts = text.str.splitn(".", 2).struct
     whole, fraction = parts.field("field_0").cast(pl.Int64, strict=False), parts.field("field_1")
     nanoseconds = fraction.str.pad_end(9, "0").cast(pl.Int64, strict=False)
-    seconds = pl.when(whole < 1_000_000_000_0).then(whole)
+    seconds = pl.when(whole < 9_000_000_000).then(whole)
     return pl.when(fraction.is_null()).then(whole).otherwise(seconds * 1_000_000_000 + nanoseconds)
