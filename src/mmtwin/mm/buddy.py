@@ -89,6 +89,7 @@ def free_one_page(b: Any, pfn: int, z: int, cpu: int, order: int, migratetype: i
     """
     if migratetype != ISOLATE:
         mod_zone_free_pages(b, z, cpu, 1 << order)
+    b.page[pfn]["flags"] = 0  # merging may file the block under a lower frame
     while order < MAX_ORDER:
         buddy = pfn ^ (1 << order)
         if not is_buddy_in_zone(b, buddy, z, order):
@@ -257,12 +258,10 @@ def rmqueue_fallback(b: Any, z: int, order: int, start_type: int, alloc_flags: i
 @inner
 def rmqueue(b: Any, z: int, order: int, migratetype: int, alloc_flags: int) -> int:
     """``__rmqueue``: one block off the buddy lists, or -1. The caller accounts for it."""
-    pfn = rmqueue_smallest(b, z, order, migratetype)
-    while pfn < 0:
-        if not rmqueue_fallback(b, z, order, migratetype, alloc_flags):
-            return -1
+    while True:
         pfn = rmqueue_smallest(b, z, order, migratetype)
-    return pfn
+        if pfn >= 0 or not rmqueue_fallback(b, z, order, migratetype, alloc_flags):
+            return pfn
 
 
 @slow

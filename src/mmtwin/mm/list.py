@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmtwin._jit import inner
+from mmtwin._jit import inner, slow
 
 
 @inner
@@ -42,3 +42,16 @@ def list_del(page: Any, entry: int) -> None:
 def list_empty(page: Any, head: int) -> bool:
     """Whether the list has no entry."""
     return int(page[head]["next"]) == head
+
+
+@slow
+def rotate_to_front(page: Any, head: int, entry: int) -> bool:
+    """Turns the list so that it begins with `entry` (list_cut and list_splice in compaction); false if `entry` is not on it."""
+    at = int(page[head]["next"])
+    while at != entry:
+        if at == head:
+            return False
+        at = int(page[at]["next"])
+    list_del(page, head)
+    list_add_tail(page, head, entry)
+    return True

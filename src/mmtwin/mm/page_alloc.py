@@ -57,7 +57,7 @@ def preferred_zone(b: Any, highest_zoneidx: int) -> int:
     return z
 
 
-@inner
+@slow
 def rmqueue_buddy(b: Any, z: int, cpu: int, order: int, migratetype: int, alloc_flags: int) -> int:
     """One block straight from the buddy lists, or -1."""
     pfn = -1
@@ -96,30 +96,48 @@ def rmqueue_zone(b: Any, z: int, cpu: int, order: int, migratetype: int, alloc_f
 
 
 @inner
+def next_zone(b: Any, z: int, order: int, gfp: int, highest_zoneidx: int, alloc_flags: int) -> int:
+    """The first zone from `z` downwards that is above the watermark the flags name, or -1."""
+    while z >= 0:
+        if int(b.zone[z]["present_pages"]) and (
+            zone_watermark_fast(b, z, order, wmark_pages(b, z, alloc_flags), highest_zoneidx, alloc_flags, gfp) or alloc_flags & ALLOC_NO_WATERMARKS
+        ):
+            return z
+        z -= 1
+    return -1
+
+
+@inner
+def get_page_from_zones(b: Any, z: int, cpu: int, order: int, gfp: int, highest_zoneidx: int, alloc_flags: int, contended: bool) -> int:
+    """The walk of `get_page_from_freelist` once zone `z` has been found fit (-1: none was)."""
+    while True:
+        while z >= 0:
+            pfn = rmqueue_zone(b, z, cpu, order, gfp_migratetype(gfp), alloc_flags, contended)
+            if pfn >= 0:
+                zone = b.zone[z]
+                zone["pgalloc"] = int(zone["pgalloc"]) + (1 << order)
+                mark_allocated(b, pfn, order)
+                if alloc_flags & ALLOC_HIGHATOMIC:
+                    reserve_highatomic_pageblock(b, pfn, z)
+                return pfn
+            z = next_zone(b, z - 1, order, gfp, highest_zoneidx, alloc_flags)
+        if not alloc_flags & ALLOC_NOFRAGMENT:
+            return -1
+        alloc_flags &= ~ALLOC_NOFRAGMENT
+        z = next_zone(b, preferred_zone(b, highest_zoneidx), order, gfp, highest_zoneidx, alloc_flags)
+
+
+@inner
 def get_page_from_freelist(b: Any, cpu: int, order: int, gfp: int, highest_zoneidx: int, alloc_flags: int, contended: bool) -> int:
     """Walks the zones downwards and takes from the first that is above its watermark; -1 if none is.
 
     With ALLOC_NOFRAGMENT the walk is repeated without it before giving up.
     """
-    migratetype = request_migratetype(b, gfp)
-    while True:
-        z = preferred_zone(b, highest_zoneidx)
-        while z >= 0:
-            if int(b.zone[z]["present_pages"]) and (
-                zone_watermark_fast(b, z, order, wmark_pages(b, z, alloc_flags), highest_zoneidx, alloc_flags, gfp) or alloc_flags & ALLOC_NO_WATERMARKS
-            ):
-                pfn = rmqueue_zone(b, z, cpu, order, migratetype, alloc_flags, contended)
-                if pfn >= 0:
-                    zone = b.zone[z]
-                    zone["pgalloc"] = int(zone["pgalloc"]) + (1 << order)
-                    mark_allocated(b, pfn, order)
-                    if alloc_flags & ALLOC_HIGHATOMIC:
-                        reserve_highatomic_pageblock(b, pfn, z)
-                    return pfn
-            z -= 1
-        if not alloc_flags & ALLOC_NOFRAGMENT:
-            return -1
-        alloc_flags &= ~ALLOC_NOFRAGMENT
+    z = next_zone(b, preferred_zone(b, highest_zoneidx), order, gfp, highest_zoneidx, alloc_flags)
+    return get_page_from_zones(b, z, cpu, order, gfp, highest_zoneidx, alloc_flags, contended)
+
+
+get_page_from_freelist_cold = slow(get_page_from_freelist)
 
 
 @slow
@@ -128,9 +146,9 @@ def alloc_pages_slowpath(b: Any, cpu: int, order: int, gfp: int, highest_zoneidx
     flags = gfp_to_alloc_flags(gfp, order)
     if flags & ALLOC_KSWAPD:
         b.config[0]["kswapd_wakeups"] = int(b.config[0]["kswapd_wakeups"]) + 1
-    pfn = get_page_from_freelist(b, cpu, order, gfp, highest_zoneidx, flags, contended)
+    pfn = get_page_from_freelist_cold(b, cpu, order, gfp, highest_zoneidx, flags, contended)
     if pfn < 0 and gfp & GFP_MEMALLOC and not gfp & GFP_NOMEMALLOC:
-        pfn = get_page_from_freelist(b, cpu, order, gfp, highest_zoneidx, ALLOC_NO_WATERMARKS | flags & ALLOC_KSWAPD, contended)
+        pfn = get_page_from_freelist_cold(b, cpu, order, gfp, highest_zoneidx, ALLOC_NO_WATERMARKS | flags & ALLOC_KSWAPD, contended)
     if pfn < 0:
         return -EAGAIN if gfp & GFP_DIRECT_RECLAIM else -ENOMEM
     return pfn

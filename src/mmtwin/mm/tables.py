@@ -38,13 +38,13 @@ PAGE = np.dtype(
     [
         ("next", "i4"),  # list_head of the list the block is on
         ("prev", "i4"),
-        ("order", "u1"),  # of a free, listed or allocated block, at its head
-        ("flags", "u1"),  # PG_* above
-        ("migratetype", "u1"),  # cached when freed to a per-CPU list (the kernel keeps it in page->index)
-        ("unused", "u1"),
+        ("order", "i1"),  # of a free, listed or allocated block, at its head
+        ("flags", "i1"),  # PG_* above
+        ("migratetype", "i1"),  # cached when freed to a per-CPU list (the kernel keeps it in page->index)
+        ("unused", "i1"),
     ]
 )
-"""One row per page frame, 12 bytes."""
+"""One row per page frame, 12 bytes. (Signed throughout: a compiled function is compiled again for each mixture of signed and unsigned arguments.)"""
 
 ZONE = np.dtype(
     [
@@ -119,7 +119,7 @@ class Pgdat(NamedTuple):
     """
 
     page: npt.NDArray[np.void]
-    pageblock: npt.NDArray[np.uint8]
+    pageblock: npt.NDArray[np.int8]
     zone: npt.NDArray[np.void]
     lowmem_reserve: npt.NDArray[np.int64]
     free_area: npt.NDArray[np.void]
@@ -154,7 +154,7 @@ def new_pgdat(nr_frames: int, nr_cpus: int, gfp_zones: tuple[int, ...] = GFP_ZON
     config["nofragment_zone"] = -1
     return Pgdat(
         page=page,
-        pageblock=np.ones((nr_frames + PAGEBLOCK_NR_PAGES - 1) // PAGEBLOCK_NR_PAGES, dtype=np.uint8),
+        pageblock=np.ones((nr_frames + PAGEBLOCK_NR_PAGES - 1) // PAGEBLOCK_NR_PAGES, dtype=np.int8),
         zone=np.zeros(MAX_NR_ZONES, dtype=ZONE),
         lowmem_reserve=np.zeros((MAX_NR_ZONES, MAX_NR_ZONES), dtype=np.int64),
         free_area=np.zeros(MAX_NR_ZONES * NR_ORDERS, dtype=FREE_AREA),

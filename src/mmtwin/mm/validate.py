@@ -103,8 +103,11 @@ def walk_lists(state: Pgdat) -> Listed:
     heads = np.arange(frames, len(page), dtype=np.int64)
     rows = np.concatenate((np.flatnonzero(page["flags"][:frames] & (PG_BUDDY | PG_PCP)), heads))
     following, preceding = page["next"][rows].astype(np.int64), page["prev"][rows].astype(np.int64)
-    for name, linked, back in (("next", following, "prev"), ("prev", preceding, "next")):
-        _check_links(page, rows, name, linked, back)
+    links = (("next", following, "prev"), ("prev", preceding, "next"))
+    for name, linked, _ in links:
+        _check_range(rows, name, linked, len(page))
+    for name, linked, back in links:
+        _check_links(rows, name, linked, back, page[back][linked].astype(np.int64))
     first = len(rows) - len(heads)
     up = np.minimum(np.searchsorted(rows, preceding), len(rows) - 1)
     _first(rows[up] != preceding, lambda i: f"page[{rows[i]}].prev is {preceding[i]}, which is neither free nor a list head")
@@ -122,9 +125,11 @@ def walk_lists(state: Pgdat) -> Listed:
     return Listed(owner[order], position[order], pfn[order])
 
 
-def _check_links(page: Any, rows: Int, name: str, linked: Int, back: str) -> None:
-    _first((linked < 0) | (linked >= len(page)), lambda i: f"page[{rows[i]}].{name} is {linked[i]}, outside the table of {len(page)} rows")
-    returned = page[back][linked].astype(np.int64)
+def _check_range(rows: Int, name: str, linked: Int, size: int) -> None:
+    _first((linked < 0) | (linked >= size), lambda i: f"page[{rows[i]}].{name} is {linked[i]}, outside the table of {size} rows")
+
+
+def _check_links(rows: Int, name: str, linked: Int, back: str, returned: Int) -> None:
     _first(returned != rows, lambda i: f"page[{rows[i]}].{name} is {linked[i]}, but page[{linked[i]}].{back} is {returned[i]}")
 
 
@@ -161,7 +166,7 @@ def _check_tables(state: Pgdat) -> None:
     lists = MAX_NR_ZONES * (NR_ORDERS * MIGRATE_TYPES + cpus * NR_PCP_LISTS)
     for name, table, dtype, rows in (
         ("page", state.page, PAGE, frames + lists),
-        ("pageblock", state.pageblock, np.dtype(np.uint8), -(-frames // PAGEBLOCK_NR_PAGES)),
+        ("pageblock", state.pageblock, np.dtype(np.int8), -(-frames // PAGEBLOCK_NR_PAGES)),
         ("zone", state.zone, ZONE, MAX_NR_ZONES),
         ("free_area", state.free_area, FREE_AREA, MAX_NR_ZONES * NR_ORDERS),
         ("pcp", state.pcp, PCP, MAX_NR_ZONES * cpus),
@@ -191,7 +196,7 @@ def _check_zones(state: Pgdat) -> None:
             raise InvariantError(f"zone[{z}]: watermarks min {marks[0]}, low {marks[1]}, high {marks[2]}, promo {marks[3]} are not ascending")
         if int(zone["watermark_boost"]) < 0:
             raise InvariantError(f"zone[{z}]: watermark_boost is {zone['watermark_boost']}")
-    _first(state.pageblock >= MIGRATE_TYPES, lambda i: f"pageblock[{i}] has type {state.pageblock[i]}; expected 0 to {MIGRATE_TYPES - 1}")
+    _first((state.pageblock < 0) | (state.pageblock >= MIGRATE_TYPES), lambda i: f"pageblock[{i}] has type {state.pageblock[i]}; expected 0 to {MIGRATE_TYPES - 1}")
     _first(np.any(state.lowmem_reserve < 0, axis=1), lambda i: f"lowmem_reserve[{i}] has a negative entry")
 
 

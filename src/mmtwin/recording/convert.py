@@ -40,9 +40,20 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "balance": {"order": "order", "highest": "arg"},
     "balance_ret": {},
     "thresholds": {"calculate": "calculate"},
+    "rotate": {"lock": "lock"} | {f"h{order}": f"head{order}" for order in range(11)},
+    "pageset": {"zone": "zone", "high": "bytes_req", "batch": "bytes_alloc"},
+    "stat_thresholds": {"online": "arg"},
+    "cpu_fold": {"cpu": "arg"},
+    "walk": {"gfp": "gfp", "order": "order", "alloc_flags": "arg"},
 }
 """For each kind: which field of the kernel's record goes to which column. "page" and "zone" are pointers that are turned into a
-page frame number (pfn) and a zone index (migratetype); "calculate" becomes arg = 1 for the pressure threshold, 0 for the normal one."""
+page frame number (pfn) and a zone index (migratetype); "calculate" becomes arg = 1 for the pressure threshold, 0 for the normal one. A "rotate" becomes
+one row per order with a page on its movable free list: pfn (the first page), order, and the zone index in arg."""
+
+
+MASK = (1 << 64) - 1
+LIST_OFFSET = 8
+"""Of ``lru`` in ``struct page``: list pointers point there."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ def parse_format(text: str) -> EventFormat:
     if not name or not number:
         raise ValueError("not the text of a tracefs format file: no name or ID line")
     fields = {m["name"]: Field(int(m["offset"]), int(m["size"]), m["signed"] == "1", "__data_loc" in m["type"]) for m in FIELD.finditer(text)}
-    return EventFormat(re.sub(r"^(pcp_free|bulk_end|bulk_ret|buddy_free|isolate_ret|balance_ret)\d+$", r"\1", name[1]), int(number[1]), fields)
+    return EventFormat(re.sub(r"^(pcp_free|rotate|bulk_end|bulk_ret|buddy_free|isolate_ret|balance_ret)\d+$", r"\1", name[1]), int(number[1]), fields)
 
 
 def _context(flags: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
@@ -124,10 +135,14 @@ def _records(cpu: int, times: npt.NDArray[np.int64], offsets: npt.NDArray[np.int
     columns["pid"] = gather(data, offsets + 4, 4, True)
     columns["context"] = _context(gather(data, offsets + 2, 1, False)).astype(np.int64)
     page_base, page_size = before.scalars["vmemmap_base"], before.scalars["page_size_bytes"]
+    heads: list[pl.DataFrame] = []
     zone_of = {before.scalars[f"zone_address_{i}"]: i for i in range(len(before.zones))}
     for number, form in formats.items():
         wanted = np.flatnonzero(ids == number)
         if not len(wanted) or form.name not in COLUMNS:
+            continue
+        if form.name == "rotate":
+            heads.append(_rotations(form, data, offsets[wanted], times[wanted], cpu, zone_of, before))
             continue
         kinds[wanted] = KIND[form.name]
         for source, target in COLUMNS[form.name].items():
@@ -138,7 +153,7 @@ def _records(cpu: int, times: npt.NDArray[np.int64], offsets: npt.NDArray[np.int
             elif target == "page":
                 columns["pfn"][wanted] = (value - np.int64(page_base - (1 << 64))) // page_size
             elif target == "zone":
-                columns["migratetype"][wanted] = [zone_of.get(v & 0xFFFF_FFFF_FFFF_FFFF, -1) for v in value.tolist()]
+                columns["migratetype"][wanted] = [zone_of.get(v & MASK, -1) for v in value.tolist()]
             elif target == "calculate":
                 columns["arg"][wanted] = value == np.int64(before.scalars["pressure_threshold_function"] - (1 << 64))
             else:
@@ -147,4 +162,21 @@ def _records(cpu: int, times: npt.NDArray[np.int64], offsets: npt.NDArray[np.int
     frame = {name: pl.Series(name, column[kept]).cast(EVENTS_SCHEMA[name], strict=False) for name, column in columns.items()}
     frame["kind"] = pl.Series("kind", [KINDS[k] for k in kinds[kept].tolist()], dtype=pl.Enum(KINDS))
     frame["name"] = pl.Series("name", names[kept].tolist(), dtype=pl.String)
-    return pl.DataFrame({name: frame[name] for name in EVENTS_SCHEMA})
+    return pl.concat([pl.DataFrame({name: frame[name] for name in EVENTS_SCHEMA}), *heads])
+
+
+def _rotations(form: EventFormat, data: npt.NDArray[np.uint8], at: npt.NDArray[np.int64], times: npt.NDArray[np.int64], cpu: int, zone_of: Mapping[int, int], before: Snapshot) -> pl.DataFrame:
+    """The rows of compaction's turned free lists."""
+    lock = gather(data, at + form.fields["lock"].offset, 8, False)
+    pid, context = gather(data, at + 4, 4, True), _context(gather(data, at + 2, 1, False))
+    rows = []
+    for order in range(11):
+        head = gather(data, at + form.fields[f"h{order}"].offset, 8, False)
+        for i, pointer in enumerate(head.tolist()):
+            pfn, rest = divmod((pointer & MASK) - LIST_OFFSET - before.scalars["vmemmap_base"], before.scalars["page_size_bytes"])
+            if not rest and 0 <= pfn < before.scalars["max_pfn"]:
+                zone = zone_of.get((int(lock[i]) & MASK) - before.scalars["zone_lock_offset"], -1)
+                rows.append({"time": int(times[i]), "cpu": cpu, "pid": int(pid[i]), "context": int(context[i]), "kind": "rotate", "pfn": pfn, "order": order, "migratetype": 1, "arg": zone})
+    table = pl.DataFrame(rows, schema={name: EVENTS_SCHEMA[name] for name in ("time", "cpu", "pid", "context", "kind", "pfn", "order", "migratetype", "arg")})
+    absent = [pl.lit(0).cast(EVENTS_SCHEMA[name]).alias(name) for name in EVENTS_SCHEMA if name not in table.columns and name != "name"]
+    return table.with_columns(*absent, pl.lit(None, dtype=pl.String).alias("name")).select(list(EVENTS_SCHEMA))

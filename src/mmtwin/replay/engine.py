@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from mmtwin._jit import inner, kernel, slow
 from mmtwin.gfp import ALLOC_NO_WATERMARKS, HIGHATOMIC, gfp_migratetype
-from mmtwin.mm.buddy import free_one_page, get_pageblock_migratetype, is_free_block, isolate_free_page, page_zone, reserve_highatomic_pageblock, unreserve_highatomic_pageblock
-from mmtwin.mm.page_alloc import alloc_pages, bulk_page, bulk_zone, free_pages_prepare, get_page_from_freelist, highest_zone, mark_allocated
+from mmtwin.mm.buddy import free_list, free_one_page, get_pageblock_migratetype, is_free_block, isolate_free_page, page_zone, reserve_highatomic_pageblock, unreserve_highatomic_pageblock
+from mmtwin.mm.page_alloc import alloc_pages, bulk_page, bulk_zone, free_pages_prepare, get_page_from_freelist, get_page_from_zones, highest_zone, mark_allocated, next_zone, preferred_zone
+from mmtwin.mm.list import rotate_to_front
 from mmtwin.mm.pcp import free_pcppages_bulk, free_unref_page_commit
 from mmtwin.mm.tables import PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, ZONE_RECLAIM_ACTIVE, Pgdat
-from mmtwin.mm.vmstat import refresh_cpu_vm_stats, set_pgdat_percpu_threshold
+from mmtwin.mm.vmstat import refresh_cpu_vm_stats, refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import setup_per_zone_wmarks
 from mmtwin.replay.placement import (
     ALLOC,
@@ -30,14 +31,19 @@ from mmtwin.replay.placement import (
     BULK_BEGIN,
     BULK_END,
     BULK_LOCKED,
+    CPU_FOLD,
     DRAIN,
     FOLD,
     ISOLATED,
     LRU_ADD,
     MOVE_BLOCK,
+    PAGESET,
     PCP_FREE,
     PREPARE,
+    ROTATE,
+    STAT_THRESHOLDS,
     THRESHOLDS,
+    WALK,
     WMARKS,
     Placement,
 )
@@ -67,6 +73,11 @@ class Progress(NamedTuple):
     bulk_zone: npt.NDArray[np.int64]
     bulk_gfp: npt.NDArray[np.int64]
     bulk_done: npt.NDArray[np.int64]
+    walk_zone: npt.NDArray[np.int64]
+
+
+# One copy of each that is not inlined, for the rare paths: every inlined copy costs seconds of compile time.
+alloc_pages_cold, free_one_page_cold, free_pcppages_bulk_cold, get_page_from_freelist_cold, get_page_from_zones_cold = slow(alloc_pages), slow(free_one_page), slow(free_pcppages_bulk), slow(get_page_from_freelist), slow(get_page_from_zones)
 
 
 @inner
@@ -99,7 +110,10 @@ def replay_alloc(b: Any, r: Any, op: Any) -> None:
     gfp = int(op["gfp"])
     expected = int(op["pfn"])
     contended = int(op["contended"]) != 0
-    pfn = alloc_pages(b, cpu, order, gfp, contended)
+    if int(op["arg"]) >= 0:
+        pfn = get_page_from_zones(b, int(r.walk_zone[int(op["arg"])]), cpu, order, gfp, highest_zone(b, gfp), int(op["arg2"]), contended)
+    else:
+        pfn = alloc_pages_cold(b, cpu, order, gfp, contended)
     count(r, C_ALLOCS, 1)
     if pfn != expected:
         replay_alloc_differs(b, r, op, pfn)
@@ -115,7 +129,7 @@ def replay_alloc_differs(b: Any, r: Any, op: Any, pfn: int) -> None:
     gfp = int(op["gfp"])
     expected = int(op["pfn"])
     if pfn < 0:  # the kernel's task may ignore watermarks (PF_MEMALLOC, an OOM victim): that is not in the event
-        pfn = get_page_from_freelist(b, cpu, order, gfp, highest_zone(b, gfp), ALLOC_NO_WATERMARKS, int(op["contended"]) != 0)
+        pfn = get_page_from_freelist_cold(b, cpu, order, gfp, highest_zone(b, gfp), ALLOC_NO_WATERMARKS, int(op["contended"]) != 0)
         count(r, C_RESERVE, 1)
     if pfn == expected:
         count(r, C_EQUAL, 1)
@@ -167,7 +181,11 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
         bulk_step(b, r, op, False)
     elif kind == ALLOC_FAILED:
         count(r, C_FAILED, 1)
-        page = alloc_pages(b, cpu, order, int(op["gfp"]), False)
+        page = -1
+        if int(op["arg"]) < 0:
+            page = alloc_pages_cold(b, cpu, order, int(op["gfp"]), False)
+        elif int(r.walk_zone[int(op["arg"])]) >= 0:
+            page = get_page_from_zones_cold(b, int(r.walk_zone[int(op["arg"])]), cpu, order, int(op["gfp"]), highest_zone(b, int(op["gfp"])), int(op["arg2"]), False)
         if page < 0:
             count(r, C_FAILED_EQUAL, 1)
         else:
@@ -177,7 +195,7 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
         z = int(op["migratetype"])
         target = int(op["arg"])
         pcp = b.pcp[z * int(b.config[0]["nr_cpus"]) + target]
-        free_pcppages_bulk(b, z, target, cpu, int(pcp["batch"]) << int(b.config[0]["pcp_batch_scale_max"]), 0)
+        free_pcppages_bulk_cold(b, z, target, cpu, int(pcp["batch"]) << int(b.config[0]["pcp_batch_scale_max"]), 0)
         count(r, C_DRAINS, 1)
     elif kind == ISOLATED:
         count(r, C_ISOLATED, 1)
@@ -199,6 +217,19 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
             count(r, C_HIGHATOMIC, 1)
     elif kind == FOLD:
         refresh_cpu_vm_stats(b, cpu)
+    elif kind == CPU_FOLD:
+        refresh_cpu_vm_stats(b, int(op["arg"]))
+    elif kind == ROTATE:
+        if not rotate_to_front(b.page, free_list(b, int(op["arg"]), order, int(op["migratetype"])), pfn):
+            differ(r, op, -1)
+    elif kind == PAGESET:
+        for c in range(int(b.config[0]["nr_cpus"])):
+            pcp = b.pcp[int(op["migratetype"]) * int(b.config[0]["nr_cpus"]) + c]
+            pcp["high"] = int(op["arg2"])
+            pcp["batch"] = int(op["gfp"])
+    elif kind == STAT_THRESHOLDS:
+        b.config[0]["online_cpus"] = int(op["arg"])
+        refresh_zone_stat_thresholds(b)
     elif kind == WMARKS:
         b.config[0]["min_free_kbytes"] = int(op["arg"])
         b.config[0]["watermark_scale_factor"] = int(op["arg2"])
@@ -218,6 +249,15 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
                 zone["boost_at_balance"] = 0
     elif kind == THRESHOLDS:
         set_pgdat_percpu_threshold(b, int(op["arg"]) != 0)
+
+
+@inner
+def replay_walk(b: Any, r: Any, op: Any) -> None:
+    """The zones are tested now; the page is taken later, when other CPUs may have changed the counters."""
+    gfp = int(op["gfp"])
+    top = highest_zone(b, gfp)
+    if top >= 0:
+        r.walk_zone[int(op["arg"])] = next_zone(b, preferred_zone(b, top), int(op["order"]), gfp, top, int(op["arg2"]))
 
 
 @inner
@@ -253,7 +293,7 @@ def replay_pcp_free(b: Any, r: Any, op: Any) -> None:
     zone = b.zone[z]
     zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
     if order > 3 and order != 9:  # only without probes: such orders have no per-CPU list
-        free_one_page(b, pfn, z, int(op["cpu"]), order, int(entry["migratetype"]), False)
+        free_one_page_cold(b, pfn, z, int(op["cpu"]), order, int(entry["migratetype"]), False)
     else:
         free_unref_page_commit(b, z, int(op["cpu"]), pfn, order)
 
@@ -273,7 +313,7 @@ def replay_buddy_free(b: Any, r: Any, op: Any) -> None:
         extract(b, int(op["cpu"]), pfn, order)
     zone = b.zone[z]
     zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
-    free_one_page(b, pfn, z, int(op["cpu"]), order, int(op["migratetype"]), int(op["arg"]) & 2 != 0)
+    free_one_page_cold(b, pfn, z, int(op["cpu"]), order, int(op["migratetype"]), int(op["arg"]) & 2 != 0)
 
 
 @inner
@@ -302,6 +342,8 @@ def replay_ops(b: Pgdat, r: Progress, ops: npt.NDArray[np.void]) -> None:
             replay_pcp_free(b, r, op)
         elif kind == LRU_ADD:
             replay_lru_add(b, op)
+        elif kind == WALK:
+            replay_walk(b, r, op)
         elif kind == BUDDY_FREE:
             replay_buddy_free(b, r, op)
         elif kind:
@@ -327,7 +369,7 @@ def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = la
     :param progress: called with the number of operations done after each chunk.
     """
     bulks = max(placement.bulks, 1)
-    r = Progress(np.zeros(len(COUNTERS), np.int64), np.zeros(KEPT, DIFFERENCE), np.full(bulks, -1, np.int64), np.zeros(bulks, np.int64), np.zeros(bulks, np.int64))
+    r = Progress(np.zeros(len(COUNTERS), np.int64), np.zeros(KEPT, DIFFERENCE), np.full(bulks, -1, np.int64), np.zeros(bulks, np.int64), np.zeros(bulks, np.int64), np.full(max(placement.contexts, 1), -1, np.int64))
     for start in range(0, len(placement.ops), CHUNK):
         replay_ops(state, r, placement.ops[start : start + CHUNK])
         progress(min(start + CHUNK, len(placement.ops)))

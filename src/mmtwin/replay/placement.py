@@ -25,7 +25,7 @@ from mmtwin._jit import kernel
 from mmtwin.mm.tables import NR_ORDERS
 from mmtwin.recording.model import KIND, Snapshot
 
-(NOP, ALLOC, ALLOC_FAILED, PREPARE, PCP_FREE, BUDDY_FREE, BULK_BEGIN, BULK_LOCKED, BULK_END, DRAIN, ISOLATED, MOVE_BLOCK, FOLD, WMARKS, BALANCE, BALANCE_END, THRESHOLDS, LRU_ADD) = range(18)
+(NOP, ALLOC, ALLOC_FAILED, PREPARE, PCP_FREE, BUDDY_FREE, BULK_BEGIN, BULK_LOCKED, BULK_END, DRAIN, ISOLATED, MOVE_BLOCK, FOLD, WMARKS, BALANCE, BALANCE_END, THRESHOLDS, LRU_ADD, ROTATE, PAGESET, STAT_THRESHOLDS, CPU_FOLD, WALK) = range(23)
 
 OP = np.dtype(
     [
@@ -35,12 +35,12 @@ OP = np.dtype(
         ("gfp", "i8"),
         ("arg", "i8"),
         ("arg2", "i8"),
-        ("op", "u1"),
-        ("cpu", "u1"),
+        ("op", "i1"),
+        ("cpu", "i2"),
         ("order", "i1"),
         ("migratetype", "i1"),
-        ("contended", "u1"),  # the per-CPU lock was taken, so the request went straight to the buddy lists
-        ("placed", "u1"),  # 1: by an event inside the lock; 0: there was none, the printed place stands
+        ("contended", "i1"),  # the per-CPU lock was taken, so the request went straight to the buddy lists
+        ("placed", "i1"),  # 1: by an event inside the lock; 0: there was none, the printed place stands
     ],
     align=True,
 )
@@ -53,6 +53,7 @@ CONTEXT = np.dtype(
         ("free", "i8"),  # the operation a following drain belongs to
         ("drain", "i8"), ("drain_left", "i8"), ("drain_zone", "i8"), ("drain_cpu", "i8"),
         ("isolate", "i8"), ("highest", "i8"),
+        ("walk", "i8"), ("walk_flags", "i8"),  # the zones have been tested, with these flags
     ]
 )  # fmt: skip
 """What is going on in one context (a task, or an interrupt level of a CPU)."""
@@ -61,7 +62,8 @@ K_ALLOC, K_FREE, K_BATCHED, K_LOCKED, K_DRAIN, K_EXTFRAG = (KIND[k] for k in ("m
 K_LRU, K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE = (KIND[k] for k in ("mm_lru_insertion", "pcp_alloc", "pcp_free", "buddy_free"))
 K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE = (KIND[k] for k in ("bulk", "bulk_end", "bulk_ret", "drain_zone"))
 K_ISOLATE, K_ISOLATE_RET, K_MOVE, K_FOLD, K_WMARKS = (KIND[k] for k in ("isolate", "isolate_ret", "move_block", "fold", "wmarks"))
-K_BALANCE, K_BALANCE_RET, K_THRESHOLDS = (KIND[k] for k in ("balance", "balance_ret", "thresholds"))
+K_BALANCE, K_BALANCE_RET, K_THRESHOLDS, K_ROTATE = (KIND[k] for k in ("balance", "balance_ret", "thresholds", "rotate"))
+K_PAGESET, K_STAT_THRESHOLDS, K_CPU_FOLD, K_WALK = (KIND[k] for k in ("pageset", "stat_thresholds", "cpu_fold", "walk"))
 
 
 class Events(NamedTuple):
@@ -83,12 +85,14 @@ class Placement(NamedTuple):
     """The operations in their true order, and what it took to find it.
 
     :param bulks: number of bulk requests (they share state across several operations).
+    :param contexts: number of contexts (what a walk over the zones found waits there for the allocation).
     :param late: allocations that were printed after something that really came later.
     :param unplaced: allocations without any event inside a lock.
     """
 
     ops: npt.NDArray[np.void]
     bulks: int
+    contexts: int
     late: int
     unplaced: int
 
@@ -111,6 +115,9 @@ def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void],
             op["gfp"] = e.gfp[i]
             op["order"] = e.order[i]
             op["migratetype"] = e.migratetype[i]
+            op["arg"] = e.context[i] if int(c["walk"]) else -1
+            op["arg2"] = int(c["walk_flags"])
+            c["walk"] = 0
             op["contended"] = 0
             op["placed"] = 0
             if int(c["bulk"]) >= 0:  # a bulk request that fell back to a single page: the sections it went through were this one's
@@ -154,6 +161,19 @@ def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void],
             elif int(c["group"]) < 0:
                 c["group"] = i
                 c["group_cpu"] = cpu
+        elif kind == K_WALK:
+            op = ops[n]
+            op["op"] = WALK
+            op["event"] = i
+            op["at"] = i
+            op["cpu"] = cpu
+            op["gfp"] = e.gfp[i]
+            op["order"] = e.order[i]
+            op["arg"] = e.context[i]
+            op["arg2"] = e.arg[i]
+            c["walk"] = 1
+            c["walk_flags"] = e.arg[i]
+            n += 1
         elif kind == K_PCP_ALLOC:
             c["mark"] = int(c["group"]) if int(c["group"]) >= 0 else i
             c["mark_cpu"] = cpu
@@ -255,22 +275,23 @@ def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void],
             if int(c["isolate"]) >= 0 and e.arg[i] == 0:
                 ops[int(c["isolate"])]["op"] = NOP
             c["isolate"] = -1
-        elif kind == K_MOVE or kind == K_FOLD or kind == K_WMARKS or kind == K_BALANCE or kind == K_BALANCE_RET or kind == K_THRESHOLDS or kind == K_LRU:
+        else:
             op = ops[n]
             op["event"] = i
             op["at"] = i
             op["cpu"] = cpu
             op["pfn"] = e.pfn[i]
+            op["order"] = e.order[i]
             op["migratetype"] = e.migratetype[i]
             op["arg"] = e.arg[i]
+            op["gfp"] = e.bytes_alloc[i]
+            op["arg2"] = e.bytes_req[i]
             if kind == K_MOVE:
                 op["op"] = MOVE_BLOCK
             elif kind == K_FOLD:
                 op["op"] = FOLD
             elif kind == K_WMARKS:
                 op["op"] = WMARKS
-                op["arg2"] = e.bytes_req[i]
-                op["gfp"] = e.bytes_alloc[i]
             elif kind == K_BALANCE:
                 op["op"] = BALANCE
                 c["highest"] = e.arg[i]
@@ -279,8 +300,18 @@ def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void],
                 op["arg"] = int(c["highest"])
             elif kind == K_THRESHOLDS:
                 op["op"] = THRESHOLDS
-            else:
+            elif kind == K_LRU:
                 op["op"] = LRU_ADD
+            elif kind == K_ROTATE:
+                op["op"] = ROTATE
+            elif kind == K_PAGESET:
+                op["op"] = PAGESET
+            elif kind == K_STAT_THRESHOLDS:
+                op["op"] = STAT_THRESHOLDS
+            elif kind == K_CPU_FOLD:
+                op["op"] = CPU_FOLD
+            else:
+                n -= 1
             n += 1
     return n, bulks
 
@@ -304,11 +335,9 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
     column = {c: np.ascontiguousarray(events[c].cast(pl.Int64).to_numpy()) for c in ("cpu", "pfn", "order", "migratetype", "gfp", "arg", "bytes_req", "bytes_alloc")}
     e = Events(kind=np.ascontiguousarray(kind), context=contexts, **column)
     e = Events(*(np.require(a, np.int64, ["C", "W"]) for a in e))
-    state = np.full(count, -1, dtype=np.int64)
     context_table = np.zeros(max(count, 1), dtype=CONTEXT)
     for name in ("group", "mark", "bulk", "bulk_end", "free", "drain", "isolate"):
         context_table[name] = -1
-    del state
     probed = bool(np.any(kind == K_PCP_FREE))
     batched = np.zeros(len(kind), dtype=np.uint8) if probed else _batched(e)
     chunk = np.full(8, 1 << 30, dtype=np.int64)
@@ -324,7 +353,7 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
     printed = ops["event"][requests]
     later = np.minimum.accumulate(printed[::-1])[::-1]
     late = int(np.count_nonzero((printed > later) & (ops["op"][requests] == ALLOC)))
-    return Placement(ops, bulks, late, int(np.count_nonzero((ops["op"] == ALLOC) & (ops["placed"] == 0))))
+    return Placement(ops, bulks, count, late, int(np.count_nonzero((ops["op"] == ALLOC) & (ops["placed"] == 0))))
 
 
 def _batched(e: Events) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,8 @@ from mmtwin.mm.pcp import order_to_pindex, pcp_allowed_order, pcp_list
 from mmtwin.mm.tables import MAX_ORDER, NR_PCP_LISTS, PG_BUDDY, PG_PCP
 from mmtwin.mm.vmstat import mod_zone_free_pages
 
+free_one_page_cold = slow(free_one_page)
+
 
 @slow
 def covered(b: Any, pfn: int, lists: int) -> int:
@@ -44,7 +46,7 @@ def put_back(b: Any, cpu: int, pfn: int, order: int) -> None:
         b.page[pfn]["order"] = order
         b.pcp[row]["count"] = int(b.pcp[row]["count"]) + (1 << order)
     else:
-        free_one_page(b, pfn, z, cpu, order, get_pageblock_migratetype(b, pfn), False)
+        free_one_page_cold(b, pfn, z, cpu, order, get_pageblock_migratetype(b, pfn), False)
 
 
 @slow

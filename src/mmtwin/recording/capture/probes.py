@@ -7,6 +7,7 @@ that protects what is about to change (or, for an unlock, has just changed); `re
 =============== ============================================ ================================================================
 probe           where                                        what it says
 =============== ============================================ ================================================================
+walk            get_page_from_freelist                       the zones are about to be tested, with these allocation flags
 pcp_alloc       get_page_from_freelist, its pcp unlock       a page was taken from this CPU's list (rmqueue_pcplist is inlined)
 pcp_free        free_unref_page_commit                       a page is being put on this CPU's list
 buddy_free      calls of __free_one_page but for the drain's a block goes straight to the buddy lists (the function itself is
@@ -19,6 +20,10 @@ fold            refresh_cpu_vm_stats                         a CPU's counter dif
 wmarks          setup_per_zone_wmarks                        watermarks are set anew
 balance         balance_pgdat and its return                 kswapd runs: ZONE_RECLAIM_ACTIVE, watermark boost
 thresholds      set_pgdat_percpu_threshold                   kswapd changes the size of the counter differences
+rotate          compaction's unlocks of zone->lock           compaction has turned a free list so that it begins elsewhere
+pageset         __zone_set_pageset_high_and_batch            a zone's per-CPU lists get another size (sysctl, a CPU comes or goes)
+stat_thresholds refresh_zone_stat_thresholds                 thresholds for another number of CPUs
+cpu_fold        cpu_vm_stats_fold                            a CPU that goes leaves its counter differences
 =============== ============================================ ================================================================
 
 Every probe is a breakpoint on an instruction (never ftrace at a function's first bytes, never a return trampoline, never optimised into a jump):
@@ -31,6 +36,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from elftools.elf.elffile import ELFFile
@@ -116,7 +122,16 @@ class Symbols:
         return self._text[bounds[0] - self._start : bounds[1] - self._start]
 
 
-def probes(symbols: Symbols) -> list[Probe]:
+class ZoneLayout(NamedTuple):
+    """Byte offsets in ``struct zone`` that a probe's arguments need (`snapshot.zone_layout` reads them from the DWARF)."""
+
+    lock: int
+    free_area: int
+    free_area_size: int
+    list_head_size: int = 16
+
+
+def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
     """The probes of Linux 6.1 on x86-64 for this very build of the kernel.
 
     :raises CaptureError: when a function that must be probed is not there: then the order of events could not be known.
@@ -143,6 +158,7 @@ def probes(symbols: Symbols) -> list[Probe]:
     unlocks = list(symbols.jumps("get_page_from_freelist", "_raw_spin_unlock"))
     if len(unlocks) != 1:
         raise CaptureError(f"get_page_from_freelist unlocks {len(unlocks)} per-CPU lists in this kernel, 1 was expected; mmtwin records Linux 6.1 x86-64 kernels of Debian")
+    enter("walk", "get_page_from_freelist", "gfp=%di:x32 order=%si:s32 alloc_flags=%dx:x32")
     add("pcp_alloc", "get_page_from_freelist", unlocks[0])
     commits = list(symbols.callers("free_unref_page_commit"))
     buddy_frees = [c for c in symbols.callers("__free_one_page") if not c[0].startswith("free_pcppages_bulk")]
@@ -163,6 +179,12 @@ def probes(symbols: Symbols) -> list[Probe]:
     enter("balance", "balance_pgdat", "order=%si:s32 highest=%dx:s32")
     leave("balance_ret", "balance_pgdat")
     enter("thresholds", "set_pgdat_percpu_threshold", "calculate=%si:x64", needed=False)
+    heads = [layout.free_area - layout.lock + order * layout.free_area_size + layout.list_head_size for order in range(11)]  # free_list[MIGRATE_MOVABLE].next
+    turned = ((f, o) for f in ("compaction_alloc", "compact_zone") for o in symbols.jumps(f, "_raw_spin_unlock_irqrestore"))
+    at_calls("rotate", turned, "lock=%di:x64 " + " ".join(f"h{order}={at:+d}(%di):x64" for order, at in enumerate(heads)))
+    enter("pageset", "__zone_set_pageset_high_and_batch", "zone=%di:x64 high=%si:u64 batch=%dx:u64", needed=False)
+    enter("stat_thresholds", "refresh_zone_stat_thresholds", "online=@__num_online_cpus:s32")
+    enter("cpu_fold", "cpu_vm_stats_fold", "cpu=%di:s32", needed=False)
     return found
 
 

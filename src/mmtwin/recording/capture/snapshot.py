@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mmtwin.errors import CaptureError
+from mmtwin.recording.capture.probes import ZoneLayout
 from mmtwin.recording.model import Snapshot
 
 try:
@@ -27,6 +28,20 @@ CONFIG = (
 """Configuration options that change what the allocators do; the recording keeps their values."""
 LRU, MAPPED_MOVABLE = 1, 2
 """Bits of `Snapshot.pages`: PG_lru of the page or of its compound head; ``__PageMovable``."""
+
+
+def zone_layout(vmlinux: Path) -> ZoneLayout:
+    """Offsets in this kernel's ``struct zone``.
+
+    :raises CaptureError: the file has no DWARF.
+    """
+    prog = drgn.Program()
+    try:
+        prog.extra_module("vmlinux", 0, create=True).try_file(str(vmlinux), force=True)
+        zone, area = prog.type("struct zone"), prog.type("struct free_area")
+    except Exception as error:
+        raise CaptureError(f"{vmlinux}: no debug information for struct zone ({str(error).splitlines()[0]}); take the vmlinux of linux-image-*-dbg") from None
+    return ZoneLayout(int(drgn.offsetof(zone, "lock")), int(drgn.offsetof(zone, "free_area")), int(area.size))
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,7 @@ class Dump:
         scalars |= {f"lowmem_reserve_ratio_{i}": int(r) for i, r in enumerate(prog["sysctl_lowmem_reserve_ratio"])}
         scalars |= {"hugepage_flags": int(prog["transparent_hugepage_flags"]), "user_min_free_kbytes": int(prog["user_min_free_kbytes"])}
         scalars |= {"pressure_threshold_function": prog.symbol("calculate_pressure_threshold").address, "vmemmap_base": pages.base, "page_size_bytes": pages.size, "page_offset_base": self.page_offset}
+        scalars |= {"zone_lock_offset": int(drgn.offsetof(prog.type("struct zone"), "lock"))}
         return Snapshot(
             zones=pl.DataFrame(zones),
             free=pl.DataFrame(free, schema={"zone": pl.Int8, "order": pl.Int8, "migratetype": pl.Int8, "position": pl.Int32, "pfn": pl.Int64}, orient="row"),

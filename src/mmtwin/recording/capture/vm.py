@@ -257,7 +257,7 @@ def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) ->
     """
     check_host(guest)
     progress("reading symbols")
-    wanted = probes(Symbols(guest.kernel / "vmlinux"))
+    wanted = probes(Symbols(guest.kernel / "vmlinux"), dump.zone_layout(guest.kernel / "vmlinux"))
     with tempfile.TemporaryDirectory(prefix="mmtwin-") as scratch:
         return _record(guest, wanted, Path(scratch), progress)
 

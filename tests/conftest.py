@@ -1,0 +1,86 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmtwin.machine import Machine, boot, derive_constants
+from mmtwin.mm.tables import Pgdat, new_pgdat
+from mmtwin.profiles import get
+from mmtwin.recording.model import Recording
+
+RECORDINGS = Path(os.environ.get("MMTWIN_TEST_RECORDINGS") or Path(__file__).parent / "recordings")
+
+
+@pytest.fixture(scope="session")
+def recordings() -> dict[str, Recording]:
+    """The real recordings by name; skips only where the directory has none."""
+    from mmtwin.recording import store
+
+    paths = sorted(RECORDINGS.glob("*.mmrec"))
+    if not paths:
+        pytest.skip(f"no recordings in {RECORDINGS}; oracle/ makes them")
+    found = {path.stem: store.load(path) for path in paths}
+    assert any(recording.before is not None and recording.after is not None for recording in found.values())
+    return found
+
+
+@pytest.fixture(scope="session")
+def real(recordings: dict[str, Recording]) -> dict[str, Recording]:
+    """Those recordings of real machines that have both snapshots."""
+    found = {name: r for name, r in recordings.items() if r.before is not None and r.after is not None and r.provenance.how == "vm"}
+    assert found
+    return found
+
+
+@pytest.fixture
+def bare() -> Callable[..., Machine]:
+    """Makes a machine without a kernel image: ``bare("64MiB", cpus=2)``."""
+
+    def make(ram: str = "64MiB", cpus: int = 1) -> Machine:
+        return boot(ram=ram, cpus=cpus, reserved=())
+
+    return make
+
+
+@pytest.fixture
+def zones() -> Callable[..., Pgdat]:
+    """Makes tables whose zones have these managed pages and the constants derived from them; no memory is free."""
+
+    def make(*managed: int, cpus: int = 1, thp: bool = False) -> Pgdat:
+        state = new_pgdat(1 << 12, cpus)
+        for z, pages in enumerate(managed):
+            state.zone[z]["present_pages"] = state.zone[z]["managed_pages"] = pages
+        kernel = get("linux-6.1")
+        state.config["watermark_boost_factor"], state.config["watermark_scale_factor"] = kernel.watermark_boost_factor, kernel.watermark_scale_factor
+        state.config["pcp_batch_scale_max"], state.config["thp"] = kernel.pcp_batch_scale_max, True
+        derive_constants(state, kernel, thp)
+        return state
+
+    return make
+
+
+def pages_on(state: Pgdat, head: int) -> list[int]:
+    """The rows on a list, from the head on."""
+    found, at = [], int(state.page[head]["next"])
+    while at != head:
+        found.append(at)
+        at = int(state.page[at]["next"])
+        assert len(found) <= len(state.page)
+    return found
+
+
+@pytest.fixture
+def walk() -> Callable[[Pgdat, int], list[int]]:
+    """`pages_on`."""
+    return pages_on
+
+
+def same_tables(a: Pgdat, b: Pgdat) -> bool:
+    """Whether two states are equal to the last byte."""
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
