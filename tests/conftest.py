@@ -6,9 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-
 from mmtwin.machine import Machine, boot, derive_constants
 from mmtwin.mm.tables import Pgdat, new_pgdat
 from mmtwin.profiles import get
@@ -79,8 +77,3 @@ def pages_on(state: Pgdat, head: int) -> list[int]:
 def walk() -> Callable[[Pgdat, int], list[int]]:
     """`pages_on`."""
     return pages_on
-
-
-def same_tables(a: Pgdat, b: Pgdat) -> bool:
-    """Whether two states are equal to the last byte."""
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))

@@ -8,14 +8,25 @@ import sys
 import time
 from pathlib import Path
 
+import mmtwin
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
-import mmtwin
-from mmtwin import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_NOWAIT, AllocationFailure, BadFree, DoubleFree, InvariantError, MmtwinError, ProfileError, RequestError
+from mmtwin import (
+    GFP_ATOMIC,
+    GFP_HIGHUSER_MOVABLE,
+    GFP_KERNEL,
+    GFP_NOWAIT,
+    AllocationFailure,
+    BadFree,
+    DoubleFree,
+    InvariantError,
+    MmtwinError,
+    ProfileError,
+    RequestError,
+)
 from mmtwin.machine import FRAMES_OF, Machine, boot
 from mmtwin.mm.validate import free_blocks
 from mmtwin.profiles import get
@@ -214,7 +225,7 @@ def test_double_free() -> None:
     with pytest.raises(DoubleFree, match="inside the block at"):
         machine.free_pages(block + 1, 0)
     pages = machine.alloc_pages_bulk(4, GFP_KERNEL)
-    with pytest.raises(DoubleFree, match="earlier in the same list|per-CPU list"):
+    with pytest.raises(DoubleFree, match=r"earlier in the same list|per-CPU list"):
         machine.free_pages_list([pages[0], pages[1], pages[0]])
     machine.validate()
 

@@ -7,10 +7,32 @@ from collections.abc import Callable
 
 from mmtwin.gfp import GFP_KERNEL
 from mmtwin.machine import Machine, boot
+from mmtwin.procfs import populated_zones
 from mmtwin.recording.load import from_snapshot
 from mmtwin.recording.model import Recording
 
-FIXED = ("boost", "min", "low", "high", "spanned", "present", "managed", "cma", "protection:", "high:", "batch:", "vm", "start_pfn:", "node_unreclaimable:", "pagesets", "cpu:", "Node", "per-node")
+FIXED = (
+    "boost",
+    "min",
+    "low",
+    "high",
+    "spanned",
+    "present",
+    "managed",
+    "cma",
+    "protection:",
+    "high:",
+    "batch:",
+    "vm",
+    "start_pfn:",
+    "node_unreclaimable:",
+    "pagesets",
+    "cpu:",
+    "Node",
+    "per-node",
+)
+
+BOOSTED = ("boost", "min", "low", "high")
 
 
 def after(recording: Recording) -> tuple[Machine, dict[str, str]]:
@@ -46,17 +68,20 @@ def test_pagetypeinfo(real: dict[str, Recording]) -> None:
         machine, texts = after(recording)
         ours, theirs = machine.pagetypeinfo(), texts["pagetypeinfo"]
         assert shape(ours) == shape(theirs), name
-        split = ours.index("Number of blocks")
-        assert ours[split:] == theirs[theirs.index("Number of blocks") :] or machine.state.zone["watermark_boost"].any(), name
+        count = len(populated_zones(machine.state))
+        # the dump and the text are a moment apart: a pageblock may have changed its type, none may have appeared
+        for a, b in zip(numbers(ours)[-count:], numbers(theirs)[-count:], strict=True):
+            assert sum(a) == sum(b) and sum(abs(x - y) for x, y in zip(a, b, strict=True)) <= 16, name
 
 
 def test_zoneinfo(real: dict[str, Recording]) -> None:
     for name, recording in real.items():
         machine, texts = after(recording)
         ours, theirs = machine.zoneinfo().splitlines(), texts["zoneinfo"].splitlines()
+        boosted = any(line.split()[0] == "boost" and line.split()[1] != "0" for line in ours + theirs)
         assert [line.split()[0] for line in ours] == [line.split()[0] for line in theirs], name
         for a, b in zip(ours, theirs, strict=True):
-            if a.split()[0] in FIXED:
+            if a.split()[0] in FIXED and not (boosted and a.split()[0] in BOOSTED):
                 assert a == b, name
             else:
                 assert re.sub(r"\d+$", "", a) == re.sub(r"\d+$", "", b), name

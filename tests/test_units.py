@@ -5,13 +5,22 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from mmtwin.units import PAGE_SIZE, format_size, get_order, parse_size
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("256MiB", 256 << 20), ("256M", 256 << 20), ("4G", 4 << 30), ("1TiB", 1 << 40), ("65536", 65536), (" 64 KB ", 65536), ("1.5g", 3 << 29), (4096, 4096), ("7B", 7)],
+    [
+        ("256MiB", 256 << 20),
+        ("256M", 256 << 20),
+        ("4G", 4 << 30),
+        ("1TiB", 1 << 40),
+        ("65536", 65536),
+        (" 64 KB ", 65536),
+        ("1.5g", 3 << 29),
+        (4096, 4096),
+        ("7B", 7),
+    ],
 )
 def test_parse_size(text: str | int, size: int) -> None:
     assert parse_size(text) == size

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-
 from mmtwin.errors import InvariantError
 from mmtwin.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, HIGHATOMIC
 from mmtwin.machine import Machine
@@ -20,7 +19,7 @@ from mmtwin.recording.state import free_lists, pcp_pages, restore
 @pytest.fixture
 def state(bare: Callable[..., Machine]) -> Pgdat:
     """A machine with something on every kind of list."""
-    machine = bare("64MiB", cpus=2)
+    machine = bare("128MiB", cpus=2)
     machine.free_pages(machine.alloc_pages(9, GFP_HIGHUSER_MOVABLE), 9)
     for cpu in range(2):
         for order in (0, 1, 3):
@@ -218,6 +217,9 @@ def test_real_states_are_valid(real: dict[str, Recording]) -> None:
             validate(restored)
             assert time.perf_counter() - began < 1
             blocks, on_cpus = free_blocks(restored), pcp_blocks(restored)
-            assert list(zip(*(column.tolist() for column in blocks), strict=True)) == free_lists(restored).select("zone", "order", "migratetype", "position", "pfn").rows()
+            assert (
+                list(zip(*(column.tolist() for column in blocks), strict=True))
+                == free_lists(restored).select("zone", "order", "migratetype", "position", "pfn").rows()
+            )
             expected = pcp_pages(restored).select("zone", "cpu", "list", "position", "pfn").rows()
             assert list(zip(*(column.tolist() for column in on_cpus[:5]), strict=True)) == expected

@@ -6,9 +6,15 @@ from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from mmtwin.mm.tables import Pgdat, new_pgdat
-from mmtwin.mm.vmstat import calculate_pressure_threshold, fls, mod_zone_free_pages, refresh_cpu_vm_stats, refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
+from mmtwin.mm.vmstat import (
+    calculate_pressure_threshold,
+    fls,
+    mod_zone_free_pages,
+    refresh_cpu_vm_stats,
+    refresh_zone_stat_thresholds,
+    set_pgdat_percpu_threshold,
+)
 
 
 def test_folded_when_above_the_threshold() -> None:

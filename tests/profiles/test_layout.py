@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from mmtwin.profiles import get, layout
-from mmtwin.profiles.layout import MemoryRange, boot_reserve, clip, count, first_deferred, hash_table_pages, join, qemu_pc_memory_map, ram_frames, sections, subtract, take_top, zone_spans
+from mmtwin.profiles.layout import (
+    MemoryRange,
+    boot_reserve,
+    clip,
+    count,
+    first_deferred,
+    hash_table_pages,
+    join,
+    qemu_pc_memory_map,
+    ram_frames,
+    sections,
+    subtract,
+    take_top,
+    zone_spans,
+)
 from mmtwin.recording.model import Recording
 
 KERNEL = get("linux-6.1")
@@ -26,7 +41,7 @@ def test_range_arithmetic(a: list[tuple[int, int]], b: list[tuple[int, int]]) ->
     assert frames_in(clip(join(a), 50, 100)) == frames_in(a) & set(range(50, 100))
     assert count(join(a)) == len(frames_in(a))
     joined = join(a)
-    assert all(x[1] < y[0] for x, y in zip(joined, joined[1:], strict=False))
+    assert all(x[1] < y[0] for x, y in pairwise(joined))
 
 
 @given(RANGES, st.integers(0, 400))
@@ -36,11 +51,18 @@ def test_take_top(a: list[tuple[int, int]], pages: int) -> None:
 
 @pytest.mark.parametrize(
     ("ram", "low", "high"),
-    [(256 * MIB, 256 * MIB, 0), (3 * GIB, 3 * GIB, 0), (0xE0000000 - 4096, 0xE0000000 - 4096, 0), (0xE0000000, 3 * GIB, GIB // 2), (4 * GIB, 3 * GIB, GIB), (1 << 40, 3 * GIB, (1 << 40) - 3 * GIB)],
+    [
+        (256 * MIB, 256 * MIB, 0),
+        (3 * GIB, 3 * GIB, 0),
+        (0xE0000000 - 4096, 0xE0000000 - 4096, 0),
+        (0xE0000000, 3 * GIB, GIB // 2),
+        (4 * GIB, 3 * GIB, GIB),
+        (1 << 40, 3 * GIB, (1 << 40) - 3 * GIB),
+    ],
 )
 def test_memory_map(ram: int, low: int, high: int) -> None:
     found = qemu_pc_memory_map(ram)
-    assert all(a.start + a.size <= b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.start + a.size <= b.start for a, b in pairwise(found))
     assert sum(r.size for r in found if r.start >= 4 * GIB and r.type == layout.RAM) == high
     assert max(r.start + r.size for r in found if r.start < low) == low
 
@@ -88,6 +110,8 @@ def test_real_memory_maps_zones_and_managed_pages(real: dict[str, Recording]) ->
         ram = ram_frames(found)
         spans = zone_spans(ram, KERNEL.zone_limits, len(KERNEL.zone_names))
         zones = snapshot.zones
-        assert [(s.start, s.end - s.start, s.present) for s in spans] == list(zip(zones["start_pfn"], zones["spanned_pages"], zones["present_pages"], strict=True)), name
+        assert [(s.start, s.end - s.start, s.present) for s in spans] == list(
+            zip(zones["start_pfn"], zones["spanned_pages"], zones["present_pages"], strict=True)
+        ), name
         free = subtract(ram, boot_reserve(KERNEL, ram, spans, recording.provenance.cpus).kept)
         assert [count(clip(free, s.start, s.end)) for s in spans] == zones["managed_pages"].to_list(), name

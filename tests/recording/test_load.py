@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 import mmtwin
+import pytest
 from mmtwin.errors import MmtwinError, ProfileError, RecordingError
 from mmtwin.gfp import GFP_KERNEL
 from mmtwin.recording import store
@@ -49,5 +48,5 @@ def test_unknown_kernel(real: dict[str, Recording]) -> None:
     from dataclasses import replace
 
     recording = next(iter(real.values()))
-    with pytest.raises(ProfileError, match="no profile for kernel release '5.4.0'"):
+    with pytest.raises(ProfileError, match=r"no profile for kernel release '5\.4\.0'"):
         machine(replace(recording, provenance=replace(recording.provenance, kernel_release="5.4.0")))

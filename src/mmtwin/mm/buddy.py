@@ -155,7 +155,7 @@ def boost_watermark(b: Any, z: int) -> bool:
     """Raises the zone's watermarks for a while, so that kswapd frees memory and the next fallback becomes less likely."""
     zone = b.zone[z]
     factor = int(b.config[0]["watermark_boost_factor"])
-    if factor == 0 or 4 * PAGEBLOCK_NR_PAGES > int(zone["managed_pages"]):
+    if factor == 0 or int(zone["managed_pages"]) < 4 * PAGEBLOCK_NR_PAGES:
         return False
     high = int(zone["wmark_high"])
     most = high // 10000 * factor + high % 10000 * factor // 10000

@@ -112,7 +112,7 @@ def get_page_from_zones(b: Any, z: int, cpu: int, order: int, gfp: int, highest_
     """The walk of `get_page_from_freelist` once zone `z` has been found fit (-1: none was)."""
     while True:
         while z >= 0:
-            pfn = rmqueue_zone(b, z, cpu, order, gfp_migratetype(gfp), alloc_flags, contended)
+            pfn = rmqueue_zone(b, z, cpu, order, request_migratetype(b, gfp), alloc_flags, contended)
             if pfn >= 0:
                 zone = b.zone[z]
                 zone["pgalloc"] = int(zone["pgalloc"]) + (1 << order)

@@ -196,7 +196,9 @@ def _check_zones(state: Pgdat) -> None:
             raise InvariantError(f"zone[{z}]: watermarks min {marks[0]}, low {marks[1]}, high {marks[2]}, promo {marks[3]} are not ascending")
         if int(zone["watermark_boost"]) < 0:
             raise InvariantError(f"zone[{z}]: watermark_boost is {zone['watermark_boost']}")
-    _first((state.pageblock < 0) | (state.pageblock >= MIGRATE_TYPES), lambda i: f"pageblock[{i}] has type {state.pageblock[i]}; expected 0 to {MIGRATE_TYPES - 1}")
+    _first(
+        (state.pageblock < 0) | (state.pageblock >= MIGRATE_TYPES), lambda i: f"pageblock[{i}] has type {state.pageblock[i]}; expected 0 to {MIGRATE_TYPES - 1}"
+    )
     _first(np.any(state.lowmem_reserve < 0, axis=1), lambda i: f"lowmem_reserve[{i}] has a negative entry")
 
 

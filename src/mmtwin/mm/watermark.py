@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from mmtwin._jit import inner, slow
-from mmtwin.gfp import ALLOC_HIGHATOMIC, ALLOC_MIN_RESERVE, ALLOC_NON_BLOCK, ALLOC_OOM, ALLOC_RESERVES, ALLOC_WMARK_LOW, ALLOC_WMARK_MASK, ALLOC_WMARK_MIN, HIGHATOMIC, MIGRATE_TYPES, PCPTYPES
+from mmtwin.gfp import (
+    ALLOC_HIGHATOMIC,
+    ALLOC_MIN_RESERVE,
+    ALLOC_NON_BLOCK,
+    ALLOC_OOM,
+    ALLOC_RESERVES,
+    ALLOC_WMARK_LOW,
+    ALLOC_WMARK_MASK,
+    ALLOC_WMARK_MIN,
+    HIGHATOMIC,
+    MIGRATE_TYPES,
+    PCPTYPES,
+)
 from mmtwin.mm.list import list_empty
 from mmtwin.mm.tables import NR_ORDERS
 

@@ -211,7 +211,7 @@ class Console:
                 idle()
                 continue
             if line is None:
-                words = next((x for x in reversed(self.log) if "panic" in x.lower()), self.log[-1] if self.log else "none")
+                words = next((x for x in self.log if "Kernel panic" in x), self.log[-1] if self.log else "none")
                 raise CaptureError(f"the guest ended before {token}; its last words: {words}")
             if line.startswith("@@FILE "):
                 name, self._open = line[7:], []

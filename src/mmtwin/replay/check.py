@@ -1,0 +1,203 @@
+"""Replays a recording and compares: every allocation on the way, and at the end the whole state with the second dump."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mmtwin.errors import RecordingError
+from mmtwin.gfp import MIGRATETYPE_NAMES, gfp_names
+from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, Pgdat
+from mmtwin.recording.model import Recording, Snapshot
+from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_lists, pcp_pages, restore
+from mmtwin.replay.engine import Outcome, run
+from mmtwin.replay.placement import ALLOC, ALLOC_FAILED, ISOLATED, ROTATE, Placement, place
+
+SHOWN = 20
+"""Differences listed in a result."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the state: how many of its items are equal to the second dump's, and the first that are not."""
+
+    name: str
+    equal: int
+    total: int
+    first: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a replay found. The fields up to `events_per_second` are the command line's contract; more may be added, none removed.
+
+    :param events: rows of the recording.
+    :param page_allocs: allocations the kernel satisfied; the silent bulk pages are counted apart.
+    :param failed_allocs: allocations the kernel refused.
+    :param final_state_equal: every list in order, every pageblock and every counter equals the second dump; None if there is none.
+    :param inferred_events: sum of `inferred`.
+    :param inferred: what is not in the events as such, by kind; see docs/replay.md.
+    :param seconds: of the replay itself, without reading, placing and compiling.
+    """
+
+    cpus: int
+    events: int
+    page_allocs: int
+    page_allocs_equal: int
+    slab_allocs: int
+    slab_allocs_equal: int
+    vmap_allocs: int
+    vmap_allocs_equal: int
+    final_state_equal: bool | None
+    differences: list[dict[str, Any]]
+    inferred_events: int
+    seconds: float
+    events_per_second: float
+    failed_allocs: int
+    failed_allocs_equal: int
+    bulk_pages: int
+    frees: int
+    lost_events: int
+    missed_probes: int
+    inferred: dict[str, int]
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Whether the twin answered all requests as the kernel did and ended in the same state."""
+        return self.page_allocs_equal == self.page_allocs and self.failed_allocs_equal == self.failed_allocs and not self.differences and self.final_state_equal is not False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, for JSON."""
+        return {"schema": 1, "equal": self.equal, **asdict(self)}
+
+
+def replay(recording: Recording, *, check: bool = True, progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[Result, Pgdat]:
+    """Replays a recording from its first snapshot.
+
+    :param check: compare the final state with the second snapshot.
+    :param progress: called with the operations done and their total.
+    :returns: the result and the twin's state at the end.
+    :raises RecordingError: the recording has no snapshot to start from.
+    """
+    if recording.before is None:
+        raise RecordingError("the recording has no snapshots (it was imported from trace text), so there is no state to start from; make one with mmtwin record --vm")
+    scale = int(recording.provenance.kernel_config.get("PCP_BATCH_SCALE_MAX", 5))
+    placement = place(recording.events, recording.before, scale)
+    state = restore(recording.before, scale, recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y")
+    warm_up()
+    start = time.perf_counter()
+    outcome = run(state, placement, lambda done: progress(done, len(placement.ops)))
+    seconds = max(time.perf_counter() - start, 1e-9)
+    parts = list(compare(state, recording.after)) if check and recording.after is not None else []
+    return _result(recording, placement, outcome, parts, seconds), state
+
+
+def warm_up() -> None:
+    """Loads (the first time: compiles) the replay loop, so that it is not counted as time of a replay."""
+    from mmtwin.mm.tables import new_pgdat
+    from mmtwin.replay.placement import OP
+
+    run(new_pgdat(512, 1), Placement(np.zeros(1, dtype=OP), 0, 0, 0, 0))
+
+
+def _result(recording: Recording, placement: Placement, outcome: Outcome, parts: list[Part], seconds: float) -> Result:
+    c, ops = outcome.counters, placement.ops["op"]
+    inferred = {
+        "late_allocations": placement.late,
+        "unplaced_allocations": placement.unplaced,
+        "silent_bulk_pages": c["bulk_pages"],
+        "contended_lists": c["contended"],
+        "retyped_frees": c["retyped_frees"],
+        "isolated_blocks": int(np.count_nonzero(ops == ISOLATED)),
+        "turned_lists": int(np.count_nonzero(ops == ROTATE)),
+        "highatomic_moves": c["highatomic_moves"],
+        "reserves_learnt": c["reserve_learnt"],
+    }
+    return Result(
+        cpus=recording.provenance.cpus,
+        events=len(recording.events),
+        page_allocs=c["page_allocs"],
+        page_allocs_equal=c["page_allocs_equal"],
+        slab_allocs=0,
+        slab_allocs_equal=0,
+        vmap_allocs=0,
+        vmap_allocs_equal=0,
+        final_state_equal=all(p.equal == p.total for p in parts) if parts else None,
+        differences=[_describe(recording, d) for d in outcome.differences[:SHOWN]],
+        inferred_events=sum(inferred.values()),
+        seconds=round(seconds, 6),
+        events_per_second=round(len(recording.events) / seconds),
+        failed_allocs=c["failed_allocs"],
+        failed_allocs_equal=c["failed_allocs_equal"],
+        bulk_pages=c["bulk_pages"],
+        frees=c["frees"],
+        lost_events=recording.provenance.lost_events,
+        missed_probes=recording.provenance.missed_probes,
+        inferred=inferred,
+        parts=parts,
+    )
+
+
+def _describe(recording: Recording, difference: Any) -> dict[str, Any]:
+    """A difference as plain data, with what its event says."""
+    event = recording.events.row(int(difference["event"]), named=True)
+    what = {ALLOC: "allocation", ALLOC_FAILED: "failed allocation", ISOLATED: "isolated block", ROTATE: "turned list"}.get(int(difference["what"]), "free")
+    return {
+        "event": int(difference["event"]),
+        "what": what,
+        "expected": int(difference["expected"]),
+        "predicted": int(difference["predicted"]),
+        "order": int(difference["order"]),
+        "gfp": gfp_names(int(difference["gfp"])) if what.endswith("allocation") else "",
+        "cpu": int(event["cpu"]),
+        "pid": int(event["pid"]),
+        "time": int(event["time"]),
+    }
+
+
+def compare(state: Pgdat, after: Snapshot) -> Iterator[Part]:
+    """Compares a state with a snapshot, part by part."""
+    names = {int(i): str(n) for i, n in after.zones.filter(pl.col("present_pages") > 0).select("index", "name").iter_rows()}
+    cpus = sorted(after.pcp["cpu"].unique().to_list())
+    keys = [(z, o, m) for z in names for o in range(NR_ORDERS) for m in range(len(MIGRATETYPE_NAMES))]
+    yield _lists("free lists, in order", free_lists(state), after.free, ("zone", "order", "migratetype"), keys, lambda k: f"{names[k[0]]} order {k[1]} {MIGRATETYPE_NAMES[k[2]]}")
+    keys = [(z, c, i) for z in names for c in cpus for i in range(NR_PCP_LISTS)]
+    yield _lists("per-CPU lists, in order", pcp_pages(state), after.pcp_pages, ("zone", "cpu", "list"), keys, lambda k: f"{names[k[0]]} CPU {k[1]} list {k[2]}")
+    differ = np.flatnonzero(state.pageblock != after.pageblocks)
+    yield Part("pageblock types", len(state.pageblock) - len(differ), len(state.pageblock), f"pageblock {differ[0]}: {state.pageblock[differ[0]]}, the kernel's is {after.pageblocks[differ[0]]}" if len(differ) else "")
+    pairs = []
+    for row in after.zones.iter_rows(named=True):
+        zone = state.zone[row["index"]]
+        pairs += [(f"{row['name']} {c}", int(zone[c]), int(row[c])) for c in ZONE_COLUMNS] + [(f"{row['name']} flags", int(zone["flags"]), int(row["flags"]) & ZONE_FLAGS)]
+        pairs += [(f"{row['name']} lowmem_reserve[{j}]", int(state.lowmem_reserve[row["index"], j]), int(row[f"lowmem_reserve_{j}"])) for j in range(state.lowmem_reserve.shape[1])]
+    yield _values("zone counters and watermarks", pairs)
+    nr_cpus = int(state.config[0]["nr_cpus"])
+    rows = after.pcp.iter_rows(named=True)
+    yield _values("per-CPU counters", [(f"{names.get(r['zone'], r['zone'])} CPU {r['cpu']} {c}", int(state.pcp[r["zone"] * nr_cpus + r["cpu"]][c]), int(r[c])) for r in rows for c in PCP_COLUMNS])
+    yield _values("sysctls", [(k, int(state.config[0][k]), after.scalars[k]) for k in ("min_free_kbytes", "watermark_scale_factor", "percpu_pagelist_high_fraction", "totalreserve_pages")])
+
+
+def _lists(name: str, mine: pl.DataFrame, theirs: pl.DataFrame, by: tuple[str, ...], keys: list[tuple[int, ...]], label: Callable[[tuple[int, ...]], str]) -> Part:
+    a, b = (_grouped(t, by) for t in (mine, theirs))
+    differ = [k for k in keys if a.get(k, []) != b.get(k, [])]
+    first = f"{label(differ[0])}: {len(a.get(differ[0], []))} blocks, the kernel has {len(b.get(differ[0], []))}" if differ else ""
+    return Part(name, len(keys) - len(differ), len(keys), first)
+
+
+def _grouped(table: pl.DataFrame, by: tuple[str, ...]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+    rest = [c for c in table.columns if c not in by and c != "position"]
+    found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for row in table.sort(*by, "position").select(*by, *rest).iter_rows():
+        found.setdefault(row[: len(by)], []).append(row[len(by) :])
+    return found
+
+
+def _values(name: str, pairs: list[tuple[str, int, int]]) -> Part:
+    differ = [p for p in pairs if p[1] != p[2]]
+    return Part(name, len(pairs) - len(differ), len(pairs), f"{differ[0][0]}: {differ[0][1]}, the kernel's is {differ[0][2]}" if differ else "")
