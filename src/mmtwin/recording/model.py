@@ -52,6 +52,7 @@ class Provenance:
     """Where a recording comes from: enough to make it again.
 
     :param how: "vm" (mmtwin record --vm), "ftrace" (imported text) or "synthetic".
+    :param initrd_bytes: size of the initial RAM disk; its memory was not yet free when the kernel derived its watermarks.
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
     :param missed_probes: times a probe could not fire because another one was being handled; the order of those events is unknown.
     :param workload: text of the workload script.
@@ -62,6 +63,7 @@ class Provenance:
     kernel_config: Mapping[str, str] = field(default_factory=dict)
     cmdline: str = ""
     ram_bytes: int = 0
+    initrd_bytes: int = 0
     cpus: int = 1
     how: str = "vm"
     workload: str = ""

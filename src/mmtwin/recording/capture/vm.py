@@ -264,6 +264,7 @@ def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) ->
 
 def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable[[str], None]) -> Recording:
     image = _initramfs(guest, wanted, scratch / "root")
+    initrd_bytes = image.stat().st_size
     ram, qmp = scratch / "ram", scratch / "qmp"
     cmdline = f"console=ttyS0 panic=-1 nokaslr no_hash_pointers quiet {guest.cmdline}".strip()
     progress("booting")
@@ -324,6 +325,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
         kernel_config={k: v for k, v in re.findall(r"^CONFIG_(\w+)=(.*)$", (guest.kernel / "config").read_text(), re.M) if k in dump.CONFIG},
         cmdline=cmdline,
         ram_bytes=guest.memory,
+        initrd_bytes=initrd_bytes,
         cpus=guest.cpus,
         how="vm",
         workload=guest.workload.read_text(),

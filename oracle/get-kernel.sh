@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Fetches a Debian kernel, its modules and its debug symbols as packages and unpacks them; nothing is installed.
+#   get-kernel.sh DIR [RELEASE]
+# RELEASE is a version such as 6.1 (the newest cloud kernel of that series; the default) or a whole release such as 6.1.0-56-cloud-amd64.
+# Leaves DIR/vmlinuz, vmlinux (DWARF), config, modules/ and release. Needs a Debian with 6.1 in its package lists and about 1 GB of disk.
+set -euo pipefail
+dir=${1:?usage: get-kernel.sh DIR [RELEASE]} series=${2:-6.1}
+command -v apt-get > /dev/null || { echo "get-kernel.sh: apt-get is not here; the kernels are Debian packages" >&2; exit 1; }
+mkdir -p "$dir"
+cd "$dir"
+case $series in
+  *-amd64) release=$series ;;
+  *)
+    pattern="^linux-image-${series//./\\.}\\.[0-9].*-cloud-amd64-dbg$"
+    release=$(apt-cache search --names-only "$pattern" | awk '{print $1}' | sed 's/^linux-image-//; s/-dbg$//' | sort -V | tail -n 1)
+    [ -n "$release" ] || { echo "get-kernel.sh: no kernel $series in the package lists; run apt-get update, or name a whole release" >&2; exit 1; }
+    ;;
+esac
+if [ -f release ] && [ "$(cat release)" = "$release" ] && [ -f vmlinux ]; then
+  echo "$dir has $release already"
+  exit 0
+fi
+apt-get download -q "linux-image-$release" "linux-image-$release-dbg"
+rm -rf unpack modules
+mkdir unpack
+for deb in linux-image-"$release"_*.deb; do dpkg -x "$deb" unpack; done
+dpkg-deb --fsys-tarfile linux-image-"$release"-dbg_*.deb | tar x -C unpack ./usr/lib/debug/boot
+mv unpack/boot/vmlinuz-* vmlinuz
+mv unpack/boot/config-* config
+mv unpack/usr/lib/debug/boot/vmlinux-* vmlinux
+mv unpack/lib/modules/"$release" modules
+rm -rf unpack ./*.deb
+echo "$release" > release
+echo "wrote $release to $dir"
