@@ -39,6 +39,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "wmarks": {"min_free_kbytes": "arg", "scale": "bytes_req", "fraction": "bytes_alloc"},
     "balance": {"order": "order", "highest": "arg"},
     "balance_ret": {},
+    "unboost": {"lock": "lock"},
     "thresholds": {"calculate": "calculate"},
     "rotate": {"lock": "lock"} | {f"h{order}": f"head{order}" for order in range(11)},
     "pageset": {"zone": "zone", "high": "bytes_req", "batch": "bytes_alloc"},
@@ -46,7 +47,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "cpu_fold": {"cpu": "arg"},
     "walk": {"gfp": "gfp", "order": "order", "alloc_flags": "arg"},
 }
-"""For each kind: which field of the kernel's record goes to which column. "page" and "zone" are pointers that are turned into a
+"""For each kind: which field of the kernel's record goes to which column. "page", "zone" and "lock" are pointers that are turned into a
 page frame number (pfn) and a zone index (migratetype); "calculate" becomes arg = 1 for the pressure threshold, 0 for the normal one. A "rotate" becomes
 one row per order with a page on its movable free list: pfn (the first page), order, and the zone index in arg."""
 
@@ -87,7 +88,7 @@ def parse_format(text: str) -> EventFormat:
     if not name or not number:
         raise ValueError("not the text of a tracefs format file: no name or ID line")
     fields = {m["name"]: Field(int(m["offset"]), int(m["size"]), m["signed"] == "1", "__data_loc" in m["type"]) for m in FIELD.finditer(text)}
-    return EventFormat(re.sub(r"^(pcp_free|rotate|bulk_end|bulk_ret|buddy_free|isolate_ret|balance_ret)\d+$", r"\1", name[1]), int(number[1]), fields)
+    return EventFormat(re.sub(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|balance_ret)\d+$", r"\1", name[1]), int(number[1]), fields)
 
 
 def _context(flags: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
@@ -154,6 +155,8 @@ def _records(cpu: int, times: npt.NDArray[np.int64], offsets: npt.NDArray[np.int
                 columns["pfn"][wanted] = (value - np.int64(page_base - (1 << 64))) // page_size
             elif target == "zone":
                 columns["migratetype"][wanted] = [zone_of.get(v & MASK, -1) for v in value.tolist()]
+            elif target == "lock":
+                columns["migratetype"][wanted] = [zone_of.get((v & MASK) - before.scalars["zone_lock_offset"], -1) for v in value.tolist()]
             elif target == "calculate":
                 columns["arg"][wanted] = value == np.int64(before.scalars["pressure_threshold_function"] - (1 << 64))
             else:

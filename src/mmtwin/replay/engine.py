@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mmtwin._jit import inner, kernel, slow
-from mmtwin.gfp import ALLOC_NO_WATERMARKS, HIGHATOMIC, gfp_migratetype
+from mmtwin.gfp import ALLOC_NO_WATERMARKS, HIGHATOMIC
 from mmtwin.mm.buddy import free_list, free_one_page, get_pageblock_migratetype, is_free_block, isolate_free_page, page_zone, reserve_highatomic_pageblock, unreserve_highatomic_pageblock
-from mmtwin.mm.page_alloc import alloc_pages, bulk_page, bulk_zone, free_pages_prepare, get_page_from_freelist, get_page_from_zones, highest_zone, mark_allocated, next_zone, preferred_zone
+from mmtwin.mm.page_alloc import alloc_pages, bulk_page, bulk_zone, free_pages_prepare, get_page_from_freelist, get_page_from_zones, highest_zone, mark_allocated, next_zone, preferred_zone, request_migratetype
 from mmtwin.mm.list import rotate_to_front
 from mmtwin.mm.pcp import free_pcppages_bulk, free_unref_page_commit
 from mmtwin.mm.tables import PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, ZONE_RECLAIM_ACTIVE, Pgdat
@@ -43,6 +43,7 @@ from mmtwin.replay.placement import (
     ROTATE,
     STAT_THRESHOLDS,
     THRESHOLDS,
+    UNBOOST,
     WALK,
     WMARKS,
     Placement,
@@ -149,7 +150,7 @@ def bulk_step(b: Any, r: Any, op: Any, until_refill: bool) -> None:
     z = int(r.bulk_zone[k])
     if z < 0:
         return
-    migratetype = gfp_migratetype(int(r.bulk_gfp[k]))
+    migratetype = request_migratetype(b, int(r.bulk_gfp[k]))
     row = z * int(b.config[0]["nr_cpus"]) + cpu
     while until_refill or r.bulk_done[k] < int(op["arg2"]):
         before = int(b.pcp[row]["count"])
@@ -245,8 +246,9 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
                 zone["boost_at_balance"] = int(zone["watermark_boost"])
             else:
                 zone["flags"] = int(zone["flags"]) & ~ZONE_RECLAIM_ACTIVE
-                zone["watermark_boost"] = int(zone["watermark_boost"]) - min(int(zone["watermark_boost"]), int(zone["boost_at_balance"]))
-                zone["boost_at_balance"] = 0
+    elif kind == UNBOOST:
+        zone = b.zone[int(op["migratetype"])]
+        zone["watermark_boost"] = int(zone["watermark_boost"]) - min(int(zone["watermark_boost"]), int(zone["boost_at_balance"]))
     elif kind == THRESHOLDS:
         set_pgdat_percpu_threshold(b, int(op["arg"]) != 0)
 

@@ -25,7 +25,7 @@ from mmtwin._jit import kernel
 from mmtwin.mm.tables import NR_ORDERS
 from mmtwin.recording.model import KIND, Snapshot
 
-(NOP, ALLOC, ALLOC_FAILED, PREPARE, PCP_FREE, BUDDY_FREE, BULK_BEGIN, BULK_LOCKED, BULK_END, DRAIN, ISOLATED, MOVE_BLOCK, FOLD, WMARKS, BALANCE, BALANCE_END, THRESHOLDS, LRU_ADD, ROTATE, PAGESET, STAT_THRESHOLDS, CPU_FOLD, WALK) = range(23)
+(NOP, ALLOC, ALLOC_FAILED, PREPARE, PCP_FREE, BUDDY_FREE, BULK_BEGIN, BULK_LOCKED, BULK_END, DRAIN, ISOLATED, MOVE_BLOCK, FOLD, WMARKS, BALANCE, BALANCE_END, THRESHOLDS, LRU_ADD, ROTATE, PAGESET, STAT_THRESHOLDS, CPU_FOLD, WALK, UNBOOST) = range(24)
 
 OP = np.dtype(
     [
@@ -63,7 +63,7 @@ K_LRU, K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE = (KIND[k] for k in ("mm_lru_insert
 K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE = (KIND[k] for k in ("bulk", "bulk_end", "bulk_ret", "drain_zone"))
 K_ISOLATE, K_ISOLATE_RET, K_MOVE, K_FOLD, K_WMARKS = (KIND[k] for k in ("isolate", "isolate_ret", "move_block", "fold", "wmarks"))
 K_BALANCE, K_BALANCE_RET, K_THRESHOLDS, K_ROTATE = (KIND[k] for k in ("balance", "balance_ret", "thresholds", "rotate"))
-K_PAGESET, K_STAT_THRESHOLDS, K_CPU_FOLD, K_WALK = (KIND[k] for k in ("pageset", "stat_thresholds", "cpu_fold", "walk"))
+K_PAGESET, K_STAT_THRESHOLDS, K_CPU_FOLD, K_WALK, K_UNBOOST = (KIND[k] for k in ("pageset", "stat_thresholds", "cpu_fold", "walk", "unboost"))
 
 
 class Events(NamedTuple):
@@ -310,6 +310,8 @@ def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void],
                 op["op"] = STAT_THRESHOLDS
             elif kind == K_CPU_FOLD:
                 op["op"] = CPU_FOLD
+            elif kind == K_UNBOOST:
+                op["op"] = UNBOOST
             else:
                 n -= 1
             n += 1

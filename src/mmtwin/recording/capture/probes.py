@@ -18,7 +18,8 @@ isolate         __isolate_free_page                          compaction takes a 
 move_block      move_freepages_block, not from the steal     HIGHATOMIC (un)reserves a pageblock
 fold            refresh_cpu_vm_stats                         a CPU's counter differences are added to the zone's
 wmarks          setup_per_zone_wmarks                        watermarks are set anew
-balance         balance_pgdat and its return                 kswapd runs: ZONE_RECLAIM_ACTIVE, watermark boost
+balance         balance_pgdat and its return                 kswapd runs: ZONE_RECLAIM_ACTIVE
+unboost         balance_pgdat, its unlock of zone->lock      kswapd has taken the watermark boost it worked for off a zone
 thresholds      set_pgdat_percpu_threshold                   kswapd changes the size of the counter differences
 rotate          compaction's unlocks of zone->lock           compaction has turned a free list so that it begins elsewhere
 pageset         __zone_set_pageset_high_and_batch            a zone's per-CPU lists get another size (sysctl, a CPU comes or goes)
@@ -39,10 +40,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
 from mmtwin.errors import CaptureError
+
+try:
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.sections import SymbolTableSection
+except ImportError as error:  # an extra: pip install mmtwin[record]
+    raise CaptureError("recording needs pyelftools; install it with: pip install 'mmtwin[record]'") from error
 
 GROUP = "mmtwin"
 CALL, JUMP = 0xE8, 0xE9
@@ -177,6 +182,7 @@ def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
     enter("fold", "refresh_cpu_vm_stats")
     enter("wmarks", "setup_per_zone_wmarks", "min_free_kbytes=@min_free_kbytes:s32 scale=@watermark_scale_factor:s32 fraction=@percpu_pagelist_high_fraction:s32")
     enter("balance", "balance_pgdat", "order=%si:s32 highest=%dx:s32")
+    at_calls("unboost", (("balance_pgdat", o) for o in symbols.jumps("balance_pgdat", "_raw_spin_unlock_irqrestore")), "lock=%di:x64")
     leave("balance_ret", "balance_pgdat")
     enter("thresholds", "set_pgdat_percpu_threshold", "calculate=%si:x64", needed=False)
     heads = [layout.free_area - layout.lock + order * layout.free_area_size + layout.list_head_size for order in range(11)]  # free_list[MIGRATE_MOVABLE].next

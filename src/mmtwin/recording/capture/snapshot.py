@@ -90,6 +90,9 @@ class Dump:
     def snapshot(self) -> Snapshot:
         """The page allocator's whole state: zones, free lists, per-CPU lists, pageblock types, counters."""
         prog = self.prog
+        nodes = [i for i in range(64) if prog["node_data"][i]]
+        if nodes != [0]:
+            raise CaptureError(f"the machine has {len(nodes)} memory nodes; mmtwin models machines with one (no numa= on the command line)")
         node = prog["node_data"][0]
         cpus = [int(c) for c in for_each_online_cpu(prog)]
         pages = Pages(self)

@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+from mmtwin import profiles
 from mmtwin.errors import CaptureError
 from mmtwin.recording.capture import snapshot as dump
 from mmtwin.recording.capture.probes import GROUP, SLAB_TRACEPOINTS, TRACEPOINTS, Probe, Symbols, probes
@@ -95,6 +96,7 @@ def check_host(guest: Guest) -> None:
     """Names everything that is missing before anything is started.
 
     :raises CaptureError: a program of the host, a file of the kernel directory or the workload is missing.
+    :raises ProfileError: the kernel is none that mmtwin knows.
     """
     missing = [package for program, package in NEEDED.items() if not shutil.which(program)]
     if missing:
@@ -102,6 +104,7 @@ def check_host(guest: Guest) -> None:
     for name in ("vmlinuz", "vmlinux", "config", "release", "modules"):
         if not (guest.kernel / name).exists():
             raise CaptureError(f"{guest.kernel}: has no {name}; oracle/get-kernel.sh {guest.kernel} fetches a kernel")
+    profiles.for_release((guest.kernel / "release").read_text().strip())
     if not guest.workload.is_file():
         raise CaptureError(f"{guest.workload}: no such workload file")
     if not 64 << 20 <= guest.memory <= 16 << 30:

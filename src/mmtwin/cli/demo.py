@@ -1,0 +1,63 @@
+"""``mmtwin demo``: the bundled recording of a real kernel, replayed and compared."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from mmtwin.cli.replay import CHECK_FAILED, run
+from mmtwin.cli.terminal import ForTerminal, printable
+from mmtwin.errors import RecordingError
+
+
+def demo(*, json: bool = False, terminal: ForTerminal) -> int:
+    """Replay the bundled recording of a real kernel and say how much was equal.
+
+    :param json: One JSON document instead of text.
+    """
+    bundled = files("mmtwin") / "data" / "demo.mmrec"
+    if not bundled.is_file():
+        raise RecordingError("the bundled recording is missing; install mmtwin again")
+    with as_file(bundled) as path:
+        recording, result = run(path, True, terminal)
+    if json:
+        terminal.json(result.to_dict())
+        return 0 if result.equal else CHECK_FAILED
+    from rich.text import Text
+
+    from mmtwin.cli import result_text
+
+    provenance = recording.provenance
+    cpus = f"{provenance.cpus} CPUs" if provenance.cpus != 1 else "1 CPU"
+    about = (
+        f"A real Linux {provenance.kernel_release} ran {provenance.workload_name} in QEMU on {cpus} for {provenance.workload_seconds:g} s. Its memory was dumped\n"
+        f"before and after, and {result.events:,} events were recorded in between. mmtwin started from the first dump, was given the\n"
+        "same requests, and answered each before the kernel's answer was looked at.\n"
+    )
+    terminal.show(Text("\n".join(map(printable, about.split("\n")))), *result_text.result_text(provenance, result), "", next_steps(Path(str(bundled))))
+    return 0 if result.equal else CHECK_FAILED
+
+
+def next_steps(recording: Path) -> str:
+    """Commands that go on from here, ready to be pasted."""
+    program, file = _program(), shlex.quote(str(recording))
+    return "\n".join(
+        (
+            "What next:",
+            f"  {program} info {file}",
+            f"  {program} replay {file} --check",
+            f"  {program} record --help",
+        )
+    )
+
+
+def _program() -> str:
+    """How this program was called, as it can be called again."""
+    called = Path(sys.argv[0])
+    if called.name != "mmtwin":
+        return f"{shlex.quote(sys.executable)} -m mmtwin.cli"
+    found = shutil.which("mmtwin")
+    return "mmtwin" if found and Path(found).samefile(called) else shlex.quote(str(called))

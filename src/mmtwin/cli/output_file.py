@@ -1,0 +1,34 @@
+"""Checks of an output file that come before the work, not after it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from mmtwin.errors import RecordingError
+
+SUFFIX = ".mmrec"
+
+
+def output_path(output: Path | None, source: Path, force: bool) -> Path:
+    """Where a recording will be written: `output`, or in the current directory under the name of what it is made from.
+
+    :raises RecordingError: it exists and `force` is false, or a file cannot be made there.
+    """
+    path = output if output is not None else Path(source.name.removesuffix(".gz")).with_suffix(SUFFIX)
+    if os.path.lexists(path):
+        if path.is_dir():
+            raise RecordingError(f"{path}: is a directory; name a file in it with -o")
+        if not force:
+            raise RecordingError(f"{path}: exists; choose another name with -o or overwrite it with --force")
+        if not path.is_file():
+            raise RecordingError(f"{path}: is no regular file; choose another name with -o")
+        if source.exists() and path.samefile(source):
+            raise RecordingError(f"{path}: is what the recording is made from; choose another name with -o")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent, prefix=".mmtwin-"):
+            pass
+    except (OSError, ValueError) as error:
+        raise RecordingError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    return path

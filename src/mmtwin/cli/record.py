@@ -1,0 +1,87 @@
+"""``mmtwin record``: makes a recording of a real kernel."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mmtwin.cli.output_file import output_path
+from mmtwin.cli.terminal import ForTerminal, UsageError, printable
+from mmtwin.units import format_size, parse_size
+
+MEMORY = (64 << 20, 16 << 30)
+CPUS = (1, 16)
+"""What `recording.capture.vm` accepts; here too, because that module needs the extra ``record``."""
+NOT_BUILT = "live recording and memory dumps are not built yet; record a kernel in QEMU with: mmtwin record --vm KERNEL_DIR --workload FILE"
+
+
+def record(
+    *,
+    vm: Annotated[Path | None, Parameter(metavar="KERNEL_DIR")] = None,
+    workload: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    mem: Annotated[str, Parameter(metavar="SIZE", show_default=True)] = "256M",
+    smp: Annotated[int, Parameter(metavar="CPUS", show_default=True)] = 1,
+    slab: bool = False,
+    cmdline: Annotated[str, Parameter(metavar="WORDS", allow_leading_hyphen=True)] = "",
+    timeout: Annotated[float, Parameter(metavar="SECONDS", show_default=True)] = 600,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), metavar="FILE")] = None,
+    force: bool = False,
+    terminal: ForTerminal,
+) -> None:
+    """Boot a kernel in QEMU and record its memory, before and after a workload, and every event in between.
+
+    Needs the extra packages of: pip install 'mmtwin[record]', and QEMU, busybox and cpio on this machine.
+
+    :param vm: Directory with vmlinuz, vmlinux, config, release and modules/; oracle/get-kernel.sh makes one.
+    :param workload: A shell script that the guest runs.
+    :param mem: RAM of the guest, 64M to 16G.
+    :param smp: CPUs of the guest, 1 to 16.
+    :param slab: Record kmalloc and kmem_cache events too.
+    :param cmdline: Further words for the kernel's command line, such as 'preempt=none'.
+    :param timeout: Time the workload may take.
+    :param output: The recording to write (default: the workload's name with .mmrec, in this directory).
+    :param force: Overwrite an existing file.
+    """
+    if vm is None:
+        raise UsageError(NOT_BUILT)
+    if workload is None:
+        raise UsageError("record --vm needs a shell script for the guest to run: --workload FILE")
+    memory = _memory(mem)
+    if not CPUS[0] <= smp <= CPUS[1]:
+        raise UsageError(f"--smp {smp}: expected {CPUS[0]} to {CPUS[1]} CPUs")
+    if not 0 < timeout < 1e6:
+        raise UsageError(f"--timeout {timeout:g}: expected seconds above 0")
+    path = output_path(output, workload, force)
+    from mmtwin.recording import store
+    from mmtwin.recording.capture.vm import Guest
+    from mmtwin.recording.capture.vm import record as record_vm
+
+    begin = time.monotonic()
+
+    def phase(text: str) -> None:
+        terminal.note(f"{time.monotonic() - begin:6.1f} s  {text}")
+
+    recording = record_vm(Guest(vm, workload, memory, smp, slab, cmdline, timeout), phase)
+    phase("writing")
+    store.save(recording, path, force=force)
+    provenance = recording.provenance
+    phase("done")
+    summary = f"{len(recording.events):,} events, {provenance.lost_events:,} lost, {provenance.missed_probes:,} probes missed"
+    terminal.write(f"{summary}\nWrote {printable(path)}\n")
+
+
+def _memory(text: str) -> int:
+    """Bytes; QEMU wants whole MiB.
+
+    :raises UsageError: no size, or one that no guest can have.
+    """
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"--mem: {error}") from None
+    if not MEMORY[0] <= size <= MEMORY[1] or size % (1 << 20):
+        raise UsageError(f"--mem {text}: expected {format_size(MEMORY[0])} to {format_size(MEMORY[1])} in whole MiB")
+    return size

@@ -1,0 +1,120 @@
+"""A replay's result as text: heading, table, differences, verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from mmtwin.cli.terminal import printable
+from mmtwin.units import format_size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from mmtwin.recording.model import Provenance
+    from mmtwin.replay.check import Result
+
+INFERRED = {
+    "late_allocations": "printed after something that came later; put where they happened",
+    "unplaced_allocations": "their place is not known; taken where they were printed",
+    "silent_bulk_pages": "pages of bulk requests, which no event announces; predicted",
+    "contended_lists": "found the CPU's list locked, so went straight to the buddy lists",
+    "retyped_frees": "freed with a type the kernel had read before the pageblock changed it",
+    "isolated_blocks": "free blocks that compaction took",
+    "turned_lists": "free lists that compaction turned to begin elsewhere",
+    "highatomic_moves": "pageblocks reserved for or released from urgent requests",
+    "reserves_learnt": "allowed below the watermarks, as only the answer showed",
+}
+"""What each kind of inferred event is, in a few words."""
+
+
+def result_text(provenance: Provenance, result: Result) -> list[RenderableType]:
+    """All of it, for `Terminal.show`."""
+    shown: list[RenderableType] = [Text(machine(provenance), style="bold"), "", equality(result)]
+    if any(result.inferred.values()):
+        shown += ["", Text("Inferred, as the events do not say it:"), _inferred(result)]
+    if result.differences:
+        shown += ["", Text(f"The first {len(result.differences)} differences:"), _differences(result.differences)]
+    shown += [""] + [Text(f"WARNING: {text}", style="yellow") for text in warnings(result)]
+    return [*shown, verdict(result)]
+
+
+def machine(provenance: Provenance) -> str:
+    """Kernel, memory, CPUs and workload in one line."""
+    parts = [f"Linux {provenance.kernel_release}", f"{format_size(provenance.ram_bytes)} RAM", f"{provenance.cpus} CPU{'s' if provenance.cpus != 1 else ''}"]
+    if provenance.workload_name:
+        parts.append(f"workload {provenance.workload_name}")
+    return printable(", ".join(parts))
+
+
+def equality(result: Result) -> Table:
+    """How much was equal."""
+    table = _grid()
+    for label, equal, total in (
+        ("page frames", result.page_allocs_equal, result.page_allocs),
+        ("requests refused", result.failed_allocs_equal, result.failed_allocs),
+    ):
+        table.add_row(label, _equal(equal, total))
+    table.add_row("silent bulk pages", f"{result.bulk_pages:,} predicted" if result.bulk_pages else "none")
+    table.add_row("pages freed", f"{result.frees:,}")
+    for part in result.parts:
+        table.add_row(part.name, _equal(part.equal, part.total) + Text(f"; first: {printable(part.first)}" if part.equal != part.total and part.first else ""))
+    table.add_row("speed", f"{result.events:,} events in {result.seconds:.3g} s, {result.events_per_second / 1e6:.1f} million events/s")
+    return table
+
+
+def warnings(result: Result) -> Iterator[str]:
+    """What makes the figures less certain."""
+    if result.lost_events:
+        yield f"the trace buffer lost {result.lost_events:,} events. All counts, and every comparison after the first loss, are affected."
+    if result.missed_probes:
+        yield f"{result.missed_probes:,} probes did not fire. The order of those requests is not known, so page frames and lists may differ where they met others."
+
+
+def verdict(result: Result) -> Text:
+    """The last line."""
+    if not result.page_allocs and not result.failed_allocs:
+        answers = "No request to compare"
+    elif result.equal or (result.page_allocs_equal == result.page_allocs and result.failed_allocs_equal == result.failed_allocs and not result.differences):
+        answers = "Every answer is the kernel's"
+    else:
+        different = result.page_allocs - result.page_allocs_equal + result.failed_allocs - result.failed_allocs_equal
+        answers = f"{different:,} answers differ" if different else "Something between the answers differs"
+    state = {True: "and the final state is the kernel's", False: "and the final state differs", None: "but the final state was not compared (--check does)"}
+    text = f"{answers}, {state[result.final_state_equal]}."
+    return Text(("EQUAL: " if result.equal else "DIFFERENT: ") + text, style="bold green" if result.equal else "bold red")
+
+
+def _grid(*right: int) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for column in range(3):
+        table.add_column(overflow="fold", justify="right" if column in right else "left")
+    return table
+
+
+def _equal(equal: int, total: int) -> Text:
+    if not total:
+        return Text("none")
+    return Text(f"{equal:,} of {total:,} equal", style="green" if equal == total else "red")
+
+
+def _inferred(result: Result) -> Table:
+    table = _grid(1)
+    for kind, count in result.inferred.items():
+        if count:
+            table.add_row(f"  {kind.replace('_', ' ')}", f"{count:,}", INFERRED.get(kind, ""))
+    return table
+
+
+def _differences(differences: list[dict[str, Any]]) -> Table:
+    columns = ("event", "what", "kernel", "twin", "order", "CPU", "gfp")
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("event", "kernel", "twin", "order", "CPU"):
+        table.columns[columns.index(column)].justify = "right"
+    for d in differences:
+        kernel, twin = (f"{d[side]:#x}" if d[side] >= 0 else "none" for side in ("expected", "predicted"))
+        table.add_row(f"{d['event']:,}", d["what"], kernel, twin, str(d["order"]), str(d["cpu"]), printable(d["gfp"]))
+    return table
