@@ -38,7 +38,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "fold": {},
     "wmarks": {"min_free_kbytes": "arg", "scale": "bytes_req", "fraction": "bytes_alloc"},
     "balance": {"order": "order", "highest": "arg"},
-    "balance_ret": {},
+    "reclaim_set": {"zone": "zone"},
+    "reclaim_clear": {"zone": "zone"},
     "unboost": {"lock": "lock"},
     "thresholds": {"calculate": "calculate"},
     "rotate": {"lock": "lock"} | {f"h{order}": f"head{order}" for order in range(11)},
@@ -88,7 +89,7 @@ def parse_format(text: str) -> EventFormat:
     if not name or not number:
         raise ValueError("not the text of a tracefs format file: no name or ID line")
     fields = {m["name"]: Field(int(m["offset"]), int(m["size"]), m["signed"] == "1", "__data_loc" in m["type"]) for m in FIELD.finditer(text)}
-    return EventFormat(re.sub(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|balance_ret)\d+$", r"\1", name[1]), int(number[1]), fields)
+    return EventFormat(re.sub(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear)\d+$", r"\1", name[1]), int(number[1]), fields)
 
 
 def _context(flags: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:

@@ -26,7 +26,6 @@ from mmtwin.replay.placement import (
     ALLOC,
     ALLOC_FAILED,
     BALANCE,
-    BALANCE_END,
     BUDDY_FREE,
     BULK_BEGIN,
     BULK_END,
@@ -40,6 +39,8 @@ from mmtwin.replay.placement import (
     PAGESET,
     PCP_FREE,
     PREPARE,
+    RECLAIM_CLEAR,
+    RECLAIM_SET,
     ROTATE,
     STAT_THRESHOLDS,
     THRESHOLDS,
@@ -236,16 +237,13 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
         b.config[0]["watermark_scale_factor"] = int(op["arg2"])
         b.config[0]["percpu_pagelist_high_fraction"] = int(op["gfp"])
         setup_per_zone_wmarks(b)
-    elif kind == BALANCE or kind == BALANCE_END:
+    elif kind == BALANCE:
         for z in range(int(op["arg"]) + 1):
-            zone = b.zone[z]
-            if int(zone["managed_pages"]) == 0:
-                continue
-            if kind == BALANCE:
-                zone["flags"] = int(zone["flags"]) | ZONE_RECLAIM_ACTIVE
-                zone["boost_at_balance"] = int(zone["watermark_boost"])
-            else:
-                zone["flags"] = int(zone["flags"]) & ~ZONE_RECLAIM_ACTIVE
+            b.zone[z]["boost_at_balance"] = int(b.zone[z]["watermark_boost"])
+    elif kind == RECLAIM_SET:
+        b.zone[int(op["migratetype"])]["flags"] = int(b.zone[int(op["migratetype"])]["flags"]) | ZONE_RECLAIM_ACTIVE
+    elif kind == RECLAIM_CLEAR:
+        b.zone[int(op["migratetype"])]["flags"] = int(b.zone[int(op["migratetype"])]["flags"]) & ~ZONE_RECLAIM_ACTIVE
     elif kind == UNBOOST:
         zone = b.zone[int(op["migratetype"])]
         zone["watermark_boost"] = int(zone["watermark_boost"]) - min(int(zone["watermark_boost"]), int(zone["boost_at_balance"]))

@@ -25,7 +25,7 @@ from mmtwin._jit import kernel
 from mmtwin.mm.tables import NR_ORDERS
 from mmtwin.recording.model import KIND, Snapshot
 
-(NOP, ALLOC, ALLOC_FAILED, PREPARE, PCP_FREE, BUDDY_FREE, BULK_BEGIN, BULK_LOCKED, BULK_END, DRAIN, ISOLATED, MOVE_BLOCK, FOLD, WMARKS, BALANCE, BALANCE_END, THRESHOLDS, LRU_ADD, ROTATE, PAGESET, STAT_THRESHOLDS, CPU_FOLD, WALK, UNBOOST) = range(24)
+(NOP, ALLOC, ALLOC_FAILED, PREPARE, PCP_FREE, BUDDY_FREE, BULK_BEGIN, BULK_LOCKED, BULK_END, DRAIN, ISOLATED, MOVE_BLOCK, FOLD, WMARKS, BALANCE, RECLAIM_SET, RECLAIM_CLEAR, THRESHOLDS, LRU_ADD, ROTATE, PAGESET, STAT_THRESHOLDS, CPU_FOLD, WALK, UNBOOST) = range(25)
 
 OP = np.dtype(
     [
@@ -52,7 +52,7 @@ CONTEXT = np.dtype(
         ("bulk", "i8"), ("bulk_op", "i8"), ("bulk_end", "i8"),
         ("free", "i8"),  # the operation a following drain belongs to
         ("drain", "i8"), ("drain_left", "i8"), ("drain_zone", "i8"), ("drain_cpu", "i8"),
-        ("isolate", "i8"), ("highest", "i8"),
+        ("isolate", "i8"),
         ("walk", "i8"), ("walk_flags", "i8"),  # the zones have been tested, with these flags
     ]
 )  # fmt: skip
@@ -62,7 +62,7 @@ K_ALLOC, K_FREE, K_BATCHED, K_LOCKED, K_DRAIN, K_EXTFRAG = (KIND[k] for k in ("m
 K_LRU, K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE = (KIND[k] for k in ("mm_lru_insertion", "pcp_alloc", "pcp_free", "buddy_free"))
 K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE = (KIND[k] for k in ("bulk", "bulk_end", "bulk_ret", "drain_zone"))
 K_ISOLATE, K_ISOLATE_RET, K_MOVE, K_FOLD, K_WMARKS = (KIND[k] for k in ("isolate", "isolate_ret", "move_block", "fold", "wmarks"))
-K_BALANCE, K_BALANCE_RET, K_THRESHOLDS, K_ROTATE = (KIND[k] for k in ("balance", "balance_ret", "thresholds", "rotate"))
+K_BALANCE, K_RECLAIM_SET, K_RECLAIM_CLEAR, K_THRESHOLDS, K_ROTATE = (KIND[k] for k in ("balance", "reclaim_set", "reclaim_clear", "thresholds", "rotate"))
 K_PAGESET, K_STAT_THRESHOLDS, K_CPU_FOLD, K_WALK, K_UNBOOST = (KIND[k] for k in ("pageset", "stat_thresholds", "cpu_fold", "walk", "unboost"))
 
 
@@ -294,10 +294,10 @@ def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void],
                 op["op"] = WMARKS
             elif kind == K_BALANCE:
                 op["op"] = BALANCE
-                c["highest"] = e.arg[i]
-            elif kind == K_BALANCE_RET:
-                op["op"] = BALANCE_END
-                op["arg"] = int(c["highest"])
+            elif kind == K_RECLAIM_SET:
+                op["op"] = RECLAIM_SET
+            elif kind == K_RECLAIM_CLEAR:
+                op["op"] = RECLAIM_CLEAR
             elif kind == K_THRESHOLDS:
                 op["op"] = THRESHOLDS
             elif kind == K_LRU:

@@ -51,6 +51,10 @@ except ImportError as error:  # an extra: pip install mmtwin[record]
 
 GROUP = "mmtwin"
 CALL, JUMP = 0xE8, 0xE9
+LOW_REGISTERS = {0: "ax", 1: "cx", 2: "dx", 3: "bx", 5: "bp", 6: "si", 7: "di"}
+HIGH_REGISTERS = {0: "r8", 1: "r9", 2: "r10", 3: "r11", 5: "r13", 6: "r14", 7: "r15"}
+ZONE_RECLAIM_ACTIVE = 1
+"""Bit number in ``enum zone_flags``."""
 ENDBR64, NOP5 = b"\xf3\x0f\x1e\xfa", b"\x0f\x1f\x44\x00\x00"
 
 
@@ -114,6 +118,23 @@ class Symbols:
                 yield at
             at = code.find(opcode, at + 1)
 
+    def bit_changes(self, function: str, offset: int, bit: int) -> Iterator[tuple[int, str, bool]]:
+        """Where `function` sets or clears a bit of a field `offset` bytes into a struct: offset of the instruction, the register that
+        holds the struct's address, and whether it sets (``lock orb`` and ``lock andb`` with a 32-bit displacement)."""
+        found = self.range(function)
+        if found is None:
+            return
+        code = self._code(found)
+        for value, extension, operand in ((True, 0x88, 1 << bit), (False, 0xA0, ~(1 << bit) & 0xFF)):
+            tail = offset.to_bytes(4, "little") + bytes([operand])
+            for prefix, names in ((b"\xf0\x80", LOW_REGISTERS), (b"\xf0\x41\x80", HIGH_REGISTERS)):
+                for number, name in names.items():
+                    pattern = prefix + bytes([extension + number]) + tail
+                    at = code.find(pattern)
+                    while at >= 0:
+                        yield at, name, value
+                        at = code.find(pattern, at + 1)
+
     def entry(self, function: str) -> int:
         """Offset of the first instruction of its own: after ``endbr64`` and ftrace's five bytes. The arguments are still in their registers there."""
         found = self.range(function)
@@ -131,6 +152,7 @@ class ZoneLayout(NamedTuple):
     """Byte offsets in ``struct zone`` that a probe's arguments need (`snapshot.zone_layout` reads them from the DWARF)."""
 
     lock: int
+    flags: int
     free_area: int
     free_area_size: int
     list_head_size: int = 16
@@ -183,7 +205,8 @@ def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
     enter("wmarks", "setup_per_zone_wmarks", "min_free_kbytes=@min_free_kbytes:s32 scale=@watermark_scale_factor:s32 fraction=@percpu_pagelist_high_fraction:s32")
     enter("balance", "balance_pgdat", "order=%si:s32 highest=%dx:s32")
     at_calls("unboost", (("balance_pgdat", o) for o in symbols.jumps("balance_pgdat", "_raw_spin_unlock_irqrestore")), "lock=%di:x64")
-    leave("balance_ret", "balance_pgdat")
+    for i, (offset, register, value) in enumerate(symbols.bit_changes("balance_pgdat", layout.flags, ZONE_RECLAIM_ACTIVE)):
+        add(f"{'reclaim_set' if value else 'reclaim_clear'}{i}", "balance_pgdat", offset, f"zone=%{register}:x64")
     enter("thresholds", "set_pgdat_percpu_threshold", "calculate=%si:x64", needed=False)
     heads = [layout.free_area - layout.lock + order * layout.free_area_size + layout.list_head_size for order in range(11)]  # free_list[MIGRATE_MOVABLE].next
     turned = ((f, o) for f in ("compaction_alloc", "compact_zone") for o in symbols.jumps(f, "_raw_spin_unlock_irqrestore"))

@@ -41,7 +41,7 @@ def zone_layout(vmlinux: Path) -> ZoneLayout:
         zone, area = prog.type("struct zone"), prog.type("struct free_area")
     except Exception as error:
         raise CaptureError(f"{vmlinux}: no debug information for struct zone ({str(error).splitlines()[0]}); take the vmlinux of linux-image-*-dbg") from None
-    return ZoneLayout(int(drgn.offsetof(zone, "lock")), int(drgn.offsetof(zone, "free_area")), int(area.size))
+    return ZoneLayout(*(int(drgn.offsetof(zone, member)) for member in ("lock", "flags", "free_area")), int(area.size))
 
 
 @dataclass(frozen=True)
