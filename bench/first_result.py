@@ -22,7 +22,7 @@ REPLAY = "import sys; from mmtwin.recording.store import load; from mmtwin.repla
 def _commands() -> list[list[str]]:
     """The demo if there is one, and what it does at heart."""
     found = [[sys.executable, "-c", DEMO]] if importlib.util.find_spec("mmtwin.cli") and importlib.util.find_spec("mmtwin.cli.main") else []
-    return found + [[sys.executable, "-c", REPLAY, str(path)] for path in paths()[-1:]]
+    return found + [[sys.executable, "-c", REPLAY, str(path)] for path in reversed(paths())]
 
 
 def _seconds(command: list[str], cache: str | None) -> float | None:

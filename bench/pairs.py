@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bench.measure import Figures, one_core
 from mmtwin._jit import kernel
 from mmtwin.machine import Machine, boot
 from mmtwin.mm.page_alloc import alloc_pages, free_pages_prepare, free_the_page
 from mmtwin.mm.tables import Pgdat
-
-from bench.measure import Figures, one_core
 
 SIZES = {"256mib": "256MiB", "4gib": "4GiB", "64gib": "64GiB", "1tib": "1TiB"}
 REQUESTS = {0: 0x100CCA, 4: 0x40CC0, 9: 0x1C24CA}

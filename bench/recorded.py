@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+
+from bench.measure import ROOT, Figures, one_core, rates, say
+from mmtwin.errors import RecordingError
 from mmtwin.mm.tables import Pgdat, copy_pgdat
 from mmtwin.recording import store
 from mmtwin.recording.model import KINDS, Recording
 from mmtwin.recording.state import restore
 from mmtwin.replay import check, engine
 from mmtwin.replay.placement import Placement, place
-
-from bench.measure import ROOT, Figures, one_core, rates
 
 PAGE_EVENTS = tuple(kind for kind in KINDS if kind.startswith("mm_page_"))
 REQUESTS = ("mm_page_alloc", "mm_page_free")
@@ -63,7 +64,11 @@ def prepare(files: Sequence[Path]) -> list[Ready]:
     """Reads and orders those recordings that hold a first snapshot."""
     found = []
     for path in files:
-        recording = store.load(path)
+        try:
+            recording = store.load(path)
+        except RecordingError as error:
+            say(f"left out: {error}")
+            continue
         if recording.before is None or recording.provenance.how != "vm":
             continue
         config = recording.provenance.kernel_config

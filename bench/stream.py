@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+
+from bench.measure import Figures, one_core, rates
 from mmtwin._jit import inner, kernel
 from mmtwin.gfp import ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_WMARK_LOW, HIGHATOMIC
 from mmtwin.machine import boot
 from mmtwin.mm.page_alloc import free_pages_prepare, free_the_page, get_page_from_zones, highest_zone, next_zone, preferred_zone
-from mmtwin.mm.tables import Pgdat, copy_pgdat
+from mmtwin.mm.tables import PG_LRU, Pgdat, copy_pgdat
 from mmtwin.recording.model import KIND, KINDS
 from mmtwin.replay import check, engine
 from mmtwin.replay.placement import place
-
-from bench.measure import Figures, one_core, rates
 
 Column = npt.NDArray[np.int64]
 ALLOC, FREE, LRU, WALK, PCP_FREE = (KIND[k] for k in ("mm_page_alloc", "mm_page_free", "mm_lru_insertion", "walk", "pcp_free"))
@@ -149,7 +149,7 @@ def generate(b: Pgdat, live: Live, e: Columns, draws: Column) -> tuple[int, int,
                     live.ring[1] += 1
                     emit(e, n, LRU, cpu, pid, context, pfn, -1, -1, 0, 0)
                     n += 1
-                    b.page[pfn]["flags"] = int(b.page[pfn]["flags"]) | 8  # PG_LRU
+                    b.page[pfn]["flags"] = int(b.page[pfn]["flags"]) | PG_LRU
             requests += 1
     return n, requests, at
 

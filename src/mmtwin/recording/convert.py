@@ -46,6 +46,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "pageset": {"zone": "zone", "high": "bytes_req", "batch": "bytes_alloc"},
     "stat_thresholds": {"online": "arg"},
     "cpu_fold": {"cpu": "arg"},
+    "steal": {},
     "walk": {"gfp": "gfp", "order": "order", "alloc_flags": "arg"},
 }
 """For each kind: which field of the kernel's record goes to which column. "page", "zone" and "lock" are pointers that are turned into a

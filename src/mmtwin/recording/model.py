@@ -20,7 +20,7 @@ KINDS = (
     "mm_lru_insertion", "kmalloc", "kfree", "kmem_cache_alloc", "kmem_cache_free", "kmalloc_node", "kmem_cache_alloc_node",
     # the recorder's probes (recording/capture/probes.py)
     "pcp_alloc", "pcp_free", "buddy_free", "bulk", "bulk_end", "bulk_ret", "drain_zone", "isolate", "isolate_ret", "move_block", "fold", "wmarks",
-    "balance", "reclaim_set", "reclaim_clear", "unboost", "thresholds", "rotate", "pageset", "stat_thresholds", "cpu_fold", "walk",
+    "balance", "reclaim_set", "reclaim_clear", "unboost", "thresholds", "rotate", "pageset", "stat_thresholds", "cpu_fold", "walk", "steal",
 )  # fmt: skip
 """Kinds of events; the order is part of the file format (a file stores the names, so it may grow at the end)."""
 

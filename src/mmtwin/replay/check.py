@@ -117,6 +117,7 @@ def _result(recording: Recording, placement: Placement, outcome: Outcome, parts:
         "isolated_blocks": int(np.count_nonzero(ops == ISOLATED)),
         "turned_lists": int(np.count_nonzero(ops == ROTATE)),
         "highatomic_moves": c["highatomic_moves"],
+        "zones_learnt": c["zones_learnt"],
         "reserves_learnt": c["reserve_learnt"],
     }
     return Result(

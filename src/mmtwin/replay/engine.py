@@ -58,10 +58,10 @@ KEPT = 100
 
 COUNTERS = (
     "page_allocs", "page_allocs_equal", "failed_allocs", "failed_allocs_equal", "bulk_pages", "frees", "retyped_frees", "unknown_frees", "reserve_learnt",
-    "isolated_blocks", "isolated_unknown", "highatomic_moves", "drains", "contended", "differences", "refills_checked", "refills_equal",
+    "isolated_blocks", "isolated_unknown", "highatomic_moves", "drains", "contended", "differences", "refills_checked", "refills_equal", "zones_learnt",
 )  # fmt: skip
 C = {name: i for i, name in enumerate(COUNTERS)}
-(C_ALLOCS, C_EQUAL, C_FAILED, C_FAILED_EQUAL, C_BULK, C_FREES, C_RETYPED, C_UNKNOWN, C_RESERVE, C_ISOLATED, C_ISOLATED_UNKNOWN, C_HIGHATOMIC, C_DRAINS, C_CONTENDED, C_DIFFERENCES, C_REFILLS, C_REFILLS_EQUAL) = range(len(COUNTERS))
+(C_ALLOCS, C_EQUAL, C_FAILED, C_FAILED_EQUAL, C_BULK, C_FREES, C_RETYPED, C_UNKNOWN, C_RESERVE, C_ISOLATED, C_ISOLATED_UNKNOWN, C_HIGHATOMIC, C_DRAINS, C_CONTENDED, C_DIFFERENCES, C_REFILLS, C_REFILLS_EQUAL, C_ZONES) = range(len(COUNTERS))
 
 DIFFERENCE = np.dtype([("event", "i8"), ("expected", "i8"), ("predicted", "i8"), ("order", "i8"), ("gfp", "i8"), ("cpu", "i8"), ("what", "i8")])
 """A kept difference; `what` is the kind of operation."""
@@ -113,7 +113,18 @@ def replay_alloc(b: Any, r: Any, op: Any) -> None:
     expected = int(op["pfn"])
     contended = int(op["contended"]) != 0
     if int(op["arg"]) >= 0:
-        pfn = get_page_from_zones(b, int(r.walk_zone[int(op["arg"])]), cpu, order, gfp, highest_zone(b, gfp), int(op["arg2"]), contended)
+        flags = int(op["arg2"])
+        top = highest_zone(b, gfp)
+        z = int(r.walk_zone[int(op["arg"])])
+        now = next_zone(b, preferred_zone(b, top), order, gfp, top, flags)
+        if z != now:
+            # The kernel tested the zones between the walk's mark and this one. The twin's counters say two things at those two moments: only
+            # the kernel knows which held.
+            real = page_zone(b, expected)
+            if real != z and real <= max(z, now) and real >= min(z, now):
+                z = real
+                count(r, C_ZONES, 1)
+        pfn = get_page_from_zones(b, z, cpu, order, gfp, top, flags, contended)
     else:
         pfn = alloc_pages_cold(b, cpu, order, gfp, contended)
     count(r, C_ALLOCS, 1)

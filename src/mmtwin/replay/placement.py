@@ -63,7 +63,7 @@ K_LRU, K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE = (KIND[k] for k in ("mm_lru_insert
 K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE = (KIND[k] for k in ("bulk", "bulk_end", "bulk_ret", "drain_zone"))
 K_ISOLATE, K_ISOLATE_RET, K_MOVE, K_FOLD, K_WMARKS = (KIND[k] for k in ("isolate", "isolate_ret", "move_block", "fold", "wmarks"))
 K_BALANCE, K_RECLAIM_SET, K_RECLAIM_CLEAR, K_THRESHOLDS, K_ROTATE = (KIND[k] for k in ("balance", "reclaim_set", "reclaim_clear", "thresholds", "rotate"))
-K_PAGESET, K_STAT_THRESHOLDS, K_CPU_FOLD, K_WALK, K_UNBOOST = (KIND[k] for k in ("pageset", "stat_thresholds", "cpu_fold", "walk", "unboost"))
+K_PAGESET, K_STAT_THRESHOLDS, K_CPU_FOLD, K_WALK, K_UNBOOST, K_STEAL = (KIND[k] for k in ("pageset", "stat_thresholds", "cpu_fold", "walk", "unboost", "steal"))
 
 
 class Events(NamedTuple):
@@ -147,7 +147,7 @@ def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void],
             c["group"] = -1
             c["mark"] = -1
             n += 1
-        elif kind == K_LOCKED or kind == K_EXTFRAG:
+        elif kind == K_LOCKED or kind == K_EXTFRAG or kind == K_STEAL:
             if int(c["bulk"]) >= 0:
                 if kind == K_LOCKED:
                     op = ops[n]

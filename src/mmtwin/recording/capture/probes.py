@@ -8,6 +8,7 @@ that protects what is about to change (or, for an unlock, has just changed); `re
 probe           where                                        what it says
 =============== ============================================ ================================================================
 walk            get_page_from_freelist                       the zones are about to be tested, with these allocation flags
+steal           steal_suitable_fallback                      a block of another type is about to be taken (and the watermark boosted)
 pcp_alloc       get_page_from_freelist, its pcp unlock       a page was taken from this CPU's list (rmqueue_pcplist is inlined)
 pcp_free        free_unref_page_commit                       a page is being put on this CPU's list
 buddy_free      calls of __free_one_page but for the drain's a block goes straight to the buddy lists (the function itself is
@@ -186,6 +187,7 @@ def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
     if len(unlocks) != 1:
         raise CaptureError(f"get_page_from_freelist unlocks {len(unlocks)} per-CPU lists in this kernel, 1 was expected; mmtwin records Linux 6.1 x86-64 kernels of Debian")
     enter("walk", "get_page_from_freelist", "gfp=%di:x32 order=%si:s32 alloc_flags=%dx:x32")
+    enter("steal", "steal_suitable_fallback")
     add("pcp_alloc", "get_page_from_freelist", unlocks[0])
     commits = list(symbols.callers("free_unref_page_commit"))
     buddy_frees = [c for c in symbols.callers("__free_one_page") if not c[0].startswith("free_pcppages_bulk")]

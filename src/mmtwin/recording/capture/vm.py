@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -31,11 +31,6 @@ from mmtwin.recording.capture.ring_buffer import RingBuffer
 from mmtwin.recording.convert import EventFormat, events_table, parse_format
 from mmtwin.recording.model import Provenance, Recording
 
-APPLETS = (
-    "sh awk base64 bzip2 cat chmod cmp cp cut dd df diff dmesg du echo env expr false find free grep gunzip gzip head hexdump insmod kill killall ln ls "
-    "lsmod md5sum mkdir mkfifo mknod mkswap mktemp modprobe mount mv nice od poweroff printf ps rm rmdir rmmod sed seq setsid sha1sum sha256sum sleep sort split "
-    "stat swapoff swapon sync sysctl tac tail tar tee test timeout touch tr true truncate umount uname uniq usleep vmstat wc which xargs yes"
-).split()
 NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio"}
 """Programs of the host, and the Debian packages they come from."""
 PROCFS = ("buddyinfo", "pagetypeinfo", "zoneinfo", "slabinfo", "vmallocinfo", "meminfo")
@@ -75,7 +70,8 @@ class Guest:
     """What is to be recorded.
 
     :param kernel: directory with ``vmlinuz``, ``vmlinux``, ``config``, ``modules/``, ``release`` (``oracle/get-kernel.sh`` makes one).
-    :param workload: a shell script that the guest's busybox runs.
+    :param workload: a shell script that the guest's busybox runs, with all of its applets. Kernel modules whose names are words of the script
+        are put into the guest as /lib/modules/NAME.ko, for insmod (with underscores, whatever the file's name).
     :param memory: RAM in bytes.
     :param slab: also record kmalloc and kmem_cache events.
     :param cmdline: further words for the kernel's command line.
@@ -89,7 +85,6 @@ class Guest:
     slab: bool = False
     cmdline: str = ""
     timeout: float = 600.0
-    modules: tuple[str, ...] = field(default=("*",))
 
 
 def check_host(guest: Guest) -> None:
@@ -114,14 +109,18 @@ def check_host(guest: Guest) -> None:
 
 
 def _initramfs(guest: Guest, wanted: list[Probe], root: Path) -> Path:
+    """Packs the guest's root: busybox, the probes, the modules (qemu_fw_cfg publishes VMCOREINFO to QEMU), the workload."""
     for directory in ("bin", "proc", "sys", "dev", "tmp", "lib/modules"):
         (root / directory).mkdir(parents=True)
-    shutil.copy(shutil.which("busybox") or "/bin/busybox", root / "bin/busybox")
-    for applet in APPLETS:
-        (root / "bin" / applet).symlink_to("busybox")
+    busybox = shutil.which("busybox") or "/bin/busybox"
+    shutil.copy(busybox, root / "bin/busybox")
+    for applet in subprocess.check_output([busybox, "--list"], text=True).split():
+        if applet != "busybox":
+            (root / "bin" / applet).symlink_to("busybox")
+    wanted_modules = {"qemu_fw_cfg", *re.findall(r"\w+", guest.workload.read_text(errors="replace").replace("-", "_"))}
     for path in sorted(guest.kernel.glob("modules/**/*.ko*")):
-        name = path.name.split(".ko")[0]
-        if name in MODULES:
+        name = path.name.split(".ko")[0].replace("-", "_")
+        if name in wanted_modules:
             target = root / "lib/modules" / f"{name}.ko"
             target.write_bytes(subprocess.check_output(["xz", "-dc", path]) if path.suffix == ".xz" else path.read_bytes())
     (root / "probes").write_text("".join(f"{p.definition}\n" for p in wanted))
@@ -138,10 +137,6 @@ def _initramfs(guest: Guest, wanted: list[Probe], root: Path) -> Path:
     with open(image, "wb") as out:
         subprocess.run(["cpio", "-o", "-H", "newc", "--quiet"], input=names.encode(), stdout=out, cwd=root, check=True)
     return image
-
-
-MODULES = {"qemu_fw_cfg", "loop", "zram", "lz4_compress", "lzo_rle", "zstd_compress", "ext4", "jbd2", "mbcache", "crc16", "crc32c_generic", "overlay", "xfs", "libcrc32c", "dummy", "veth", "btrfs", "squashfs", "nbd", "raid6_pq", "xor", "brd", "tun"}
-"""Modules that are put into the guest's /lib/modules for workloads to insert (qemu_fw_cfg publishes VMCOREINFO to QEMU)."""
 
 
 class Monitor:

@@ -1,0 +1,95 @@
+"""The benchmark's figures at a tiny setting: the documented keys, positive numbers, and a stream that replays to the same state."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for plain `pytest`, which does not put the directory there
+
+from bench import boot, first_result, pairs, peer_perf_kmem, recorded, stream
+
+MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, boot, pairs, first_result)
+CONTRACT = {
+    "page_events_per_second", "page_requests_per_second", "peer_perf_kmem_events_per_second", "page_events_ratio_to_perf_kmem", "bytes_per_frame", "boot_1tib_seconds",
+    "first_result_cold_seconds", "first_result_warm_seconds", "alloc_free_pair_ns_256mib", "alloc_free_pair_ns_4gib", "alloc_free_pair_ns_64gib", "alloc_free_pair_ns_1tib",
+}  # fmt: skip
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark's own loops uncompiled: compiling them takes longer than a tiny run."""
+    for module, name in ((stream, "generate"), (pairs, "fill_and_free")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, getattr(function, "py_func", function))
+
+
+def test_keys_are_documented_once() -> None:
+    keys = [key for module in MODULES for key in module.ABOUT]
+    assert len(keys) == len(set(keys))
+    assert set(keys) >= CONTRACT
+
+
+def test_recorded() -> None:
+    files = [path for path in recorded.paths() if path.name == "demo.mmrec"]
+    if not files:
+        pytest.skip("the demo's recording is not there")
+    figures = recorded.measure(1, files)
+    assert figures.keys() == recorded.ABOUT.keys()
+    assert figures["recordings"] == 1
+    assert figures["page_allocs_unequal"] == figures["final_states_unequal"] == 0
+    assert all(value and value > 0 for key, value in figures.items() if "_per_second" in key)
+    assert float(figures["page_requests_per_second"] or 0) < float(figures["page_events_per_second"] or 0)
+
+
+def test_recorded_without_recordings() -> None:
+    figures = recorded.measure(1, [])
+    assert figures.pop("recordings") == 0
+    assert set(figures.values()) == {None}
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_stream_replays_to_the_same_state() -> None:
+    figures = stream.measure(1500, 800, "128MiB")
+    assert figures.keys() == stream.ABOUT.keys()
+    assert figures.pop("stream_allocs_unequal") == 0
+    assert float(figures["stream_page_events"] or 0) >= 1500
+    assert all(value and value > 0 for value in figures.values())
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_pairs() -> None:
+    figures = pairs.measure(1, {"256mib": "256MiB"}, most=128, equal_work=512)
+    assert figures.keys() == pairs.ABOUT.keys()
+    measured = {key for key, value in figures.items() if value is not None}
+    assert measured == {key for key in pairs.ABOUT if key.endswith("ns_256mib")}
+    assert all(float(figures[key] or 0) > 0 for key in measured)
+
+
+def test_boot() -> None:
+    run = boot.once("1GiB")
+    assert run["seconds"] > 0
+    assert 0.99 < run["frames"] / (1 << 18) <= 1
+    assert 12 <= run["bytes_per_frame"] < 16
+
+
+def test_missing_peer_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(peer_perf_kmem.shutil, "which", lambda name: None)
+    assert peer_perf_kmem.measure({"page_events_per_second": 1}) == dict.fromkeys(peer_perf_kmem.ABOUT)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_json_is_flat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    main = import_module("bench.__main__")
+    monkeypatch.setattr(main, "_steps", lambda quick, figures: [("A", {"a_seconds": "one", "b_seconds": "two"}, lambda: {"a_seconds": 1.5})])
+    assert main.main(["--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document.pop("bench_seconds") >= 0
+    assert document == {"schema": 1, "a_seconds": 1.5, "b_seconds": None}
+    assert main.main([]) == 0
+    assert "a_seconds" in capsys.readouterr().out
