@@ -51,12 +51,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     began = time.perf_counter()
     figures: Figures = {"schema": SCHEMA}
-    steps = _steps(options.quick, figures)
+    steps, failed = _steps(options.quick, figures), False
     if not options.json:
         print(f"{_processor()}{'; quick, so rough' if options.quick else ''}", flush=True)
     for title, about, run in steps:
         say(f"{title} ...")
-        found = run()
+        try:
+            found = run()
+        except Exception as error:  # the other figures are still worth having
+            say(f"{title}: not measured: {type(error).__name__}: {error}")
+            found, failed = {}, True
         figures |= {key: found.get(key) for key in about}
         if not options.json:
             print(f"\n{title}")
@@ -68,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(figures, indent=2))
     else:
         print(f"\n{figures['bench_seconds']} seconds")
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ ROUNDS = 10
 ABOUT = {
     "recordings": "real recordings replayed",
     "page_events_replayed": "page events (mm_page_*) replayed in all",
-    "page_allocs_unequal": "allocations of one pass answered otherwise than the kernel did",
+    "page_allocs": "allocations of one pass over all recordings",
+    "page_allocs_unequal": "of them answered otherwise than the kernel did",
     "final_states_unequal": "recordings whose final state differs from the second dump",
     "page_events_per_second": "page events, one core, compiled replay with every answer compared, median round",
     "page_events_per_second_slowest": "slowest round",
@@ -81,8 +82,8 @@ def prepare(files: Sequence[Path]) -> list[Ready]:
     return found
 
 
-def measure(wanted: int = 50_000_000, files: Sequence[Path] | None = None) -> Figures:
-    """Replays until `wanted` page events are reached, in `ROUNDS` rounds; only the compiled replay is timed.
+def measure(wanted: int = 50_000_000, files: Sequence[Path] | None = None, rounds: int = ROUNDS, times: int = 3) -> Figures:
+    """Replays until `wanted` page events are reached, in `rounds` rounds; only the compiled replay is timed.
 
     Before, each recording is replayed once with the whole check, which says how many answers and final states are equal.
     """
@@ -92,17 +93,18 @@ def measure(wanted: int = 50_000_000, files: Sequence[Path] | None = None) -> Fi
     if not ready:
         return figures
     results = [check.replay(r.recording)[0] for r in ready]
+    figures["page_allocs"] = sum(r.page_allocs for r in results)
     figures["page_allocs_unequal"] = sum(r.page_allocs - r.page_allocs_equal for r in results)
     figures["final_states_unequal"] = sum(r.final_state_equal is False for r in results)
     per_pass, requests = sum(r.page_events for r in ready), sum(r.requests for r in ready)
-    passes = max(1, -(-wanted // (per_pass * ROUNDS)))
+    passes = max(1, -(-wanted // (per_pass * rounds)))
     with one_core():
-        seconds = [sum(_timed(r) for _ in range(passes) for r in ready) for _ in range(ROUNDS)]
-        figures["page_events_with_placement_per_second"] = round(per_pass / min(sum(_with_placement(r) for r in ready) for _ in range(3)))
-        figures["page_events_from_file_per_second"] = round(per_pass / min(sum(_from_file(r) for r in ready) for _ in range(3)))
-    figures["page_events_replayed"] = per_pass * passes * ROUNDS
-    figures |= rates("page_events_per_second", [per_pass * passes] * ROUNDS, seconds)
-    figures["page_requests_per_second"] = rates("", [requests * passes] * ROUNDS, seconds)[""]
+        seconds = [sum(_timed(r) for _ in range(passes) for r in ready) for _ in range(rounds)]
+        figures["page_events_with_placement_per_second"] = round(per_pass / min(sum(_with_placement(r) for r in ready) for _ in range(times)))
+        figures["page_events_from_file_per_second"] = round(per_pass / min(sum(_from_file(r) for r in ready) for _ in range(times)))
+    figures["page_events_replayed"] = per_pass * passes * rounds
+    figures |= rates("page_events_per_second", [per_pass * passes] * rounds, seconds)
+    figures["page_requests_per_second"] = rates("", [requests * passes] * rounds, seconds)[""]
     return figures
 
 

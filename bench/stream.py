@@ -200,7 +200,7 @@ def measure(wanted: int = 50_000_000, chunk: int = 1_000_000, ram: str = "4GiB")
             unequal += outcome.counters["differences"]
             if requests == 0:
                 raise RuntimeError("the stream has come to a halt: the machine is full")
-    if not unequal and any(not np.array_equal(mine, theirs) for mine, theirs in zip(twin, machine.state, strict=True)):
+    if not unequal and any(not np.array_equal(getattr(twin, name), getattr(machine.state, name)) for name in Pgdat._fields):
         raise RuntimeError("the replay of the stream ended in another state than the machine that made it")
     return {
         "stream_page_events": int(sum(work)),

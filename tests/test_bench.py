@@ -39,7 +39,7 @@ def test_recorded() -> None:
     files = [path for path in recorded.paths() if path.name == "demo.mmrec"]
     if not files:
         pytest.skip("the demo's recording is not there")
-    figures = recorded.measure(1, files)
+    figures = recorded.measure(1, files, rounds=1, times=1)
     assert figures.keys() == recorded.ABOUT.keys()
     assert figures["recordings"] == 1
     assert figures["page_allocs_unequal"] == figures["final_states_unequal"] == 0
@@ -93,3 +93,12 @@ def test_json_is_flat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert document == {"schema": 1, "a_seconds": 1.5, "b_seconds": None}
     assert main.main([]) == 0
     assert "a_seconds" in capsys.readouterr().out
+
+
+def test_a_figure_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    main = import_module("bench.__main__")
+    monkeypatch.setattr(main, "_steps", lambda quick, figures: [("A", {"a": "one"}, lambda: 1 / 0), ("B", {"b": "two"}, lambda: {"b": 2})])
+    assert main.main(["--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out).items() >= {"a": None, "b": 2}.items()
+    assert "A: not measured: ZeroDivisionError" in printed.err

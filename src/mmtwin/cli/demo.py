@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+import textwrap
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -33,25 +34,21 @@ def demo(*, json: bool = False, terminal: ForTerminal) -> int:
     provenance = recording.provenance
     cpus = f"{provenance.cpus} CPUs" if provenance.cpus != 1 else "1 CPU"
     about = (
-        f"A real Linux {provenance.kernel_release} ran {provenance.workload_name} in QEMU on {cpus} for {provenance.workload_seconds:g} s. Its memory was dumped\n"
-        f"before and after, and {result.events:,} events were recorded in between. mmtwin started from the first dump, was given the\n"
-        "same requests, and answered each before the kernel's answer was looked at.\n"
+        f"A real Linux {provenance.kernel_release} ran {provenance.workload_name} in QEMU on {cpus} for {provenance.workload_seconds:g} s. Its memory was "
+        f"dumped before and after, and {result.events:,} events were recorded in between. mmtwin started from the first dump, was given the same requests, "
+        "and answered each before the kernel's answer was looked at."
     )
-    terminal.show(Text("\n".join(map(printable, about.split("\n")))), *result_text.result_text(provenance, result), "", next_steps(Path(str(bundled))))
+    terminal.show(Text(textwrap.fill(printable(about), 79)), "", *result_text.result_text(provenance, result), "")
+    terminal.write(next_steps(Path(str(bundled))))  # as it is: commands are to be pasted
     return 0 if result.equal else CHECK_FAILED
 
 
 def next_steps(recording: Path) -> str:
     """Commands that go on from here, ready to be pasted."""
     program, file = _program(), shlex.quote(str(recording))
-    return "\n".join(
-        (
-            "What next:",
-            f"  {program} info {file}",
-            f"  {program} replay {file} --check",
-            f"  {program} record --help",
-        )
-    )
+    python = f'import mmtwin; print(mmtwin.load("{recording}").buddyinfo())'
+    commands = (f"{program} info {file}", f"{program} replay {file} --check", f"{shlex.quote(sys.executable)} -c {shlex.quote(python)}", f"{program} record --help")
+    return "What next:\n" + "".join(f"  {command}\n" for command in commands)
 
 
 def _program() -> str:

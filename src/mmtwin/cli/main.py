@@ -6,7 +6,7 @@ Exit codes: 0 good; 1 an error in the data or the run; 2 usage; 3 a check that f
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
@@ -34,8 +34,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.meta.group_parameters = Group("Everywhere", sort_key=9)
-for position, command in enumerate((demo, record, import_, info, replay)):
-    app.command(command, name=command.__name__.strip("_"), sort_key=position)
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "record": record, "import": import_, "info": info, "replay": replay}
+for position, (verb, command) in enumerate(COMMANDS.items()):
+    app.command(command, name=verb, sort_key=position)
 
 
 @app.meta.default

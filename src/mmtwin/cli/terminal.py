@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from cyclopts import Parameter
 from mmtwin.errors import MmtwinError
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
 WIDE = 1000
 """Columns when stdout is no terminal: nothing is wrapped that a program may want to read."""
@@ -46,11 +47,14 @@ class Terminal:
 
     def show(self, *parts: RenderableType) -> None:
         """Renders tables and texts to stdout."""
-        console = _console(sys.stdout)
-        with console.capture() as captured:
-            for part in parts:
-                console.print(part)
-        self.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        from rich.console import Console
+
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        page = io.StringIO()
+        console = Console(file=page, force_terminal=on_terminal or None, width=None if on_terminal else WIDE, highlight=False, markup=False, emoji=False)
+        for part in parts:
+            console.print(part)
+        self.write("".join(f"{line.rstrip()}\n" for line in page.getvalue().split("\n")[:-1]))
 
     def json(self, document: dict[str, Any]) -> None:
         """One JSON document on stdout."""
@@ -85,10 +89,11 @@ class Terminal:
         if self.quiet or sys.stderr is None or not sys.stderr.isatty():
             yield lambda done, total: None
             return
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress_bar import ProgressBar  # noqa: F401 - loaded before the bar's thread needs it
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), *_bar(), TimeElapsedColumn(), console=_console(sys.stderr), transient=True) as bar:
+        columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
             task = bar.add_task(text, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -108,19 +113,6 @@ def silence(stream: TextIO) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-
-
-def _bar() -> list[Any]:
-    from rich.progress import BarColumn, TaskProgressColumn
-
-    return [BarColumn(), TaskProgressColumn()]
-
-
-def _console(stream: TextIO) -> Console:
-    from rich.console import Console
-
-    wide = stream is None or not stream.isatty()
-    return Console(file=stream, width=WIDE if wide else None, highlight=False, markup=False, emoji=False)
 
 
 ForTerminal = Annotated[Terminal, Parameter(parse=False)]

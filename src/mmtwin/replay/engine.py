@@ -53,6 +53,8 @@ from mmtwin.replay.resync import any_covered, covered, extract, put_back
 
 CHUNK = 1 << 18
 """Operations per call of the compiled loop, so that progress and Ctrl-C work."""
+NEAR = 64
+"""Events within which a change of the watermark boost on one CPU and a test of the watermark on another may really be the other way round."""
 KEPT = 100
 """Differences that are kept with their context."""
 
@@ -76,6 +78,9 @@ class Progress(NamedTuple):
     bulk_gfp: npt.NDArray[np.int64]
     bulk_done: npt.NDArray[np.int64]
     walk_zone: npt.NDArray[np.int64]
+    walk_at: npt.NDArray[np.int64]
+    boost_before: npt.NDArray[np.int64]
+    boost_at: npt.NDArray[np.int64]
 
 
 # One copy of each that is not inlined, for the rare paths: every inlined copy costs seconds of compile time.
@@ -117,14 +122,14 @@ def replay_alloc(b: Any, r: Any, op: Any) -> None:
         top = highest_zone(b, gfp)
         z = int(r.walk_zone[int(op["arg"])])
         now = next_zone(b, preferred_zone(b, top), order, gfp, top, flags)
-        if z != now:
-            # The kernel tested the zones between the walk's mark and this one. The twin's counters say two things at those two moments: only
-            # the kernel knows which held.
-            real = page_zone(b, expected)
-            if real != z and real <= max(z, now) and real >= min(z, now):
-                z = real
-                count(r, C_ZONES, 1)
+        real = page_zone(b, expected)
+        if z != real and zone_could_be(b, r, op, z, now, real):
+            z = real
+            count(r, C_ZONES, 1)
+        boost = int(b.zone[z]["watermark_boost"]) if z >= 0 else 0
         pfn = get_page_from_zones(b, z, cpu, order, gfp, top, flags, contended)
+        if z >= 0 and int(b.zone[z]["watermark_boost"]) != boost:
+            boost_changed(r, z, boost, int(op["at"]))
     else:
         pfn = alloc_pages_cold(b, cpu, order, gfp, contended)
     count(r, C_ALLOCS, 1)
@@ -132,6 +137,34 @@ def replay_alloc(b: Any, r: Any, op: Any) -> None:
         replay_alloc_differs(b, r, op, pfn)
     else:
         count(r, C_EQUAL, 1)
+
+
+@inner
+def boost_changed(r: Any, z: int, before: int, at: int) -> None:
+    """Remembers what a zone's boost was and where it changed."""
+    r.boost_before[z] = before
+    r.boost_at[z] = at
+
+
+@slow
+def zone_could_be(b: Any, r: Any, op: Any, z: int, now: int, real: int) -> bool:
+    """Whether the kernel may have chosen zone `real` where the twin chose `z`.
+
+    The kernel tests the zones somewhere between the walk's mark and the one at the taking. Where the twin's counters say one thing at the
+    first and another at the second (`now`), or where another CPU was just changing the watermark boost, only the kernel knows which held.
+    """
+    if real < 0 or now == real or (z > real > now) or (now > real > z):
+        return real >= 0 and z != now
+    top = highest_zone(b, int(op["gfp"]))
+    upper = max(z, real)
+    if upper < 0 or r.boost_at[upper] < r.walk_at[int(op["arg"])] - NEAR:
+        return False
+    zone = b.zone[upper]
+    boost = int(zone["watermark_boost"])
+    zone["watermark_boost"] = r.boost_before[upper]
+    other = next_zone(b, preferred_zone(b, top), int(op["order"]), int(op["gfp"]), top, int(op["arg2"]))
+    zone["watermark_boost"] = boost
+    return other == real
 
 
 @slow
@@ -257,6 +290,7 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
         b.zone[int(op["migratetype"])]["flags"] = int(b.zone[int(op["migratetype"])]["flags"]) & ~ZONE_RECLAIM_ACTIVE
     elif kind == UNBOOST:
         zone = b.zone[int(op["migratetype"])]
+        boost_changed(r, int(op["migratetype"]), int(zone["watermark_boost"]), int(op["at"]))
         zone["watermark_boost"] = int(zone["watermark_boost"]) - min(int(zone["watermark_boost"]), int(zone["boost_at_balance"]))
     elif kind == THRESHOLDS:
         set_pgdat_percpu_threshold(b, int(op["arg"]) != 0)
@@ -268,6 +302,7 @@ def replay_walk(b: Any, r: Any, op: Any) -> None:
     gfp = int(op["gfp"])
     top = highest_zone(b, gfp)
     if top >= 0:
+        r.walk_at[int(op["arg"])] = int(op["at"])
         r.walk_zone[int(op["arg"])] = next_zone(b, preferred_zone(b, top), int(op["order"]), gfp, top, int(op["arg2"]))
 
 
@@ -380,7 +415,7 @@ def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = la
     :param progress: called with the number of operations done after each chunk.
     """
     bulks = max(placement.bulks, 1)
-    r = Progress(np.zeros(len(COUNTERS), np.int64), np.zeros(KEPT, DIFFERENCE), np.full(bulks, -1, np.int64), np.zeros(bulks, np.int64), np.zeros(bulks, np.int64), np.full(max(placement.contexts, 1), -1, np.int64))
+    r = Progress(np.zeros(len(COUNTERS), np.int64), np.zeros(KEPT, DIFFERENCE), np.full(bulks, -1, np.int64), np.zeros(bulks, np.int64), np.zeros(bulks, np.int64), np.full(max(placement.contexts, 1), -1, np.int64), np.zeros(max(placement.contexts, 1), np.int64), np.zeros(len(state.zone), np.int64), np.full(len(state.zone), -NEAR, np.int64))
     for start in range(0, len(placement.ops), CHUNK):
         replay_ops(state, r, placement.ops[start : start + CHUNK])
         progress(min(start + CHUNK, len(placement.ops)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ from mmtwin.errors import CaptureError
 from mmtwin.recording.capture.probes import ZoneLayout
 from mmtwin.recording.model import Snapshot
 
+logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what goes wrong is said in one line, by the exceptions below
 try:
     import drgn
     from drgn.helpers.linux import for_each_online_cpu, for_each_possible_cpu, per_cpu_ptr
@@ -79,6 +81,14 @@ class Dump:
 
     def __exit__(self, *_: object) -> None:
         del self.prog
+
+    def release(self) -> str:
+        """The kernel's release, as ``uname -r`` prints it."""
+        return str(self.prog["UTS_RELEASE"].string_().decode())
+
+    def cmdline(self) -> str:
+        """The kernel's command line."""
+        return str(self.prog["saved_command_line"].string_().decode()).strip()
 
     def ring_buffer(self) -> RingBufferLayout:
         """The buffers of the top trace instance."""
