@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made anew when pyproject.toml changes. Only Python 3.11 or newer with pip is assumed.
 PYTHON ?= python3
 BIN = .venv/bin
-.PHONY: demo test lint bench oracle record-extra clean
+.PHONY: demo test lint coverage bench oracle clean
 
 demo: .venv/installed
 	@$(BIN)/mmtwin demo
@@ -13,7 +13,11 @@ lint: .venv/linted
 	$(BIN)/ruff check src tests bench oracle
 	$(BIN)/ruff format --check src tests bench oracle
 	$(BIN)/mypy
-	sh bench/coverage.sh
+
+# In the interpreter, where coverage sees inside the allocator's functions.
+coverage: .venv/linted
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest -p no:xdist
+	$(BIN)/python -m coverage report
 
 bench: .venv/tested
 	@$(BIN)/python -m bench
@@ -28,7 +32,7 @@ oracle: .venv/recorded
 	@touch $@
 
 .venv/tested: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pytest>=8' 'hypothesis>=6.100' 'pytest-xdist>=3.6' 'pyelftools>=0.31'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[record]' 'pytest>=8' 'hypothesis>=6.100' 'pytest-xdist>=3.6'
 	@touch $@
 
 .venv/linted: .venv/tested

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from mmtwin.machine import Machine, boot, derive_constants
 from mmtwin.mm.tables import Pgdat, new_pgdat
 from mmtwin.profiles import get

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from mmtwin import gfp
 from mmtwin.gfp import ALLOC_CPUSET, ALLOC_HIGHATOMIC, ALLOC_KSWAPD, ALLOC_MIN_RESERVE, ALLOC_NON_BLOCK, GFP, gfp_migratetype, gfp_names, gfp_to_alloc_flags
 from mmtwin.profiles import get

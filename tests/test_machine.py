@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-import mmtwin
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import mmtwin
 from mmtwin import (
     GFP_ATOMIC,
     GFP_HIGHUSER_MOVABLE,

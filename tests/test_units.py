@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mmtwin.units import PAGE_SIZE, format_size, get_order, parse_size
 
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
-from numba import config
+from numba.core import config as numba_config
 from numba.extending import register_jitable
+
+config: Any = numba_config
+"""Numba sets its options at run time."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +41,19 @@ def _digest() -> str:
     return parts.hexdigest()[:16]
 
 
-CACHE = cache_base() / _digest()
+def _cache() -> Path:
+    """The directory for this version's code; a temporary one where the user's cannot be written (numba itself would fall back to the source tree)."""
+    try:
+        directory = cache_base() / _digest()
+        directory.mkdir(parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK):
+            return directory
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="mmtwin-"))
+
+
+CACHE = _cache()
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
@@ -62,6 +78,6 @@ def slow(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def is_compiled() -> bool:
-    """Whether the code for this version has been compiled before (the first use takes about half a minute, once)."""
-    return bool(config.DISABLE_JIT) or any(CACHE.rglob("*.nbc"))
+def is_compiled(entry_point: str) -> bool:
+    """Whether this entry point's code has been compiled before (the replay's takes about half a minute, once)."""
+    return bool(config.DISABLE_JIT) or any(CACHE.rglob(f"*{entry_point}*.nbc"))

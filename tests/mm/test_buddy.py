@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mmtwin.gfp import ALLOC_KSWAPD, ALLOC_NOFRAGMENT, HIGHATOMIC, ISOLATE, MOVABLE, RECLAIMABLE, UNMOVABLE
 from mmtwin.machine import boot, free_memory
 from mmtwin.mm.buddy import (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mmtwin.mm.list import list_add, list_add_tail, list_del, list_empty
 from mmtwin.mm.tables import Pgdat, new_pgdat
 

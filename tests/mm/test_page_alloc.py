@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from mmtwin.errors import AllocationFailure
 from mmtwin.gfp import ALLOC_NOFRAGMENT, GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_NOWAIT, HIGHATOMIC, MOVABLE, UNMOVABLE
 from mmtwin.machine import Machine, boot

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from mmtwin.gfp import GFP_KERNEL, HIGHATOMIC, ISOLATE, MIGRATE_TYPES, MOVABLE, UNMOVABLE
 from mmtwin.machine import Machine
 from mmtwin.mm.buddy import free_list

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+
 from mmtwin.errors import InvariantError
 from mmtwin.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, HIGHATOMIC
 from mmtwin.machine import Machine

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mmtwin.mm.tables import Pgdat, new_pgdat
 from mmtwin.mm.vmstat import (
     calculate_pressure_threshold,

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mmtwin.profiles import get, layout
 from mmtwin.profiles.layout import (
     MemoryRange,

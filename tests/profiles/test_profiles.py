@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from mmtwin.errors import ProfileError
 from mmtwin.profiles import PROFILES, for_release, get
 

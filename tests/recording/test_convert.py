@@ -7,12 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from mmtwin.recording.convert import events_table, parse_format
 from mmtwin.recording.model import EVENTS_SCHEMA
 
 COMMON = "".join(
     f"\tfield:{kind} common_{name};\toffset:{offset};\tsize:{size};\tsigned:{signed};\n"
-    for kind, name, offset, size, signed in (("unsigned short", "type", 0, 2, 0), ("unsigned char", "flags", 2, 1, 0), ("unsigned char", "preempt_count", 3, 1, 0), ("int", "pid", 4, 4, 1))
+    for kind, name, offset, size, signed in (
+        ("unsigned short", "type", 0, 2, 0),
+        ("unsigned char", "flags", 2, 1, 0),
+        ("unsigned char", "preempt_count", 3, 1, 0),
+        ("int", "pid", 4, 4, 1),
+    )
 )
 PAGE_FREE = f"name: mm_page_free\nID: 400\nformat:\n{COMMON}\n\tfield:unsigned long pfn;\toffset:8;\tsize:8;\tsigned:0;\n\tfield:unsigned int order;\toffset:16;\tsize:4;\tsigned:0;\n\nprint fmt: x\n"
 CACHE_FREE = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mmtwin
 import pytest
+
+import mmtwin
 from mmtwin.errors import MmtwinError, ProfileError, RecordingError
 from mmtwin.gfp import GFP_KERNEL
 from mmtwin.recording import store

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+
 from mmtwin.recording.model import EVENTS_SCHEMA
 
 DEFAULTS: dict[str, Any] = {"pfn": -1, "order": -1, "migratetype": -1, "name": None, "pid": 7}

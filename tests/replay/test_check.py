@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+
 from mmtwin.errors import RecordingError
 from mmtwin.mm.validate import validate
 from mmtwin.recording.model import Recording

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from mmtwin.recording.model import Recording
 
 EVENTS = 20_000

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import polars as pl
+
 from mmtwin.recording.model import Recording
 from mmtwin.replay.placement import ALLOC, BUDDY_FREE, BULK_BEGIN, BULK_END, BULK_LOCKED, DRAIN, ISOLATED, NOP, PCP_FREE, PREPARE, ROTATE, WALK, place
 
@@ -116,7 +117,9 @@ def test_an_isolation_that_the_watermark_refused_did_not_happen(events: Events) 
 
 
 def test_turned_lists_and_walks(events: Events) -> None:
-    table = events(("walk", {"gfp": 0xCC0, "order": 0, "arg": 0x801}), ("rotate", {"pfn": 64, "order": 4, "migratetype": 1, "arg": 1}), ("pcp_alloc", {}), page(10))
+    table = events(
+        ("walk", {"gfp": 0xCC0, "order": 0, "arg": 0x801}), ("rotate", {"pfn": 64, "order": 4, "migratetype": 1, "arg": 1}), ("pcp_alloc", {}), page(10)
+    )
     placed = place(table)
     assert [int(o) for o in placed.ops["op"]] == [WALK, ROTATE, ALLOC]
     assert (placed.ops[2]["arg"], placed.ops[2]["arg2"]) == (0, 0x801)
@@ -137,6 +140,8 @@ def test_an_empty_table(events: Events) -> None:
 def test_answers_place_nothing(real: dict[str, Recording]) -> None:
     """The order must not depend on the page frames that the kernel returned: with all of them blotted out it stays the same."""
     for recording in real.values():
-        blotted = recording.events.with_columns(pl.when(pl.col("kind").cast(pl.String) == "mm_page_alloc").then(pl.lit(1, dtype=pl.Int64)).otherwise("pfn").alias("pfn"))
+        blotted = recording.events.with_columns(
+            pl.when(pl.col("kind").cast(pl.String) == "mm_page_alloc").then(pl.lit(1, dtype=pl.Int64)).otherwise("pfn").alias("pfn")
+        )
         a, b = place(recording.events, recording.before), place(blotted, recording.before)
         assert all(np.array_equal(a.ops[c], b.ops[c]) for c in ("at", "event", "op", "cpu", "order", "contended"))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mmtwin.gfp import GFP_KERNEL, UNMOVABLE
 from mmtwin.machine import Machine, boot
 from mmtwin.mm.tables import PG_BUDDY, PG_PCP

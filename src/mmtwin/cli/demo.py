@@ -47,7 +47,12 @@ def next_steps(recording: Path) -> str:
     """Commands that go on from here, ready to be pasted."""
     program, file = _program(), shlex.quote(str(recording))
     python = f'import mmtwin; print(mmtwin.load("{recording}").buddyinfo())'
-    commands = (f"{program} info {file}", f"{program} replay {file} --check", f"{shlex.quote(sys.executable)} -c {shlex.quote(python)}", f"{program} record --help")
+    commands = (
+        f"{program} info {file}",
+        f"{program} replay {file} --check",
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(python)}",
+        f"{program} record --help",
+    )
     return "What next:\n" + "".join(f"  {command}\n" for command in commands)
 
 

@@ -34,6 +34,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.meta.group_parameters = Group("Everywhere", sort_key=9)
+app.meta.suppress_keyboard_interrupt = False
 COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "record": record, "import": import_, "info": info, "replay": replay}
 for position, (verb, command) in enumerate(COMMANDS.items()):
     app.command(command, name=verb, sort_key=position)

@@ -15,7 +15,7 @@ from mmtwin.units import format_size, parse_size
 MEMORY = (64 << 20, 16 << 30)
 CPUS = (1, 16)
 """What `recording.capture.vm` accepts; here too, because that module needs the extra ``record``."""
-NOT_BUILT = "live recording and memory dumps are not built yet; record a kernel in QEMU with: mmtwin record --vm KERNEL_DIR --workload FILE"
+NOT_BUILT = "live recording is not built yet; record a kernel in QEMU with: mmtwin record --vm KERNEL_DIR --workload FILE, or read a dump with --dump CORE --symbols VMLINUX"
 
 
 def record(
@@ -27,11 +27,13 @@ def record(
     slab: bool = False,
     cmdline: Annotated[str, Parameter(metavar="WORDS", allow_leading_hyphen=True)] = "",
     timeout: Annotated[float, Parameter(metavar="SECONDS", show_default=True)] = 600,
+    dump: Annotated[Path | None, Parameter(metavar="CORE")] = None,
+    symbols: Annotated[Path | None, Parameter(metavar="VMLINUX")] = None,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"), metavar="FILE")] = None,
     force: bool = False,
     terminal: ForTerminal,
 ) -> None:
-    """Boot a kernel in QEMU and record its memory, before and after a workload, and every event in between.
+    """Boot a kernel in QEMU and record its memory, before and after a workload, and every event in between; or keep the state that a memory dump holds.
 
     Needs the extra packages of: pip install 'mmtwin[record]', and QEMU, busybox and cpio on this machine.
 
@@ -42,9 +44,14 @@ def record(
     :param slab: Record kmalloc and kmem_cache events too.
     :param cmdline: Further words for the kernel's command line, such as 'preempt=none'.
     :param timeout: Time the workload may take.
-    :param output: The recording to write (default: the workload's name with .mmrec, in this directory).
+    :param dump: Instead of --vm: a memory dump (ELF core with VMCOREINFO); the recording then holds its state and no events.
+    :param symbols: The vmlinux with debug symbols of the kernel in the dump.
+    :param output: The recording to write (default: the workload's or dump's name with .mmrec, in this directory).
     :param force: Overwrite an existing file.
     """
+    if dump is not None:
+        _from_dump(dump, symbols, vm or workload, output, force, terminal)
+        return
     if vm is None:
         raise UsageError(NOT_BUILT)
     if workload is None:
@@ -64,13 +71,29 @@ def record(
     def phase(text: str) -> None:
         terminal.note(f"{time.monotonic() - begin:6.1f} s  {text}")
 
-    recording = record_vm(Guest(vm, workload, memory, smp, slab, cmdline, timeout), phase)
+    guest = Guest(kernel=vm, workload=workload, memory=memory, cpus=smp, slab=slab, cmdline=cmdline, timeout=timeout)
+    recording = record_vm(guest, phase)
     phase("writing")
     store.save(recording, path, force=force)
     provenance = recording.provenance
     phase("done")
     summary = f"{len(recording.events):,} events, {provenance.lost_events:,} lost, {provenance.missed_probes:,} probes missed"
     terminal.write(f"{summary}\nWrote {printable(path)}\n")
+
+
+def _from_dump(dump: Path, symbols: Path | None, other: Path | None, output: Path | None, force: bool, terminal: ForTerminal) -> None:
+    """The state in a memory dump, as a recording without events."""
+    if symbols is None or other is not None:
+        raise UsageError("record --dump CORE needs --symbols VMLINUX, and neither --vm nor --workload")
+    path = output_path(output, dump, force)
+    from mmtwin.recording import store
+    from mmtwin.recording.capture import vmcore
+
+    terminal.note("reading the dump")
+    recording = vmcore.read(dump, symbols)
+    store.save(recording, path, force=force)
+    cpus = "1 CPU" if recording.provenance.cpus == 1 else f"{recording.provenance.cpus} CPUs"
+    terminal.write(f"the state of Linux {recording.provenance.kernel_release} with {cpus}, no events\nWrote {printable(path)}\n")
 
 
 def _memory(text: str) -> int:

@@ -62,7 +62,7 @@ def run(file: Path, check: bool, terminal: Terminal) -> tuple[Recording, Result]
     from mmtwin import _jit
     from mmtwin.replay import check as checker
 
-    if not _jit.is_compiled():
+    if not _jit.is_compiled("replay_ops"):
         terminal.note("compiling the replay, about 30 s, once")
     with terminal.progress("replaying") as progress:
         result, _ = checker.replay(recording, check=check, progress=progress)

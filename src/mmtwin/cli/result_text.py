@@ -26,7 +26,8 @@ INFERRED = {
     "isolated_blocks": "free blocks that compaction took",
     "turned_lists": "free lists that compaction turned to begin elsewhere",
     "highatomic_moves": "pageblocks reserved for or released from urgent requests",
-    "reserves_learnt": "allowed below the watermarks, as only the answer showed",
+    "zones_learnt": "the watermark test says different zones at two moments; the kernel's zone decided",
+    "reserves_learnt": "no zone seemed above its watermark, but the kernel had one; answered without watermarks",
 }
 """What each kind of inferred event is, in a few words."""
 
@@ -76,15 +77,19 @@ def warnings(result: Result) -> Iterator[str]:
 
 def verdict(result: Result) -> Text:
     """The last line."""
+    different = result.page_allocs - result.page_allocs_equal + result.failed_allocs - result.failed_allocs_equal
     if not result.page_allocs and not result.failed_allocs:
         answers = "No request to compare"
-    elif result.equal or (result.page_allocs_equal == result.page_allocs and result.failed_allocs_equal == result.failed_allocs and not result.differences):
-        answers = "Every answer is the kernel's"
+    elif different:
+        answers = f"{different:,} answers differ"
+    elif result.differences:
+        answers = "Frees or free lists differ on the way"
     else:
-        different = result.page_allocs - result.page_allocs_equal + result.failed_allocs - result.failed_allocs_equal
-        answers = f"{different:,} answers differ" if different else "Something between the answers differs"
+        answers = "Every answer is the kernel's"
     state = {True: "and the final state is the kernel's", False: "and the final state differs", None: "but the final state was not compared (--check does)"}
-    text = f"{answers}, {state[result.final_state_equal]}."
+    others = [part.name for part in result.parts if part.equal != part.total]
+    but = f"; different: {', '.join(others)}" if others and result.final_state_equal else ""
+    text = f"{answers}, {state[result.final_state_equal]}{but}."
     return Text(("EQUAL: " if result.equal else "DIFFERENT: ") + text, style="bold green" if result.equal else "bold red")
 
 

@@ -19,10 +19,25 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "mm_page_free_batched": {"pfn": "pfn"},
     "mm_page_alloc_zone_locked": {"pfn": "pfn", "order": "order", "migratetype": "migratetype", "percpu_refill": "arg"},
     "mm_page_pcpu_drain": {"pfn": "pfn", "order": "order", "migratetype": "migratetype"},
-    "mm_page_alloc_extfrag": {"pfn": "pfn", "alloc_order": "order", "alloc_migratetype": "migratetype", "fallback_order": "arg", "fallback_migratetype": "bytes_req", "change_ownership": "bytes_alloc"},
+    "mm_page_alloc_extfrag": {
+        "pfn": "pfn",
+        "alloc_order": "order",
+        "alloc_migratetype": "migratetype",
+        "fallback_order": "arg",
+        "fallback_migratetype": "bytes_req",
+        "change_ownership": "bytes_alloc",
+    },
     "mm_lru_insertion": {"pfn": "pfn", "lru": "arg"},
     "kmalloc": {"call_site": "call_site", "ptr": "ptr", "bytes_req": "bytes_req", "bytes_alloc": "bytes_alloc", "gfp_flags": "gfp", "node": "node"},
-    "kmem_cache_alloc": {"call_site": "call_site", "ptr": "ptr", "bytes_req": "bytes_req", "bytes_alloc": "bytes_alloc", "gfp_flags": "gfp", "node": "node", "accounted": "arg"},
+    "kmem_cache_alloc": {
+        "call_site": "call_site",
+        "ptr": "ptr",
+        "bytes_req": "bytes_req",
+        "bytes_alloc": "bytes_alloc",
+        "gfp_flags": "gfp",
+        "node": "node",
+        "accounted": "arg",
+    },
     "kfree": {"call_site": "call_site", "ptr": "ptr"},
     "kmem_cache_free": {"call_site": "call_site", "ptr": "ptr", "name": "name"},
     "pcp_alloc": {},
@@ -90,7 +105,9 @@ def parse_format(text: str) -> EventFormat:
     if not name or not number:
         raise ValueError("not the text of a tracefs format file: no name or ID line")
     fields = {m["name"]: Field(int(m["offset"]), int(m["size"]), m["signed"] == "1", "__data_loc" in m["type"]) for m in FIELD.finditer(text)}
-    return EventFormat(re.sub(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear)\d+$", r"\1", name[1]), int(number[1]), fields)
+    return EventFormat(
+        re.sub(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear)\d+$", r"\1", name[1]), int(number[1]), fields
+    )
 
 
 def _context(flags: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
@@ -127,7 +144,9 @@ def events_table(cpu_pages: list[list[bytes]], formats: Mapping[int, EventFormat
     return table, max(lost, 0)
 
 
-def _records(cpu: int, times: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], data: npt.NDArray[np.uint8], formats: Mapping[int, EventFormat], before: Snapshot) -> pl.DataFrame:
+def _records(
+    cpu: int, times: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], data: npt.NDArray[np.uint8], formats: Mapping[int, EventFormat], before: Snapshot
+) -> pl.DataFrame:
     ids = gather(data, offsets, 2, False)
     length = len(times)
     absent = {"pfn": -1, "order": -1, "migratetype": -1}
@@ -170,7 +189,15 @@ def _records(cpu: int, times: npt.NDArray[np.int64], offsets: npt.NDArray[np.int
     return pl.concat([pl.DataFrame({name: frame[name] for name in EVENTS_SCHEMA}), *heads])
 
 
-def _rotations(form: EventFormat, data: npt.NDArray[np.uint8], at: npt.NDArray[np.int64], times: npt.NDArray[np.int64], cpu: int, zone_of: Mapping[int, int], before: Snapshot) -> pl.DataFrame:
+def _rotations(
+    form: EventFormat,
+    data: npt.NDArray[np.uint8],
+    at: npt.NDArray[np.int64],
+    times: npt.NDArray[np.int64],
+    cpu: int,
+    zone_of: Mapping[int, int],
+    before: Snapshot,
+) -> pl.DataFrame:
     """The rows of compaction's turned free lists."""
     lock = gather(data, at + form.fields["lock"].offset, 8, False)
     pid, context = gather(data, at + 4, 4, True), _context(gather(data, at + 2, 1, False))
@@ -181,7 +208,19 @@ def _rotations(form: EventFormat, data: npt.NDArray[np.uint8], at: npt.NDArray[n
             pfn, rest = divmod((pointer & MASK) - LIST_OFFSET - before.scalars["vmemmap_base"], before.scalars["page_size_bytes"])
             if not rest and 0 <= pfn < before.scalars["max_pfn"]:
                 zone = zone_of.get((int(lock[i]) & MASK) - before.scalars["zone_lock_offset"], -1)
-                rows.append({"time": int(times[i]), "cpu": cpu, "pid": int(pid[i]), "context": int(context[i]), "kind": "rotate", "pfn": pfn, "order": order, "migratetype": 1, "arg": zone})
+                rows.append(
+                    {
+                        "time": int(times[i]),
+                        "cpu": cpu,
+                        "pid": int(pid[i]),
+                        "context": int(context[i]),
+                        "kind": "rotate",
+                        "pfn": pfn,
+                        "order": order,
+                        "migratetype": 1,
+                        "arg": zone,
+                    }
+                )
     table = pl.DataFrame(rows, schema={name: EVENTS_SCHEMA[name] for name in ("time", "cpu", "pid", "context", "kind", "pfn", "order", "migratetype", "arg")})
     absent = [pl.lit(0).cast(EVENTS_SCHEMA[name]).alias(name) for name in EVENTS_SCHEMA if name not in table.columns and name != "name"]
     return table.with_columns(*absent, pl.lit(None, dtype=pl.String).alias("name")).select(list(EVENTS_SCHEMA))

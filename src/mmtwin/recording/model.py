@@ -51,6 +51,7 @@ EVENTS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 class Provenance:
     """Where a recording comes from: enough to make it again.
 
+    :param kernel_version: as ``uname -v`` prints it, with the distribution's version of the source.
     :param how: "vm" (mmtwin record --vm), "ftrace" (imported text) or "synthetic".
     :param initrd_bytes: size of the initial RAM disk; its memory was not yet free when the kernel derived its watermarks.
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
@@ -60,6 +61,7 @@ class Provenance:
     """
 
     kernel_release: str = "unknown"
+    kernel_version: str = ""
     kernel_config: Mapping[str, str] = field(default_factory=dict)
     cmdline: str = ""
     ram_bytes: int = 0

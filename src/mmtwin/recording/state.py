@@ -9,7 +9,18 @@ from mmtwin.gfp import MAX_NR_ZONES, MIGRATE_TYPES, ZONE_NORMAL
 from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, PG_BUDDY, PG_LRU, PG_MOVABLE, PG_PCP, Pgdat, new_pgdat
 from mmtwin.recording.model import Snapshot
 
-ZONE_COLUMNS = ("present_pages", "managed_pages", "wmark_min", "wmark_low", "wmark_high", "wmark_promo", "watermark_boost", "nr_reserved_highatomic", "nr_free_pages", "percpu_drift_mark")
+ZONE_COLUMNS = (
+    "present_pages",
+    "managed_pages",
+    "wmark_min",
+    "wmark_low",
+    "wmark_high",
+    "wmark_promo",
+    "watermark_boost",
+    "nr_reserved_highatomic",
+    "nr_free_pages",
+    "percpu_drift_mark",
+)
 PCP_COLUMNS = ("count", "high", "batch", "free_factor", "stat_threshold", "nr_free_pages_diff")
 ZONE_FLAGS = 3
 """The bits of ``zone->flags`` that the allocator reads: boosted watermark, reclaim active."""
@@ -33,7 +44,7 @@ def restore(snapshot: Snapshot, batch_scale_max: int = 5, thp: bool = True) -> P
     :param batch_scale_max: the kernel's CONFIG_PCP_BATCH_SCALE_MAX.
     :param thp: the kernel has transparent huge pages, so that pageblock-order pages have per-CPU lists.
     """
-    cpus = int(snapshot.pcp["cpu"].max() or 0) + 1  # type: ignore[call-overload]
+    cpus = int(snapshot.pcp["cpu"].to_numpy().max(initial=0)) + 1
     state = new_pgdat(snapshot.scalars["max_pfn"], cpus)
     state.pageblock[:] = snapshot.pageblocks
     for row in snapshot.zones.iter_rows(named=True):
@@ -45,7 +56,14 @@ def restore(snapshot: Snapshot, batch_scale_max: int = 5, thp: bool = True) -> P
         for j in range(MAX_NR_ZONES):
             state.lowmem_reserve[row["index"], j] = row[f"lowmem_reserve_{j}"]
     config = state.config[0]
-    for name in ("min_free_kbytes", "watermark_scale_factor", "watermark_boost_factor", "percpu_pagelist_high_fraction", "page_group_by_mobility_disabled", "totalreserve_pages"):
+    for name in (
+        "min_free_kbytes",
+        "watermark_scale_factor",
+        "watermark_boost_factor",
+        "percpu_pagelist_high_fraction",
+        "page_group_by_mobility_disabled",
+        "totalreserve_pages",
+    ):
         config[name] = snapshot.scalars[name]
     config["pcp_batch_scale_max"], config["thp"], config["nofragment_zone"] = batch_scale_max, thp, ZONE_NORMAL
     state.page["flags"][: len(snapshot.pages)] = np.where(snapshot.pages & 1, PG_LRU, 0) | np.where(snapshot.pages & 2, PG_MOVABLE, 0)
@@ -101,4 +119,6 @@ def pcp_pages(state: Pgdat) -> pl.DataFrame:
         for index in range(NR_PCP_LISTS):
             for i, pfn in enumerate(walk(state, int(state.config[0]["pcp_list_base"]) + row * NR_PCP_LISTS + index)):
                 rows.append((row // cpus, row % cpus, index, i, pfn, int(state.page[pfn]["migratetype"])))
-    return pl.DataFrame(rows, schema={"zone": pl.Int8, "cpu": pl.Int16, "list": pl.Int8, "position": pl.Int32, "pfn": pl.Int64, "migratetype": pl.Int8}, orient="row")
+    return pl.DataFrame(
+        rows, schema={"zone": pl.Int8, "cpu": pl.Int16, "list": pl.Int8, "position": pl.Int32, "pfn": pl.Int64, "migratetype": pl.Int8}, orient="row"
+    )

@@ -423,7 +423,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 
 PROVENANCE_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "kernel_release": str, "kernel_config": dict, "cmdline": str, "ram_bytes": int, "initrd_bytes": int, "cpus": int, "how": str, "workload": str, "workload_name": str,
+    "kernel_release": str, "kernel_version": str, "kernel_config": dict, "cmdline": str, "ram_bytes": int, "initrd_bytes": int, "cpus": int, "how": str, "workload": str, "workload_name": str,
     "workload_seconds": (int, float), "lost_events": int, "missed_probes": int, "probes": list, "procfs": dict, "notes": list, "tool": str,
 }  # fmt: skip
 """Types of the provenance in JSON, written here because the model imports polars (a test compares them)."""

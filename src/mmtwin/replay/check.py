@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import polars as pl
 from mmtwin.errors import RecordingError
 from mmtwin.gfp import MIGRATETYPE_NAMES, gfp_names
 from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, Pgdat
+from mmtwin.recording import constants
 from mmtwin.recording.model import Recording, Snapshot
 from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_lists, pcp_pages, restore
 from mmtwin.replay.engine import Outcome, run
@@ -70,7 +71,8 @@ class Result:
     @property
     def equal(self) -> bool:
         """Whether the twin answered all requests as the kernel did and ended in the same state."""
-        return self.page_allocs_equal == self.page_allocs and self.failed_allocs_equal == self.failed_allocs and not self.differences and self.final_state_equal is not False
+        requests = self.page_allocs_equal == self.page_allocs and self.failed_allocs_equal == self.failed_allocs
+        return requests and not self.differences and all(p.equal == p.total for p in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, for JSON."""
@@ -86,7 +88,9 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
     :raises RecordingError: the recording has no snapshot to start from.
     """
     if recording.before is None:
-        raise RecordingError("the recording has no snapshots (it was imported from trace text), so there is no state to start from; make one with mmtwin record --vm")
+        raise RecordingError(
+            "the recording has no snapshots (it was imported from trace text), so there is no state to start from; make one with mmtwin record --vm"
+        )
     scale = int(recording.provenance.kernel_config.get("PCP_BATCH_SCALE_MAX", 5))
     placement = place(recording.events, recording.before, scale)
     state = restore(recording.before, scale, recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y")
@@ -95,6 +99,8 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
     outcome = run(state, placement, lambda done: progress(done, len(placement.ops)))
     seconds = max(time.perf_counter() - start, 1e-9)
     parts = list(compare(state, recording.after)) if check and recording.after is not None else []
+    if check:
+        parts.append(_values("derived constants", list(constants.compare(recording.before, recording.provenance))))
     return _result(recording, placement, outcome, parts, seconds), state
 
 
@@ -129,7 +135,7 @@ def _result(recording: Recording, placement: Placement, outcome: Outcome, parts:
         slab_allocs_equal=0,
         vmap_allocs=0,
         vmap_allocs_equal=0,
-        final_state_equal=all(p.equal == p.total for p in parts) if parts else None,
+        final_state_equal=all(p.equal == p.total for p in parts if p.name != "derived constants") if recording.after is not None and parts else None,
         differences=[_describe(recording, d) for d in outcome.differences[:SHOWN]],
         inferred_events=sum(inferred.values()),
         seconds=round(seconds, 6),
@@ -167,24 +173,56 @@ def compare(state: Pgdat, after: Snapshot) -> Iterator[Part]:
     names = {int(i): str(n) for i, n in after.zones.filter(pl.col("present_pages") > 0).select("index", "name").iter_rows()}
     cpus = sorted(after.pcp["cpu"].unique().to_list())
     keys = [(z, o, m) for z in names for o in range(NR_ORDERS) for m in range(len(MIGRATETYPE_NAMES))]
-    yield _lists("free lists, in order", free_lists(state), after.free, ("zone", "order", "migratetype"), keys, lambda k: f"{names[k[0]]} order {k[1]} {MIGRATETYPE_NAMES[k[2]]}")
+    yield _lists(
+        "free lists, in order",
+        free_lists(state),
+        after.free,
+        ("zone", "order", "migratetype"),
+        keys,
+        lambda k: f"{names[k[0]]} order {k[1]} {MIGRATETYPE_NAMES[k[2]]}",
+    )
     keys = [(z, c, i) for z in names for c in cpus for i in range(NR_PCP_LISTS)]
     yield _lists("per-CPU lists, in order", pcp_pages(state), after.pcp_pages, ("zone", "cpu", "list"), keys, lambda k: f"{names[k[0]]} CPU {k[1]} list {k[2]}")
     differ = np.flatnonzero(state.pageblock != after.pageblocks)
-    yield Part("pageblock types", len(state.pageblock) - len(differ), len(state.pageblock), f"pageblock {differ[0]}: {state.pageblock[differ[0]]}, the kernel's is {after.pageblocks[differ[0]]}" if len(differ) else "")
+    yield Part(
+        "pageblock types",
+        len(state.pageblock) - len(differ),
+        len(state.pageblock),
+        f"pageblock {differ[0]}: {state.pageblock[differ[0]]}, the kernel's is {after.pageblocks[differ[0]]}" if len(differ) else "",
+    )
     pairs = []
     for row in after.zones.iter_rows(named=True):
         zone = state.zone[row["index"]]
-        pairs += [(f"{row['name']} {c}", int(zone[c]), int(row[c])) for c in ZONE_COLUMNS] + [(f"{row['name']} flags", int(zone["flags"]), int(row["flags"]) & ZONE_FLAGS)]
-        pairs += [(f"{row['name']} lowmem_reserve[{j}]", int(state.lowmem_reserve[row["index"], j]), int(row[f"lowmem_reserve_{j}"])) for j in range(state.lowmem_reserve.shape[1])]
+        pairs += [(f"{row['name']} {c}", int(zone[c]), int(row[c])) for c in ZONE_COLUMNS] + [
+            (f"{row['name']} flags", int(zone["flags"]), int(row["flags"]) & ZONE_FLAGS)
+        ]
+        pairs += [
+            (f"{row['name']} lowmem_reserve[{j}]", int(state.lowmem_reserve[row["index"], j]), int(row[f"lowmem_reserve_{j}"]))
+            for j in range(state.lowmem_reserve.shape[1])
+        ]
     yield _values("zone counters and watermarks", pairs)
     nr_cpus = int(state.config[0]["nr_cpus"])
     rows = after.pcp.iter_rows(named=True)
-    yield _values("per-CPU counters", [(f"{names.get(r['zone'], r['zone'])} CPU {r['cpu']} {c}", int(state.pcp[r["zone"] * nr_cpus + r["cpu"]][c]), int(r[c])) for r in rows for c in PCP_COLUMNS])
-    yield _values("sysctls", [(k, int(state.config[0][k]), after.scalars[k]) for k in ("min_free_kbytes", "watermark_scale_factor", "percpu_pagelist_high_fraction", "totalreserve_pages")])
+    yield _values(
+        "per-CPU counters",
+        [
+            (f"{names.get(r['zone'], r['zone'])} CPU {r['cpu']} {c}", int(state.pcp[r["zone"] * nr_cpus + r["cpu"]][c]), int(r[c]))
+            for r in rows
+            for c in PCP_COLUMNS
+        ],
+    )
+    yield _values(
+        "sysctls",
+        [
+            (k, int(state.config[0][k]), after.scalars[k])
+            for k in ("min_free_kbytes", "watermark_scale_factor", "percpu_pagelist_high_fraction", "totalreserve_pages")
+        ],
+    )
 
 
-def _lists(name: str, mine: pl.DataFrame, theirs: pl.DataFrame, by: tuple[str, ...], keys: list[tuple[int, ...]], label: Callable[[tuple[int, ...]], str]) -> Part:
+def _lists(
+    name: str, mine: pl.DataFrame, theirs: pl.DataFrame, by: tuple[str, ...], keys: Sequence[tuple[int, ...]], label: Callable[[tuple[int, ...]], str]
+) -> Part:
     a, b = (_grouped(t, by) for t in (mine, theirs))
     differ = [k for k in keys if a.get(k, []) != b.get(k, [])]
     first = f"{label(differ[0])}: {len(a.get(differ[0], []))} blocks, the kernel has {len(b.get(differ[0], []))}" if differ else ""

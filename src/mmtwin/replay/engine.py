@@ -15,9 +15,30 @@ import numpy.typing as npt
 
 from mmtwin._jit import inner, kernel, slow
 from mmtwin.gfp import ALLOC_NO_WATERMARKS, HIGHATOMIC
-from mmtwin.mm.buddy import free_list, free_one_page, get_pageblock_migratetype, is_free_block, isolate_free_page, page_zone, reserve_highatomic_pageblock, unreserve_highatomic_pageblock
-from mmtwin.mm.page_alloc import alloc_pages, bulk_page, bulk_zone, free_pages_prepare, get_page_from_freelist, get_page_from_zones, highest_zone, mark_allocated, next_zone, preferred_zone, request_migratetype
+from mmtwin.mm.buddy import (
+    free_list,
+    free_one_page,
+    get_pageblock_migratetype,
+    is_free_block,
+    isolate_free_page,
+    page_zone,
+    reserve_highatomic_pageblock,
+    unreserve_highatomic_pageblock,
+)
 from mmtwin.mm.list import rotate_to_front
+from mmtwin.mm.page_alloc import (
+    alloc_pages,
+    bulk_page,
+    bulk_zone,
+    free_pages_prepare,
+    get_page_from_freelist,
+    get_page_from_zones,
+    highest_zone,
+    mark_allocated,
+    next_zone,
+    preferred_zone,
+    request_migratetype,
+)
 from mmtwin.mm.pcp import free_pcppages_bulk, free_unref_page_commit
 from mmtwin.mm.tables import PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, ZONE_RECLAIM_ACTIVE, Pgdat
 from mmtwin.mm.vmstat import refresh_cpu_vm_stats, refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
@@ -63,7 +84,26 @@ COUNTERS = (
     "isolated_blocks", "isolated_unknown", "highatomic_moves", "drains", "contended", "differences", "refills_checked", "refills_equal", "zones_learnt",
 )  # fmt: skip
 C = {name: i for i, name in enumerate(COUNTERS)}
-(C_ALLOCS, C_EQUAL, C_FAILED, C_FAILED_EQUAL, C_BULK, C_FREES, C_RETYPED, C_UNKNOWN, C_RESERVE, C_ISOLATED, C_ISOLATED_UNKNOWN, C_HIGHATOMIC, C_DRAINS, C_CONTENDED, C_DIFFERENCES, C_REFILLS, C_REFILLS_EQUAL, C_ZONES) = range(len(COUNTERS))
+(
+    C_ALLOCS,
+    C_EQUAL,
+    C_FAILED,
+    C_FAILED_EQUAL,
+    C_BULK,
+    C_FREES,
+    C_RETYPED,
+    C_UNKNOWN,
+    C_RESERVE,
+    C_ISOLATED,
+    C_ISOLATED_UNKNOWN,
+    C_HIGHATOMIC,
+    C_DRAINS,
+    C_CONTENDED,
+    C_DIFFERENCES,
+    C_REFILLS,
+    C_REFILLS_EQUAL,
+    C_ZONES,
+) = range(len(COUNTERS))
 
 DIFFERENCE = np.dtype([("event", "i8"), ("expected", "i8"), ("predicted", "i8"), ("order", "i8"), ("gfp", "i8"), ("cpu", "i8"), ("what", "i8")])
 """A kept difference; `what` is the kind of operation."""
@@ -84,7 +124,13 @@ class Progress(NamedTuple):
 
 
 # One copy of each that is not inlined, for the rare paths: every inlined copy costs seconds of compile time.
-alloc_pages_cold, free_one_page_cold, free_pcppages_bulk_cold, get_page_from_freelist_cold, get_page_from_zones_cold = slow(alloc_pages), slow(free_one_page), slow(free_pcppages_bulk), slow(get_page_from_freelist), slow(get_page_from_zones)
+alloc_pages_cold, free_one_page_cold, free_pcppages_bulk_cold, get_page_from_freelist_cold, get_page_from_zones_cold = (
+    slow(alloc_pages),
+    slow(free_one_page),
+    slow(free_pcppages_bulk),
+    slow(get_page_from_freelist),
+    slow(get_page_from_zones),
+)
 
 
 @inner
@@ -231,7 +277,9 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
         if int(op["arg"]) < 0:
             page = alloc_pages_cold(b, cpu, order, int(op["gfp"]), False)
         elif int(r.walk_zone[int(op["arg"])]) >= 0:
-            page = get_page_from_zones_cold(b, int(r.walk_zone[int(op["arg"])]), cpu, order, int(op["gfp"]), highest_zone(b, int(op["gfp"])), int(op["arg2"]), False)
+            page = get_page_from_zones_cold(
+                b, int(r.walk_zone[int(op["arg"])]), cpu, order, int(op["gfp"]), highest_zone(b, int(op["gfp"])), int(op["arg2"]), False
+            )
         if page < 0:
             count(r, C_FAILED_EQUAL, 1)
         else:
@@ -415,7 +463,17 @@ def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = la
     :param progress: called with the number of operations done after each chunk.
     """
     bulks = max(placement.bulks, 1)
-    r = Progress(np.zeros(len(COUNTERS), np.int64), np.zeros(KEPT, DIFFERENCE), np.full(bulks, -1, np.int64), np.zeros(bulks, np.int64), np.zeros(bulks, np.int64), np.full(max(placement.contexts, 1), -1, np.int64), np.zeros(max(placement.contexts, 1), np.int64), np.zeros(len(state.zone), np.int64), np.full(len(state.zone), -NEAR, np.int64))
+    r = Progress(
+        np.zeros(len(COUNTERS), np.int64),
+        np.zeros(KEPT, DIFFERENCE),
+        np.full(bulks, -1, np.int64),
+        np.zeros(bulks, np.int64),
+        np.zeros(bulks, np.int64),
+        np.full(max(placement.contexts, 1), -1, np.int64),
+        np.zeros(max(placement.contexts, 1), np.int64),
+        np.zeros(len(state.zone), np.int64),
+        np.full(len(state.zone), -NEAR, np.int64),
+    )
     for start in range(0, len(placement.ops), CHUNK):
         replay_ops(state, r, placement.ops[start : start + CHUNK])
         progress(min(start + CHUNK, len(placement.ops)))

@@ -21,11 +21,36 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mmtwin._jit import kernel
-from mmtwin.mm.tables import NR_ORDERS
-from mmtwin.recording.model import KIND, Snapshot
+from mmtwin._jit import inner, kernel
+from mmtwin.recording.model import KIND, KINDS, Snapshot
 
-(NOP, ALLOC, ALLOC_FAILED, PREPARE, PCP_FREE, BUDDY_FREE, BULK_BEGIN, BULK_LOCKED, BULK_END, DRAIN, ISOLATED, MOVE_BLOCK, FOLD, WMARKS, BALANCE, RECLAIM_SET, RECLAIM_CLEAR, THRESHOLDS, LRU_ADD, ROTATE, PAGESET, STAT_THRESHOLDS, CPU_FOLD, WALK, UNBOOST) = range(25)
+(
+    NOP,
+    ALLOC,
+    ALLOC_FAILED,
+    PREPARE,
+    PCP_FREE,
+    BUDDY_FREE,
+    BULK_BEGIN,
+    BULK_LOCKED,
+    BULK_END,
+    DRAIN,
+    ISOLATED,
+    MOVE_BLOCK,
+    FOLD,
+    WMARKS,
+    BALANCE,
+    RECLAIM_SET,
+    RECLAIM_CLEAR,
+    THRESHOLDS,
+    LRU_ADD,
+    ROTATE,
+    PAGESET,
+    STAT_THRESHOLDS,
+    CPU_FOLD,
+    WALK,
+    UNBOOST,
+) = range(25)
 
 OP = np.dtype(
     [
@@ -58,12 +83,20 @@ CONTEXT = np.dtype(
 )  # fmt: skip
 """What is going on in one context (a task, or an interrupt level of a CPU)."""
 
-K_ALLOC, K_FREE, K_BATCHED, K_LOCKED, K_DRAIN, K_EXTFRAG = (KIND[k] for k in ("mm_page_alloc", "mm_page_free", "mm_page_free_batched", "mm_page_alloc_zone_locked", "mm_page_pcpu_drain", "mm_page_alloc_extfrag"))
-K_LRU, K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE = (KIND[k] for k in ("mm_lru_insertion", "pcp_alloc", "pcp_free", "buddy_free"))
-K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE = (KIND[k] for k in ("bulk", "bulk_end", "bulk_ret", "drain_zone"))
-K_ISOLATE, K_ISOLATE_RET, K_MOVE, K_FOLD, K_WMARKS = (KIND[k] for k in ("isolate", "isolate_ret", "move_block", "fold", "wmarks"))
-K_BALANCE, K_RECLAIM_SET, K_RECLAIM_CLEAR, K_THRESHOLDS, K_ROTATE = (KIND[k] for k in ("balance", "reclaim_set", "reclaim_clear", "thresholds", "rotate"))
-K_PAGESET, K_STAT_THRESHOLDS, K_CPU_FOLD, K_WALK, K_UNBOOST, K_STEAL = (KIND[k] for k in ("pageset", "stat_thresholds", "cpu_fold", "walk", "unboost", "steal"))
+K_ALLOC, K_FREE, K_BATCHED, K_LOCKED, K_DRAIN, K_EXTFRAG = (
+    KIND[k] for k in ("mm_page_alloc", "mm_page_free", "mm_page_free_batched", "mm_page_alloc_zone_locked", "mm_page_pcpu_drain", "mm_page_alloc_extfrag")
+)
+K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE, K_WALK, K_STEAL = (KIND[k] for k in ("pcp_alloc", "pcp_free", "buddy_free", "walk", "steal"))
+K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE, K_ISOLATE, K_ISOLATE_RET = (
+    KIND[k] for k in ("bulk", "bulk_end", "bulk_ret", "drain_zone", "isolate", "isolate_ret")
+)
+
+SINGLE = {
+    "mm_lru_insertion": LRU_ADD, "move_block": MOVE_BLOCK, "fold": FOLD, "cpu_fold": CPU_FOLD, "wmarks": WMARKS, "balance": BALANCE, "reclaim_set": RECLAIM_SET,
+    "reclaim_clear": RECLAIM_CLEAR, "unboost": UNBOOST, "thresholds": THRESHOLDS, "stat_thresholds": STAT_THRESHOLDS, "pageset": PAGESET, "rotate": ROTATE,
+}  # fmt: skip
+"""Kinds of events that are an operation by themselves, at their own place."""
+OP_OF_KIND = tuple(SINGLE.get(kind, NOP) for kind in KINDS)
 
 
 class Events(NamedTuple):
@@ -97,137 +130,129 @@ class Placement(NamedTuple):
     unplaced: int
 
 
+@inner
+def _add(ops: npt.NDArray[np.void], n: int, kind: int, e: Events, i: int) -> int:
+    """Writes operation `n` with all that event `i` says, placed where it was printed; returns n + 1."""
+    op = ops[n]
+    op["op"] = kind
+    op["at"] = i
+    op["event"] = i
+    op["cpu"] = e.cpu[i]
+    op["pfn"] = e.pfn[i]
+    op["order"] = max(e.order[i], 0)
+    op["migratetype"] = e.migratetype[i]
+    op["gfp"] = e.gfp[i]
+    op["arg"] = e.arg[i]
+    op["arg2"] = 0
+    op["contended"] = 0
+    op["placed"] = 0
+    return n + 1
+
+
+@inner
+def _move(op: npt.NDArray[np.void], at: int, cpu: int) -> None:
+    """Places an operation at the event inside its lock, on the CPU that held it."""
+    op["at"] = at
+    op["cpu"] = cpu
+    op["placed"] = 1
+
+
+@inner
+def _leave_bulk(ops: npt.NDArray[np.void], n: int, c: npt.NDArray[np.void]) -> None:
+    """The bulk request of this context fell back to a single page, operation n - 1: the locked sections it went through were that one's."""
+    op = ops[n - 1]
+    for k in range(n - 2, int(c["bulk_op"]), -1):
+        if int(ops[k]["op"]) == BULK_LOCKED and int(ops[k]["arg"]) == int(c["bulk"]):
+            ops[k]["op"] = NOP
+            _move(op, int(ops[k]["at"]), int(ops[k]["cpu"]))
+    if int(c["bulk_end"]) >= 0:
+        ops[int(c["bulk_end"])]["op"] = NOP
+    c["bulk"] = -1
+
+
+@inner
+def _place_alloc(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np.void], n: int, probed: bool) -> int:
+    """mm_page_alloc: the request ends here; its place is the context's last mark."""
+    n = _add(ops, n, ALLOC if e.pfn[i] >= 0 else ALLOC_FAILED, e, i)
+    op = ops[n - 1]
+    op["arg"] = e.context[i] if int(c["walk"]) else -1
+    op["arg2"] = int(c["walk_flags"])
+    if int(c["bulk"]) >= 0:
+        _leave_bulk(ops, n, c)
+    if e.pfn[i] >= 0:
+        if int(c["group"]) >= 0:
+            _move(op, int(c["group"]), int(c["group_cpu"]))
+            op["contended"] = 1 if probed and int(c["mark"]) < 0 else 0
+        elif int(c["mark"]) >= 0 and int(op["placed"]) == 0:
+            _move(op, int(c["mark"]), int(c["mark_cpu"]))
+    c["group"] = -1
+    c["mark"] = -1
+    c["walk"] = 0
+    return n
+
+
+@inner
+def _place_drain(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np.void], n: int, chunk: npt.NDArray[np.int64]) -> int:
+    """mm_page_pcpu_drain: the first one places the free that it belongs to, or a piece of a drain of the whole list."""
+    if int(c["free"]) >= 0:
+        ops[int(c["free"])]["at"] = i
+        c["free"] = -1
+        c["drain"] = -1
+    elif int(c["drain"]) >= 0:
+        if int(c["drain_left"]) <= 0:
+            n = _add(ops, n, DRAIN, e, i)
+            ops[n - 1]["arg"] = int(c["drain_cpu"])
+            ops[n - 1]["migratetype"] = int(c["drain_zone"])
+            c["drain_left"] = chunk[int(c["drain_zone"])]
+        c["drain_left"] = int(c["drain_left"]) - (1 << e.order[i])
+    return n
+
+
 @kernel
-def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void], batched: npt.NDArray[np.uint8], probed: bool, drain_chunk: npt.NDArray[np.int64]) -> tuple[int, int]:
+def _place(
+    e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void], batched: npt.NDArray[np.uint8], probed: bool, chunk: npt.NDArray[np.int64]
+) -> tuple[int, int]:
     """Fills `ops` (at most two per event); returns how many there are, and the number of bulk requests."""
     n = 0
     bulks = 0
     for i in range(len(e.kind)):
         kind = e.kind[i]
         c = contexts[e.context[i]]
-        cpu = e.cpu[i]
         if kind == K_ALLOC:
-            op = ops[n]
-            op["event"] = i
-            op["at"] = i
-            op["cpu"] = cpu
-            op["pfn"] = e.pfn[i]
-            op["gfp"] = e.gfp[i]
-            op["order"] = e.order[i]
-            op["migratetype"] = e.migratetype[i]
-            op["arg"] = e.context[i] if int(c["walk"]) else -1
-            op["arg2"] = int(c["walk_flags"])
-            c["walk"] = 0
-            op["contended"] = 0
-            op["placed"] = 0
-            if int(c["bulk"]) >= 0:  # a bulk request that fell back to a single page: the sections it went through were this one's
-                k = n - 1
-                while k > int(c["bulk_op"]):
-                    if int(ops[k]["op"]) == BULK_LOCKED and int(ops[k]["arg"]) == int(c["bulk"]):
-                        ops[k]["op"] = NOP
-                        op["at"] = int(ops[k]["at"])
-                        op["cpu"] = int(ops[k]["cpu"])
-                        op["placed"] = 1
-                    k -= 1
-                if int(c["bulk_end"]) >= 0:
-                    ops[int(c["bulk_end"])]["op"] = NOP
-                c["bulk"] = -1
-            if int(c["group"]) >= 0:
-                op["at"] = int(c["group"])
-                op["cpu"] = int(c["group_cpu"])
-                op["contended"] = 1 if probed and int(c["mark"]) < 0 else 0
-                op["placed"] = 1
-            elif int(c["mark"]) >= 0 and op["placed"] == 0:
-                op["at"] = int(c["mark"])
-                op["cpu"] = int(c["mark_cpu"])
-                op["placed"] = 1
-            op["op"] = ALLOC if e.pfn[i] >= 0 else ALLOC_FAILED
-            if e.pfn[i] < 0:
-                op["at"] = i
-            c["group"] = -1
-            c["mark"] = -1
-            n += 1
+            n = _place_alloc(e, i, c, ops, n, probed)
         elif kind == K_LOCKED or kind == K_EXTFRAG or kind == K_STEAL:
             if int(c["bulk"]) >= 0:
                 if kind == K_LOCKED:
-                    op = ops[n]
-                    op["op"] = BULK_LOCKED
-                    op["event"] = i
-                    op["at"] = i
-                    op["cpu"] = cpu
-                    op["pfn"] = e.pfn[i]
-                    op["arg"] = int(c["bulk"])
-                    n += 1
+                    n = _add(ops, n, BULK_LOCKED, e, i)
+                    ops[n - 1]["arg"] = int(c["bulk"])
             elif int(c["group"]) < 0:
                 c["group"] = i
-                c["group_cpu"] = cpu
+                c["group_cpu"] = e.cpu[i]
         elif kind == K_WALK:
-            op = ops[n]
-            op["op"] = WALK
-            op["event"] = i
-            op["at"] = i
-            op["cpu"] = cpu
-            op["gfp"] = e.gfp[i]
-            op["order"] = e.order[i]
-            op["arg"] = e.context[i]
-            op["arg2"] = e.arg[i]
+            n = _add(ops, n, WALK, e, i)
+            ops[n - 1]["arg"] = e.context[i]
+            ops[n - 1]["arg2"] = e.arg[i]
             c["walk"] = 1
             c["walk_flags"] = e.arg[i]
-            n += 1
         elif kind == K_PCP_ALLOC:
             c["mark"] = int(c["group"]) if int(c["group"]) >= 0 else i
-            c["mark_cpu"] = cpu
+            c["mark_cpu"] = e.cpu[i]
             c["group"] = -1
         elif kind == K_FREE:
-            op = ops[n]
-            op["op"] = PREPARE
-            op["event"] = i
-            op["at"] = i
-            op["cpu"] = cpu
-            op["pfn"] = e.pfn[i]
-            op["order"] = e.order[i]
-            n += 1
+            n = _add(ops, n, PREPARE, e, i)
             if not probed and not batched[i]:
-                op = ops[n]
-                op["op"] = PCP_FREE
-                op["event"] = i
-                op["at"] = i
-                op["cpu"] = cpu
-                op["pfn"] = e.pfn[i]
-                op["order"] = e.order[i]
-                op["migratetype"] = -1
-                c["free"] = n
-                n += 1
-        elif kind == K_PCP_FREE or (kind == K_BATCHED and not probed) or kind == K_BUDDY_FREE:
-            op = ops[n]
-            op["op"] = BUDDY_FREE if kind == K_BUDDY_FREE else PCP_FREE
-            op["event"] = i
-            op["at"] = i
-            op["cpu"] = cpu
-            op["pfn"] = e.pfn[i]
-            op["order"] = max(e.order[i], 0)
-            op["migratetype"] = e.migratetype[i]
-            op["arg"] = e.arg[i]
-            c["free"] = n if kind != K_BUDDY_FREE else -1
+                n = _add(ops, n, PCP_FREE, e, i)
+                c["free"] = n - 1
+        elif kind == K_PCP_FREE or (kind == K_BATCHED and not probed):
+            n = _add(ops, n, PCP_FREE, e, i)
+            c["free"] = n - 1
             c["drain"] = -1
-            n += 1
+        elif kind == K_BUDDY_FREE:
+            n = _add(ops, n, BUDDY_FREE, e, i)
+            c["free"] = -1
+            c["drain"] = -1
         elif kind == K_DRAIN:
-            if int(c["free"]) >= 0:
-                ops[int(c["free"])]["at"] = i
-                c["free"] = -1
-                c["drain"] = -1
-            elif int(c["drain"]) >= 0:
-                if int(c["drain_left"]) <= 0:
-                    op = ops[n]
-                    op["op"] = DRAIN
-                    op["event"] = i
-                    op["at"] = i
-                    op["cpu"] = cpu
-                    op["arg"] = int(c["drain_cpu"])
-                    op["migratetype"] = int(c["drain_zone"])
-                    c["drain_left"] = drain_chunk[int(c["drain_zone"])]
-                    n += 1
-                c["drain_left"] = int(c["drain_left"]) - (1 << e.order[i])
+            n = _place_drain(e, i, c, ops, n, chunk)
         elif kind == K_DRAIN_ZONE:
             c["drain"] = i
             c["drain_left"] = 0
@@ -235,96 +260,45 @@ def _place(e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void],
             c["drain_zone"] = e.migratetype[i]
             c["free"] = -1
         elif kind == K_BULK:
-            op = ops[n]
-            op["op"] = BULK_BEGIN
-            op["event"] = i
-            op["at"] = i
-            op["cpu"] = cpu
-            op["gfp"] = e.gfp[i]
-            op["arg"] = bulks
-            op["arg2"] = e.arg[i]
+            n = _add(ops, n, BULK_BEGIN, e, i)
+            ops[n - 1]["arg"] = bulks
+            ops[n - 1]["arg2"] = e.arg[i]
             c["bulk"] = bulks
-            c["bulk_op"] = n
+            c["bulk_op"] = n - 1
             c["bulk_end"] = -1
             bulks += 1
-            n += 1
         elif kind == K_BULK_END:
-            op = ops[n]
-            op["op"] = BULK_END
-            op["event"] = i
-            op["at"] = i
-            op["cpu"] = cpu
-            op["arg"] = int(c["bulk"])
-            c["bulk_end"] = n
-            n += 1
+            n = _add(ops, n, BULK_END, e, i)
+            ops[n - 1]["arg"] = int(c["bulk"])
+            c["bulk_end"] = n - 1
         elif kind == K_BULK_RET:
             if int(c["bulk"]) >= 0 and int(c["bulk_end"]) >= 0:
                 ops[int(c["bulk_end"])]["arg2"] = e.arg[i]
             c["bulk"] = -1
         elif kind == K_ISOLATE:
-            op = ops[n]
-            op["op"] = ISOLATED
-            op["event"] = i
-            op["at"] = i
-            op["cpu"] = cpu
-            op["pfn"] = e.pfn[i]
-            op["order"] = e.order[i]
-            c["isolate"] = n
-            n += 1
+            n = _add(ops, n, ISOLATED, e, i)
+            c["isolate"] = n - 1
         elif kind == K_ISOLATE_RET:
             if int(c["isolate"]) >= 0 and e.arg[i] == 0:
                 ops[int(c["isolate"])]["op"] = NOP
             c["isolate"] = -1
-        else:
-            op = ops[n]
-            op["event"] = i
-            op["at"] = i
-            op["cpu"] = cpu
-            op["pfn"] = e.pfn[i]
-            op["order"] = e.order[i]
-            op["migratetype"] = e.migratetype[i]
-            op["arg"] = e.arg[i]
-            op["gfp"] = e.bytes_alloc[i]
-            op["arg2"] = e.bytes_req[i]
-            if kind == K_MOVE:
-                op["op"] = MOVE_BLOCK
-            elif kind == K_FOLD:
-                op["op"] = FOLD
-            elif kind == K_WMARKS:
-                op["op"] = WMARKS
-            elif kind == K_BALANCE:
-                op["op"] = BALANCE
-            elif kind == K_RECLAIM_SET:
-                op["op"] = RECLAIM_SET
-            elif kind == K_RECLAIM_CLEAR:
-                op["op"] = RECLAIM_CLEAR
-            elif kind == K_THRESHOLDS:
-                op["op"] = THRESHOLDS
-            elif kind == K_LRU:
-                op["op"] = LRU_ADD
-            elif kind == K_ROTATE:
-                op["op"] = ROTATE
-            elif kind == K_PAGESET:
-                op["op"] = PAGESET
-            elif kind == K_STAT_THRESHOLDS:
-                op["op"] = STAT_THRESHOLDS
-            elif kind == K_CPU_FOLD:
-                op["op"] = CPU_FOLD
-            elif kind == K_UNBOOST:
-                op["op"] = UNBOOST
-            else:
-                n -= 1
-            n += 1
+        elif OP_OF_KIND[kind]:
+            n = _add(ops, n, OP_OF_KIND[kind], e, i)
+            ops[n - 1]["arg2"] = e.bytes_req[i]
+            ops[n - 1]["gfp"] = e.bytes_alloc[i]
     return n, bulks
 
 
 def _context_ids(events: pl.DataFrame) -> tuple[npt.NDArray[np.int64], int]:
     """A dense number for each context. A task keeps its own across CPUs; the idle task and interrupts belong to a CPU."""
     pid, cpu, level = (events[c].cast(pl.Int64).to_numpy() for c in ("pid", "cpu", "context"))
-    of_cpu = (level > 0) | (pid == 0)
-    key = np.where(of_cpu, -(1 + cpu * 4 + level), pid)
-    values, ids = np.unique(key, return_inverse=True)
-    return ids.astype(np.int64), len(values)
+    if not len(pid):
+        return np.zeros(0, dtype=np.int64), 0
+    slots = 4 * (int(cpu.max()) + 1)
+    key = np.where((level > 0) | (pid == 0), cpu * 4 + level, slots + np.maximum(pid, 0))
+    used = np.zeros(int(key.max()) + 1, dtype=bool)
+    used[key] = True
+    return (np.cumsum(used) - 1)[key], int(np.count_nonzero(used))
 
 
 def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max: int = 5) -> Placement:
@@ -332,9 +306,11 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
 
     :param before: the first snapshot; its batch sizes tell where one drain of a CPU's lists ends and the next begins.
     """
-    kind = events["kind"].to_physical().cast(pl.Int64).to_numpy()
+    kind = events["kind"].cast(pl.Enum(KINDS)).to_physical().cast(pl.Int64).to_numpy()
     contexts, count = _context_ids(events)
-    column = {c: np.ascontiguousarray(events[c].cast(pl.Int64).to_numpy()) for c in ("cpu", "pfn", "order", "migratetype", "gfp", "arg", "bytes_req", "bytes_alloc")}
+    column = {
+        c: np.ascontiguousarray(events[c].cast(pl.Int64).to_numpy()) for c in ("cpu", "pfn", "order", "migratetype", "gfp", "arg", "bytes_req", "bytes_alloc")
+    }
     e = Events(kind=np.ascontiguousarray(kind), context=contexts, **column)
     e = Events(*(np.require(a, np.int64, ["C", "W"]) for a in e))
     context_table = np.zeros(max(count, 1), dtype=CONTEXT)
@@ -350,7 +326,8 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
     ops = np.zeros(room, dtype=OP)
     n, bulks = _place(e, context_table, ops, batched, probed, chunk)
     ops = ops[:n]
-    ops = ops[np.argsort(ops["at"], kind="stable")]
+    words = ops.view(np.int64).reshape(len(ops), OP.itemsize // 8)  # moving whole rows as words is ten times as fast as moving records
+    ops = words.take(np.argsort(ops["at"], kind="stable"), axis=0).view(OP).ravel()
     requests = (ops["op"] == ALLOC) | (ops["op"] == PCP_FREE) | (ops["op"] == BUDDY_FREE) | (ops["op"] == PREPARE)
     printed = ops["event"][requests]
     later = np.minimum.accumulate(printed[::-1])[::-1]
@@ -368,6 +345,3 @@ def _batched(e: Events) -> npt.NDArray[np.uint8]:
         elif (at := pending.pop(int(e.pfn[i]), None)) is not None:
             marks[at] = 1
     return marks
-
-
-assert NR_ORDERS == 11

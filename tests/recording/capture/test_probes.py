@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from mmtwin.errors import CaptureError
 from mmtwin.recording.capture.probes import CALL, ENDBR64, JUMP, NOP5, Symbols, ZoneLayout, probes
 
@@ -34,8 +35,24 @@ class Code(Symbols):
 
 def kernel(**changes: list[bytes | tuple[str, str]] | None) -> Code:
     """A kernel in miniature with everything that is probed."""
-    names = "_raw_spin_unlock _raw_spin_unlock_irqrestore __fentry__ __x86_return_thunk __free_one_page free_unref_page_commit drain_pages_zone move_freepages_block".split()
-    names += "refresh_cpu_vm_stats setup_per_zone_wmarks refresh_zone_stat_thresholds cpu_vm_stats_fold __zone_set_pageset_high_and_batch set_pgdat_percpu_threshold".split()
+    names = [
+        "_raw_spin_unlock",
+        "_raw_spin_unlock_irqrestore",
+        "__fentry__",
+        "__x86_return_thunk",
+        "__free_one_page",
+        "free_unref_page_commit",
+        "drain_pages_zone",
+        "move_freepages_block",
+    ]
+    names += [
+        "refresh_cpu_vm_stats",
+        "setup_per_zone_wmarks",
+        "refresh_zone_stat_thresholds",
+        "cpu_vm_stats_fold",
+        "__zone_set_pageset_high_and_batch",
+        "set_pgdat_percpu_threshold",
+    ]
     functions: dict[str, list[bytes | tuple[str, str]] | None] = {name: [ENDBR64, NOP5] for name in names}
     functions |= {
         "steal_suitable_fallback": [b"\x90" * 9],

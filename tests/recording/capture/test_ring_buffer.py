@@ -7,6 +7,7 @@ import struct
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mmtwin.recording.capture.ring_buffer import DATA_OFFSET, RingBuffer, gather, parse_pages
 
 OFFSETS = {

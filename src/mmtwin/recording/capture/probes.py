@@ -84,6 +84,8 @@ class Symbols:
                 raise CaptureError(f"{vmlinux}: no symbol table; a vmlinux with debug symbols is needed (Debian: linux-image-*-dbg)")
             self._functions = {s.name: (s["st_value"], s["st_size"]) for s in table.iter_symbols() if s["st_info"]["type"] in ("STT_FUNC", "STT_NOTYPE")}
             text = elf.get_section_by_name(".text")
+            if text is None:
+                raise CaptureError(f"{vmlinux}: no code; a vmlinux is needed, not its debug information alone")
             self._start, self._text = text["sh_addr"], text.data()
 
     def range(self, name: str) -> tuple[int, int] | None:
@@ -185,14 +187,18 @@ def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
 
     unlocks = list(symbols.jumps("get_page_from_freelist", "_raw_spin_unlock"))
     if len(unlocks) != 1:
-        raise CaptureError(f"get_page_from_freelist unlocks {len(unlocks)} per-CPU lists in this kernel, 1 was expected; mmtwin records Linux 6.1 x86-64 kernels of Debian")
+        raise CaptureError(
+            f"get_page_from_freelist unlocks {len(unlocks)} per-CPU lists in this kernel, 1 was expected; mmtwin records Linux 6.1 x86-64 kernels of Debian"
+        )
     enter("walk", "get_page_from_freelist", "gfp=%di:x32 order=%si:s32 alloc_flags=%dx:x32")
     enter("steal", "steal_suitable_fallback")
     add("pcp_alloc", "get_page_from_freelist", unlocks[0])
     commits = list(symbols.callers("free_unref_page_commit"))
     buddy_frees = [c for c in symbols.callers("__free_one_page") if not c[0].startswith("free_pcppages_bulk")]
     if not commits or not buddy_frees:
-        raise CaptureError("this kernel has free_unref_page_commit or __free_one_page inlined, so frees cannot be put in order; mmtwin records Linux 6.1 x86-64 kernels of Debian")
+        raise CaptureError(
+            "this kernel has free_unref_page_commit or __free_one_page inlined, so frees cannot be put in order; mmtwin records Linux 6.1 x86-64 kernels of Debian"
+        )
     at_calls("pcp_free", commits, "page=%dx:x64 migratetype=%cx:s32 order=%r8:s32")
     at_calls("buddy_free", buddy_frees, "pfn=%si:x64 order=%cx:s32 migratetype=%r8:s32 fpi=%r9:s32")
     enter("bulk", "__alloc_pages_bulk", "gfp=%di:x32 nr=%cx:s32")
@@ -202,9 +208,13 @@ def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
     enter("isolate", "__isolate_free_page", "page=%di:x64 order=%si:s32")
     leave("isolate_ret", "__isolate_free_page", "got=%ax:s32")
     steal = symbols.range("steal_suitable_fallback")
-    enter("move_block", "move_freepages_block", "page=%si:x64 migratetype=%dx:s32 ra=+0($stack):x64", f"ra < {steal[0]:#x} || ra > {steal[1]:#x}" if steal else "")
+    enter(
+        "move_block", "move_freepages_block", "page=%si:x64 migratetype=%dx:s32 ra=+0($stack):x64", f"ra < {steal[0]:#x} || ra > {steal[1]:#x}" if steal else ""
+    )
     enter("fold", "refresh_cpu_vm_stats")
-    enter("wmarks", "setup_per_zone_wmarks", "min_free_kbytes=@min_free_kbytes:s32 scale=@watermark_scale_factor:s32 fraction=@percpu_pagelist_high_fraction:s32")
+    enter(
+        "wmarks", "setup_per_zone_wmarks", "min_free_kbytes=@min_free_kbytes:s32 scale=@watermark_scale_factor:s32 fraction=@percpu_pagelist_high_fraction:s32"
+    )
     enter("balance", "balance_pgdat", "order=%si:s32 highest=%dx:s32")
     at_calls("unboost", (("balance_pgdat", o) for o in symbols.jumps("balance_pgdat", "_raw_spin_unlock_irqrestore")), "lock=%di:x64")
     for i, (offset, register, value) in enumerate(symbols.bit_changes("balance_pgdat", layout.flags, ZONE_RECLAIM_ACTIVE)):

@@ -18,15 +18,42 @@ from mmtwin.recording.model import Snapshot
 logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what goes wrong is said in one line, by the exceptions below
 try:
     import drgn
-    from drgn.helpers.linux import for_each_online_cpu, for_each_possible_cpu, per_cpu_ptr
+    from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
+    from drgn.helpers.linux.percpu import per_cpu_ptr
 except ImportError as error:  # an extra: pip install mmtwin[record]
     raise CaptureError("reading memory dumps needs drgn; install it with: pip install 'mmtwin[record]'") from error
 
-CONFIG = (
-    "NUMA CMA MEMORY_ISOLATION ZONE_DMA ZONE_DMA32 ZONE_DEVICE HIGHMEM HUGETLB_PAGE TRANSPARENT_HUGEPAGE SHUFFLE_PAGE_ALLOCATOR PCP_BATCH_SCALE_MAX SMP NR_CPUS "
-    "PREEMPT_DYNAMIC PREEMPT_VOLUNTARY PREEMPT_NONE PREEMPT PREEMPTION DEFERRED_STRUCT_PAGE_INIT MEMCG_KMEM SLUB SLAB SLAB_FREELIST_RANDOM SLAB_FREELIST_HARDENED "
-    "SLUB_CPU_PARTIAL SLAB_MERGE_DEFAULT INIT_ON_ALLOC_DEFAULT_ON PAGE_REPORTING COMPACTION"
-).split()
+CONFIG = [
+    "NUMA",
+    "CMA",
+    "MEMORY_ISOLATION",
+    "ZONE_DMA",
+    "ZONE_DMA32",
+    "ZONE_DEVICE",
+    "HIGHMEM",
+    "HUGETLB_PAGE",
+    "TRANSPARENT_HUGEPAGE",
+    "SHUFFLE_PAGE_ALLOCATOR",
+    "PCP_BATCH_SCALE_MAX",
+    "SMP",
+    "NR_CPUS",
+    "PREEMPT_DYNAMIC",
+    "PREEMPT_VOLUNTARY",
+    "PREEMPT_NONE",
+    "PREEMPT",
+    "PREEMPTION",
+    "DEFERRED_STRUCT_PAGE_INIT",
+    "MEMCG_KMEM",
+    "SLUB",
+    "SLAB",
+    "SLAB_FREELIST_RANDOM",
+    "SLAB_FREELIST_HARDENED",
+    "SLUB_CPU_PARTIAL",
+    "SLAB_MERGE_DEFAULT",
+    "INIT_ON_ALLOC_DEFAULT_ON",
+    "PAGE_REPORTING",
+    "COMPACTION",
+]
 """Configuration options that change what the allocators do; the recording keeps their values."""
 LRU, MAPPED_MOVABLE = 1, 2
 """Bits of `Snapshot.pages`: PG_lru of the page or of its compound head; ``__PageMovable``."""
@@ -43,7 +70,7 @@ def zone_layout(vmlinux: Path) -> ZoneLayout:
         zone, area = prog.type("struct zone"), prog.type("struct free_area")
     except Exception as error:
         raise CaptureError(f"{vmlinux}: no debug information for struct zone ({str(error).splitlines()[0]}); take the vmlinux of linux-image-*-dbg") from None
-    return ZoneLayout(*(int(drgn.offsetof(zone, member)) for member in ("lock", "flags", "free_area")), int(area.size))
+    return ZoneLayout(int(drgn.offsetof(zone, "lock")), int(drgn.offsetof(zone, "flags")), int(drgn.offsetof(zone, "free_area")), int(area.size))
 
 
 @dataclass(frozen=True)
@@ -69,7 +96,9 @@ class Dump:
         except Exception as error:  # drgn raises several kinds; its text names the cause
             raise CaptureError(f"{core}: not a memory dump that drgn can open ({error})") from None
         if not self.prog.flags & drgn.ProgramFlags.IS_LINUX_KERNEL:
-            raise CaptureError(f"{core}: has no VMCOREINFO, so its kernel cannot be known; start QEMU with -device vmcoreinfo and load qemu_fw_cfg in the guest")
+            raise CaptureError(
+                f"{core}: has no VMCOREINFO, so its kernel cannot be known; start QEMU with -device vmcoreinfo and load qemu_fw_cfg in the guest"
+            )
         try:
             self.prog.load_debug_info([str(vmlinux)])
             self.page_offset = int(self.prog["page_offset_base"])
@@ -93,7 +122,11 @@ class Dump:
     def ring_buffer(self) -> RingBufferLayout:
         """The buffers of the top trace instance."""
         buffers = self.prog["global_trace"].array_buffer.buffer.buffers
-        wanted = {"ring_buffer_per_cpu": ("entries", "overrun", "head_page", "commit_page"), "buffer_page": ("page", "list.next"), "buffer_data_page": ("data",)}
+        wanted = {
+            "ring_buffer_per_cpu": ("entries", "overrun", "head_page", "commit_page"),
+            "buffer_page": ("page", "list.next"),
+            "buffer_data_page": ("data",),
+        }
         offsets = {f"{s}.{m}": int(drgn.offsetof(self.prog.type(f"struct {s}"), m)) for s, ms in wanted.items() for m in ms}
         return RingBufferLayout([int(buffers[c]) for c in for_each_online_cpu(self.prog)], offsets)
 
@@ -141,22 +174,68 @@ class Dump:
             entries = {c: int(buffers[c].entries.a.counter) for c in cpus}
         except drgn.FaultError:
             entries = dict.fromkeys(cpus, 0)
-        scalars = {k: int(prog[k]) for k in ("min_free_kbytes", "watermark_scale_factor", "watermark_boost_factor", "percpu_pagelist_high_fraction", "page_group_by_mobility_disabled")}
-        scalars |= {"totalreserve_pages": int(prog["totalreserve_pages"]), "pageblock_order": 9, "max_pfn": frames, "possible_cpus": len(list(for_each_possible_cpu(prog)))}
+        scalars = {
+            k: int(prog[k])
+            for k in ("min_free_kbytes", "watermark_scale_factor", "watermark_boost_factor", "percpu_pagelist_high_fraction", "page_group_by_mobility_disabled")
+        }
+        scalars |= {
+            "totalreserve_pages": int(prog["totalreserve_pages"]),
+            "pageblock_order": 9,
+            "max_pfn": frames,
+            "possible_cpus": len(list(for_each_possible_cpu(prog))),
+        }
         scalars |= {f"lowmem_reserve_ratio_{i}": int(r) for i, r in enumerate(prog["sysctl_lowmem_reserve_ratio"])}
         scalars |= {"hugepage_flags": int(prog["transparent_hugepage_flags"]), "user_min_free_kbytes": int(prog["user_min_free_kbytes"])}
-        scalars |= {"pressure_threshold_function": prog.symbol("calculate_pressure_threshold").address, "vmemmap_base": pages.base, "page_size_bytes": pages.size, "page_offset_base": self.page_offset}
+        scalars |= {
+            "pressure_threshold_function": prog.symbol("calculate_pressure_threshold").address,
+            "vmemmap_base": pages.base,
+            "page_size_bytes": pages.size,
+            "page_offset_base": self.page_offset,
+        }
+        scalars |= {"late_freed_image_pages": late_freed_image_pages(prog)}
         scalars |= {"zone_lock_offset": int(drgn.offsetof(prog.type("struct zone"), "lock"))}
         return Snapshot(
             zones=pl.DataFrame(zones),
             free=pl.DataFrame(free, schema={"zone": pl.Int8, "order": pl.Int8, "migratetype": pl.Int8, "position": pl.Int32, "pfn": pl.Int64}, orient="row"),
             pcp=pl.DataFrame(pcps),
-            pcp_pages=pl.DataFrame(listed, schema={"zone": pl.Int8, "cpu": pl.Int16, "list": pl.Int8, "position": pl.Int32, "pfn": pl.Int64, "migratetype": pl.Int8}, orient="row"),
+            pcp_pages=pl.DataFrame(
+                listed, schema={"zone": pl.Int8, "cpu": pl.Int16, "list": pl.Int8, "position": pl.Int32, "pfn": pl.Int64, "migratetype": pl.Int8}, orient="row"
+            ),
             pageblocks=np.array(blocks, dtype=np.uint8),
             pages=pages.bits(),
             memory_map=pl.DataFrame(memory_map(prog), schema={"start": pl.Int64, "size": pl.Int64, "type": pl.Int32}, orient="row"),
-            scalars=scalars | {f"trace_entries_{c}": n for c, n in entries.items()} | {f"zone_address_{i}": int(node.node_zones[i].address_of_()) for i in range(len(zones))},
+            scalars=scalars
+            | {f"trace_entries_{c}": n for c, n in entries.items()}
+            | {f"zone_address_{i}": int(node.node_zones[i].address_of_()) for i in range(len(zones))},
         )
+
+
+def late_freed_image_pages(prog: Any) -> int:
+    """Pages of the kernel's image that it frees when it has booted: init code, the SMP lock table, the gaps around read-only data, and the spare part of
+    the data shared with an encrypting hypervisor (arch/x86/mm/init_64.c, mem_encrypt_amd.c)."""
+    address = {name: int(prog.symbol(name).address) for name in IMAGE_SYMBOLS}
+    ranges = (
+        ("__init_begin", "__init_end"),
+        ("__smp_locks", "__smp_locks_end"),
+        ("_etext", "__start_rodata"),
+        ("__end_rodata", "_sdata"),
+        ("__start_bss_decrypted_unused", "__end_bss_decrypted"),
+    )
+    return sum((address[end] >> 12) - ((address[start] + 4095) >> 12) for start, end in ranges)
+
+
+IMAGE_SYMBOLS = (
+    "__init_begin",
+    "__init_end",
+    "__smp_locks",
+    "__smp_locks_end",
+    "_etext",
+    "__start_rodata",
+    "__end_rodata",
+    "_sdata",
+    "__start_bss_decrypted_unused",
+    "__end_bss_decrypted",
+)
 
 
 class Pages:
@@ -178,6 +257,10 @@ class Pages:
                 continue
             raw[first:last] = np.frombuffer(data, dtype=np.uint8).reshape(-1, self.size)
             self.present[first:last] = True
+        self.usable = np.zeros(self.count, dtype=bool)
+        for start, size, kind in memory_map(prog):
+            if kind == 1:
+                self.usable[(start + 4095) >> 12 : (start + size) >> 12] = True
         self._raw, self._prog = raw, prog
         self._list = int(drgn.offsetof(page, "lru"))
         self._flags = self._u64(int(drgn.offsetof(page, "flags")))
@@ -204,10 +287,10 @@ class Pages:
         return int(self._index[pfn])
 
     def reserved(self, start: int, spanned: int) -> int:
-        """Pages of a zone with PG_reserved and memory behind them (present, but not managed by the buddy allocator)."""
+        """Pages of a zone that are memory and have PG_reserved: present, but not managed by the buddy allocator."""
         flag = np.uint64(1 << int(self._prog.constant("PG_reserved")))
         span = slice(start, start + spanned)
-        return int(np.count_nonzero((self._flags[span] & flag).astype(bool) & self.present[span]))
+        return int(np.count_nonzero((self._flags[span] & flag).astype(bool) & self.usable[span]))
 
     def bits(self) -> npt.NDArray[np.uint8]:
         """`LRU` and `MAPPED_MOVABLE` of every page frame."""

@@ -52,7 +52,7 @@ while read -r line; do echo "$line" >> $T/kprobe_events || echo "@@REFUSED $line
 while read -r event filter; do echo "$filter" > $T/events/$event/filter || echo "@@REFUSED filter of $event"; done < /filters
 for e in @EVENTS@; do echo 1 > $T/events/$e/enable || echo "@@REFUSED $e"; show $e $T/events/$e/format; done
 insmod /lib/modules/qemu_fw_cfg.ko
-show release /proc/sys/kernel/osrelease
+show version /proc/sys/kernel/version
 echo 1 > $T/tracing_on
 echo "@@READY"; read x
 . /workload.sh
@@ -266,13 +266,12 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
     ram, qmp = scratch / "ram", scratch / "qmp"
     cmdline = f"console=ttyS0 panic=-1 nokaslr no_hash_pointers quiet {guest.cmdline}".strip()
     progress("booting")
-    vm = subprocess.Popen(
-        ["qemu-system-x86_64", "-M", "pc,memory-backend=ram", "-object", f"memory-backend-file,id=ram,size={guest.memory},mem-path={ram},share=on"]
-        + ["-accel", "tcg", "-cpu", "max", "-m", f"{guest.memory >> 20}M", "-smp", str(guest.cpus), "-nographic", "-nodefaults", "-no-reboot"]
-        + ["-serial", "stdio", "-device", "vmcoreinfo", "-qmp", f"unix:{qmp},server=on,wait=off"]
-        + ["-kernel", str(guest.kernel / "vmlinuz"), "-initrd", str(image), "-append", cmdline],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    machine = f"qemu-system-x86_64 -M pc,memory-backend=ram -accel tcg -cpu max -m {guest.memory >> 20}M -smp {guest.cpus}"
+    devices = "-nographic -nodefaults -no-reboot -serial stdio -device vmcoreinfo"
+    files = ["-object", f"memory-backend-file,id=ram,size={guest.memory},mem-path={ram},share=on", "-qmp", f"unix:{qmp},server=on,wait=off"]
+    kernel = ["-kernel", str(guest.kernel / "vmlinuz"), "-initrd", str(image), "-append", cmdline]
+    command = [*machine.split(), *devices.split(), *files, *kernel]
+    vm = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         monitor, console = Monitor(qmp, lambda: vm.poll() is None), Console(vm)
         console.until("@@READY", 180)
@@ -320,6 +319,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
     events, lost = events_table([b.pages for b in ring.cpus], by_id, before, after)
     provenance = Provenance(
         kernel_release=(guest.kernel / "release").read_text().strip(),
+        kernel_version=console.files.get("version", "").strip(),
         kernel_config={k: v for k, v in re.findall(r"^CONFIG_(\w+)=(.*)$", (guest.kernel / "config").read_text(), re.M) if k in dump.CONFIG},
         cmdline=cmdline,
         ram_bytes=guest.memory,
