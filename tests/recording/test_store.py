@@ -91,10 +91,10 @@ def test_imported_text_and_nothing_at_all(small: Recording, tmp_path: Path) -> N
 def test_chunks(small: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "CHUNK", 3)
     save(small, tmp_path / "x.mmrec")
-    file = open_recording(tmp_path / "x.mmrec")
-    assert [len(chunk) for chunk in file.chunks()] == [3, 3, 2]
-    assert pl.concat(file.chunks()).equals(small.events)
-    assert file.events.equals(small.events)
+    with open_recording(tmp_path / "x.mmrec") as file:
+        assert [len(chunk) for chunk in file.chunks()] == [3, 3, 2]
+        assert pl.concat(file.chunks()).equals(small.events)
+        assert file.events.equals(small.events)
 
 
 def test_equal_recordings_make_equal_files(small: Recording, path: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_wrong_manifests(path: Path) -> None:
     forged(path, "provenance: cpus is missing or of a wrong type", provenance={**entries, "cpus": "2"})
     forged(path, "notes must hold texts", provenance={**entries, "notes": [1]})
     forged(path, "unknown entry 'weather'", provenance={**entries, "weather": "fine"})
-    forged(path, "cpus, ram_bytes or lost_events is impossible", provenance={**entries, "cpus": 10**6})
+    forged(path, "cpus, ram_bytes, initrd_bytes, lost_events or missed_probes is impossible", provenance={**entries, "cpus": 10**6})
 
 
 def test_wrong_members(small: Recording, path: Path) -> None:
@@ -221,8 +221,8 @@ def test_files_with_fewer_kinds_stay_readable(small: Recording, path: Path) -> N
 def test_chunks_are_checked(path: Path, small: Recording) -> None:
     bad = small.events.with_columns(order=pl.lit(11, dtype=pl.Int8))
     put_member(path, "events/00000.parquet", parquet(bad))
-    with pytest.raises(RecordingError, match="events chunk 0 row 0: order 11"):
-        list(open_recording(path).chunks())
+    with open_recording(path) as file, pytest.raises(RecordingError, match="events chunk 0 row 0: order 11"):
+        list(file.chunks())
 
 
 def test_the_provenance_types_are_those_of_the_model() -> None:

@@ -295,6 +295,8 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
         count(r, C_ISOLATED, 1)
         if is_free_block(b, pfn, order):
             isolate_free_page(b, pfn, page_zone(b, pfn), cpu, order)
+            for i in range(pfn, pfn + (1 << order)):
+                mark_allocated(b, i, 0)  # compaction splits what it takes
         else:
             count(r, C_ISOLATED_UNKNOWN, 1)
             differ(r, op, -1)
@@ -417,7 +419,8 @@ def replay_lru_add(b: Any, op: Any) -> None:
     flags = int(b.page[pfn]["flags"])
     size = 1 << int(b.page[pfn]["order"]) if flags & PG_ALLOCATED else 1
     for i in range(pfn, pfn + size):
-        b.page[i]["flags"] = int(b.page[i]["flags"]) | PG_LRU
+        if not int(b.page[i]["flags"]) & (PG_BUDDY | PG_PCP):  # part of a split block that was freed already
+            b.page[i]["flags"] = int(b.page[i]["flags"]) | PG_LRU
 
 
 @kernel
