@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from mmtwin.recording.model import Recording
-from mmtwin.replay.placement import ALLOC, BUDDY_FREE, BULK_BEGIN, BULK_END, BULK_LOCKED, DRAIN, ISOLATED, NOP, PCP_FREE, PREPARE, ROTATE, WALK, place
+from mmtwin.replay.placement import ALLOC, BUDDY_FREE, BULK_BEGIN, BULK_END, BULK_LOCKED, DRAIN, FREE_DRAIN, ISOLATED, NOP, PCP_FREE, PREPARE, ROTATE, WALK, place
 
 Events = Callable[..., pl.DataFrame]
 
@@ -78,9 +78,12 @@ def test_without_a_mark_of_the_list_the_list_was_passed_by(events: Events) -> No
     assert placed.ops[2]["contended"] == 1
 
 
-def test_a_free_with_a_drain_is_placed_at_the_drain(events: Events) -> None:
+def test_a_free_with_a_drain_is_two_operations(events: Events) -> None:
+    """What must go is decided at the free's mark, and goes under the zone lock."""
     table = events(*freed(99), ("pcp_alloc", {"cpu": 1, "pid": 8}), page(10, cpu=1, pid=8), ("mm_page_pcpu_drain", {"pfn": 50, "order": 0, "migratetype": 0}))
-    assert kinds(place(table).ops) == [PREPARE, ALLOC, PCP_FREE]
+    placed = place(table)
+    assert kinds(placed.ops) == [PREPARE, PCP_FREE, ALLOC, FREE_DRAIN]
+    assert (placed.ops["pfn"][-1], placed.ops["arg2"][1]) == (99, 1)
 
 
 def test_a_free_that_finds_the_list_taken_goes_to_the_buddy_lists(events: Events) -> None:

@@ -133,26 +133,35 @@ def nr_pcp_free(b: Any, pcp: Any, high: int, free_high: bool) -> int:
 
 
 @inner
-def free_unref_page_commit(b: Any, z: int, cpu: int, pfn: int, order: int) -> None:
-    """Puts a block at the head of its per-CPU list; when the lists are full, gives the oldest pages back.
+def pindex_of_free(b: Any, pfn: int, order: int) -> int:
+    """The list of a freed block: that of the type cached in the page; HIGHATOMIC waits among the movable ones (and is given back under its own type)."""
+    migratetype = int(b.page[pfn]["migratetype"])
+    return order_to_pindex(migratetype if migratetype < PCPTYPES else MOVABLE, order)
 
-    The list is that of the type cached in the page; HIGHATOMIC waits among the movable ones, but is given back under its own type.
-    """
+
+@inner
+def add_to_pcp_list(b: Any, z: int, cpu: int, pfn: int, order: int) -> int:
+    """Puts a block at the head of its per-CPU list; returns how many pages have to be given back now, 0 while there is room."""
     row = z * int(b.config[0]["nr_cpus"]) + cpu
     pcp = b.pcp[row]
     entry = b.page[pfn]
-    migratetype = int(entry["migratetype"])
-    if migratetype >= PCPTYPES:
-        migratetype = MOVABLE
-    pindex = order_to_pindex(migratetype, order)
     entry["order"] = order
     entry["flags"] = PG_PCP
-    list_add(b.page, pfn, pcp_list(b, row, pindex))
+    list_add(b.page, pfn, pcp_list(b, row, pindex_of_free(b, pfn, order)))
     pcp["count"] = int(pcp["count"]) + (1 << order)
     free_high = int(pcp["free_factor"]) != 0 and 0 < order <= PAGE_ALLOC_COSTLY_ORDER
     high = nr_pcp_high(b, z, pcp, free_high)
     if int(pcp["count"]) >= high:
-        free_pcppages_bulk(b, z, cpu, cpu, nr_pcp_free(b, pcp, high, free_high), pindex)
+        return nr_pcp_free(b, pcp, high, free_high)
+    return 0
+
+
+@inner
+def free_unref_page_commit(b: Any, z: int, cpu: int, pfn: int, order: int) -> None:
+    """Puts a block at the head of its per-CPU list; when the lists are full, gives the oldest pages back, those of its own list first."""
+    surplus = add_to_pcp_list(b, z, cpu, pfn, order)
+    if surplus:
+        free_pcppages_bulk(b, z, cpu, cpu, surplus, pindex_of_free(b, pfn, order))
 
 
 @slow

@@ -39,7 +39,7 @@ from mmtwin.mm.page_alloc import (
     preferred_zone,
     request_migratetype,
 )
-from mmtwin.mm.pcp import free_pcppages_bulk, free_unref_page_commit
+from mmtwin.mm.pcp import add_to_pcp_list, free_pcppages_bulk, free_unref_page_commit, pindex_of_free
 from mmtwin.mm.tables import PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, ZONE_RECLAIM_ACTIVE, Pgdat
 from mmtwin.mm.vmstat import refresh_cpu_vm_stats, refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import setup_per_zone_wmarks
@@ -54,6 +54,7 @@ from mmtwin.replay.placement import (
     CPU_FOLD,
     DRAIN,
     FOLD,
+    FREE_DRAIN,
     ISOLATED,
     LRU_ADD,
     MOVE_BLOCK,
@@ -121,6 +122,7 @@ class Progress(NamedTuple):
     walk_at: npt.NDArray[np.int64]
     boost_before: npt.NDArray[np.int64]
     boost_at: npt.NDArray[np.int64]
+    surplus: npt.NDArray[np.int64]
 
 
 # One copy of each that is not inlined, for the rare paths: every inlined copy costs seconds of compile time.
@@ -390,8 +392,22 @@ def replay_pcp_free(b: Any, r: Any, op: Any) -> None:
     zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
     if order > 3 and order != 9:  # only without probes: such orders have no per-CPU list
         free_one_page_cold(b, pfn, z, int(op["cpu"]), order, int(entry["migratetype"]), False)
+    elif int(op["arg2"]):  # how much to give back is decided now, and done under the zone lock, later
+        r.surplus[z * int(b.config[0]["nr_cpus"]) + int(op["cpu"])] = add_to_pcp_list(b, z, int(op["cpu"]), pfn, order)
     else:
         free_unref_page_commit(b, z, int(op["cpu"]), pfn, order)
+
+
+@inner
+def replay_free_drain(b: Any, r: Any, op: Any) -> None:
+    """The drain that a free led to."""
+    pfn = int(op["pfn"])
+    cpu = int(op["cpu"])
+    z = page_zone(b, pfn)
+    row = z * int(b.config[0]["nr_cpus"]) + cpu
+    if r.surplus[row]:
+        free_pcppages_bulk(b, z, cpu, cpu, r.surplus[row], pindex_of_free(b, pfn, int(op["order"])))
+        r.surplus[row] = 0
 
 
 @inner
@@ -437,6 +453,8 @@ def replay_ops(b: Pgdat, r: Progress, ops: npt.NDArray[np.void]) -> None:
             replay_prepare(b, r, op)
         elif kind == PCP_FREE:
             replay_pcp_free(b, r, op)
+        elif kind == FREE_DRAIN:
+            replay_free_drain(b, r, op)
         elif kind == LRU_ADD:
             replay_lru_add(b, op)
         elif kind == WALK:
@@ -476,6 +494,7 @@ def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = la
         np.zeros(max(placement.contexts, 1), np.int64),
         np.zeros(len(state.zone), np.int64),
         np.full(len(state.zone), -NEAR, np.int64),
+        np.zeros(len(state.pcp), np.int64),
     )
     for start in range(0, len(placement.ops), CHUNK):
         replay_ops(state, r, placement.ops[start : start + CHUNK])

@@ -6,8 +6,9 @@ interrupt or another CPU may take or free pages. What is raised inside the work 
 - ``mm_page_alloc_zone_locked``, ``mm_page_alloc_extfrag`` and ``mm_page_pcpu_drain`` under ``zone->lock``;
 - the recorder's probes (recording/capture/probes.py) under the per-CPU lock or the zone lock.
 
-Each request is placed at the event inside its own locked section. A section that takes the zone lock (refill, drain) is placed at the first
-event under that lock: what it does to the per-CPU list is invisible to others until it lets go of it. A request belongs to the marks of its own context: the
+Each request is placed at the event inside its own locked section. A section that takes the zone lock for a refill is placed at the first
+event under that lock: what it does to the per-CPU list is invisible to others until it lets go of it. A free that leads to a drain is two
+operations: the list takes the page, and says how much must go, at the free's own mark; the pages go at the first event under the zone lock. A request belongs to the marks of its own context: the
 task, or for interrupts the CPU and the interrupt level. Nothing is taken from the answers: a page frame number never places an event.
 
 The result is a table of operations (`OP`) that `engine` executes one after the other.
@@ -50,7 +51,8 @@ from mmtwin.recording.model import KIND, KINDS, Snapshot
     CPU_FOLD,
     WALK,
     UNBOOST,
-) = range(25)
+    FREE_DRAIN,
+) = range(26)
 
 OP = np.dtype(
     [
@@ -193,9 +195,13 @@ def _place_alloc(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np
 
 @inner
 def _place_drain(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np.void], n: int, chunk: npt.NDArray[np.int64]) -> int:
-    """mm_page_pcpu_drain: the first one places the free that it belongs to, or a piece of a drain of the whole list."""
+    """mm_page_pcpu_drain: the first one places the drain that a free led to, or a piece of a drain of the whole list."""
     if int(c["free"]) >= 0:
-        ops[int(c["free"])]["at"] = i
+        free = ops[int(c["free"])]
+        free["arg2"] = 1
+        n = _add(ops, n, FREE_DRAIN, e, i)
+        ops[n - 1]["pfn"] = int(free["pfn"])
+        ops[n - 1]["order"] = int(free["order"])
         c["free"] = -1
         c["drain"] = -1
     elif int(c["drain"]) >= 0:
