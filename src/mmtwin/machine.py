@@ -29,7 +29,7 @@ from mmtwin.mm.page_alloc import (
 )
 from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_PCP, Pgdat, copy_pgdat, new_pgdat
 from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
-from mmtwin.mm.vmstat import refresh_zone_stat_thresholds
+from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
 from mmtwin.profiles import Profile, layout
 from mmtwin.profiles.layout import Frames, MemoryRange
@@ -473,6 +473,9 @@ def _derive_constants(state: Pgdat, kernel: Profile, ram: Sequence[Frames], free
         refresh_zone_stat_thresholds(state)
     state.zone["managed_pages"] = final - late_pages
     derive_constants(state, kernel, thp)
+    image = np.array([layout.count(layout.clip(kernel.image.freed, *zone)) for zone in zones]) if late else 0
+    state.zone["managed_pages"] = final - image
+    set_pgdat_percpu_threshold(state, False)  # kswapd's first sleep: the initial RAM disk has been freed, the image's spare pages not yet
     state.zone["managed_pages"] = final
 
 

@@ -8,7 +8,22 @@ import numpy as np
 import polars as pl
 
 from mmtwin.recording.model import Recording
-from mmtwin.replay.placement import ALLOC, BUDDY_FREE, BULK_BEGIN, BULK_END, BULK_LOCKED, DRAIN, FREE_DRAIN, ISOLATED, NOP, PCP_FREE, PREPARE, ROTATE, WALK, place
+from mmtwin.replay.placement import (
+    ALLOC,
+    BUDDY_FREE,
+    BULK_BEGIN,
+    BULK_END,
+    BULK_LOCKED,
+    DRAIN,
+    FREE_DRAIN,
+    ISOLATED,
+    NOP,
+    PCP_FREE,
+    PREPARE,
+    ROTATE,
+    WALK,
+    place,
+)
 
 Events = Callable[..., pl.DataFrame]
 

@@ -27,6 +27,8 @@ INFERRED = {
     "turned_lists": "free lists that compaction turned to begin elsewhere",
     "highatomic_moves": "pageblocks reserved for or released from urgent requests",
     "zones_learnt": "the watermark test says different zones at two moments; the kernel's zone decided",
+    "limits_learnt": "kswapd was just switching the limit of a per-CPU list; the kernel's free said which held",
+    "ownership_learnt": "reclaim held pages off the LRU while a pageblock was stolen; the event said whether its type changed",
     "reserves_learnt": "no zone seemed above its watermark, but the kernel had one; answered without watermarks",
 }
 """What each kind of inferred event is, in a few words."""

@@ -140,8 +140,8 @@ def pindex_of_free(b: Any, pfn: int, order: int) -> int:
 
 
 @inner
-def add_to_pcp_list(b: Any, z: int, cpu: int, pfn: int, order: int) -> int:
-    """Puts a block at the head of its per-CPU list; returns how many pages have to be given back now, 0 while there is room."""
+def add_to_pcp_list(b: Any, z: int, cpu: int, pfn: int, order: int) -> None:
+    """Puts a block at the head of its per-CPU list."""
     row = z * int(b.config[0]["nr_cpus"]) + cpu
     pcp = b.pcp[row]
     entry = b.page[pfn]
@@ -149,6 +149,12 @@ def add_to_pcp_list(b: Any, z: int, cpu: int, pfn: int, order: int) -> int:
     entry["flags"] = PG_PCP
     list_add(b.page, pfn, pcp_list(b, row, pindex_of_free(b, pfn, order)))
     pcp["count"] = int(pcp["count"]) + (1 << order)
+
+
+@inner
+def pcp_surplus(b: Any, z: int, cpu: int, order: int) -> int:
+    """How many pages the CPU's lists have to give back, now that a block of `order` has been added; 0 while there is room."""
+    pcp = b.pcp[z * int(b.config[0]["nr_cpus"]) + cpu]
     free_high = int(pcp["free_factor"]) != 0 and 0 < order <= PAGE_ALLOC_COSTLY_ORDER
     high = nr_pcp_high(b, z, pcp, free_high)
     if int(pcp["count"]) >= high:
@@ -159,7 +165,8 @@ def add_to_pcp_list(b: Any, z: int, cpu: int, pfn: int, order: int) -> int:
 @inner
 def free_unref_page_commit(b: Any, z: int, cpu: int, pfn: int, order: int) -> None:
     """Puts a block at the head of its per-CPU list; when the lists are full, gives the oldest pages back, those of its own list first."""
-    surplus = add_to_pcp_list(b, z, cpu, pfn, order)
+    add_to_pcp_list(b, z, cpu, pfn, order)
+    surplus = pcp_surplus(b, z, cpu, order)
     if surplus:
         free_pcppages_bulk(b, z, cpu, cpu, surplus, pindex_of_free(b, pfn, order))
 

@@ -10,6 +10,7 @@ from mmtwin import profiles
 from mmtwin.gfp import MAX_NR_ZONES, ZONE_DMA32
 from mmtwin.machine import derive_constants
 from mmtwin.mm.tables import Pgdat, new_pgdat
+from mmtwin.mm.vmstat import set_pgdat_percpu_threshold
 from mmtwin.profiles import Profile, layout
 from mmtwin.profiles.layout import MemoryRange
 from mmtwin.recording.model import Provenance, Snapshot
@@ -64,4 +65,8 @@ def _derive(snapshot: Snapshot, provenance: Provenance, kernel: Profile, rows: d
     state.config["watermark_boost_factor"], state.config["watermark_scale_factor"] = kernel.watermark_boost_factor, kernel.watermark_scale_factor
     state.config["percpu_pagelist_high_fraction"] = kernel.percpu_pagelist_high_fraction
     derive_constants(state, kernel, bool(snapshot.scalars["hugepage_flags"] & THP_ENABLED))
+    for z, row in rows.items():
+        state.zone[z]["managed_pages"], state.zone[z]["percpu_drift_mark"] = row["managed_pages"], row["percpu_drift_mark"]
+    state.zone[ZONE_DMA32]["managed_pages"] -= np.int64(snapshot.scalars["late_freed_image_pages"])
+    set_pgdat_percpu_threshold(state, False)  # kswapd's first sleep: the initial RAM disk has been freed, the image's spare pages not yet
     return state

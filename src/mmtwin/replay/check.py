@@ -124,6 +124,8 @@ def _result(recording: Recording, placement: Placement, outcome: Outcome, parts:
         "turned_lists": int(np.count_nonzero(ops == ROTATE)),
         "highatomic_moves": c["highatomic_moves"],
         "zones_learnt": c["zones_learnt"],
+        "limits_learnt": c["limits_learnt"],
+        "ownership_learnt": c["ownership_learnt"],
         "reserves_learnt": c["reserve_learnt"],
     }
     return Result(

@@ -39,8 +39,8 @@ from mmtwin.mm.page_alloc import (
     preferred_zone,
     request_migratetype,
 )
-from mmtwin.mm.pcp import add_to_pcp_list, free_pcppages_bulk, free_unref_page_commit, pindex_of_free
-from mmtwin.mm.tables import PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, ZONE_RECLAIM_ACTIVE, Pgdat
+from mmtwin.mm.pcp import add_to_pcp_list, free_pcppages_bulk, pcp_surplus, pindex_of_free
+from mmtwin.mm.tables import PAGEBLOCK_ORDER, PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, ZONE_RECLAIM_ACTIVE, Pgdat
 from mmtwin.mm.vmstat import refresh_cpu_vm_stats, refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import setup_per_zone_wmarks
 from mmtwin.replay.placement import (
@@ -58,6 +58,7 @@ from mmtwin.replay.placement import (
     ISOLATED,
     LRU_ADD,
     MOVE_BLOCK,
+    OWNERSHIP,
     PAGESET,
     PCP_FREE,
     PREPARE,
@@ -82,9 +83,8 @@ KEPT = 100
 
 COUNTERS = (
     "page_allocs", "page_allocs_equal", "failed_allocs", "failed_allocs_equal", "bulk_pages", "frees", "retyped_frees", "unknown_frees", "reserve_learnt",
-    "isolated_blocks", "isolated_unknown", "highatomic_moves", "drains", "contended", "differences", "refills_checked", "refills_equal", "zones_learnt",
+    "isolated_blocks", "isolated_unknown", "highatomic_moves", "drains", "contended", "differences", "refills_checked", "refills_equal", "zones_learnt", "limits_learnt", "ownership_learnt",
 )  # fmt: skip
-C = {name: i for i, name in enumerate(COUNTERS)}
 (
     C_ALLOCS,
     C_EQUAL,
@@ -104,6 +104,8 @@ C = {name: i for i, name in enumerate(COUNTERS)}
     C_REFILLS,
     C_REFILLS_EQUAL,
     C_ZONES,
+    C_LIMITS,
+    C_OWNERSHIP,
 ) = range(len(COUNTERS))
 
 DIFFERENCE = np.dtype([("event", "i8"), ("expected", "i8"), ("predicted", "i8"), ("order", "i8"), ("gfp", "i8"), ("cpu", "i8"), ("what", "i8")])
@@ -122,6 +124,7 @@ class Progress(NamedTuple):
     walk_at: npt.NDArray[np.int64]
     boost_before: npt.NDArray[np.int64]
     boost_at: npt.NDArray[np.int64]
+    flag_at: npt.NDArray[np.int64]
     surplus: npt.NDArray[np.int64]
 
 
@@ -325,6 +328,11 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
             pcp = b.pcp[int(op["migratetype"]) * int(b.config[0]["nr_cpus"]) + c]
             pcp["high"] = int(op["arg2"])
             pcp["batch"] = int(op["gfp"])
+    elif kind == OWNERSHIP:
+        owned = get_pageblock_migratetype(b, pfn) == int(op["migratetype"])
+        if owned != (int(op["arg2"]) != 0):  # pages that reclaim held off the LRU at that moment: the twin counts them as movable
+            b.pageblock[pfn >> PAGEBLOCK_ORDER] = int(op["migratetype"]) if int(op["arg2"]) else int(op["arg"])
+            count(r, C_OWNERSHIP, 1)
     elif kind == STAT_THRESHOLDS:
         b.config[0]["online_cpus"] = int(op["arg"])
         refresh_zone_stat_thresholds(b)
@@ -337,8 +345,10 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
         for z in range(int(op["arg"]) + 1):
             b.zone[z]["boost_at_balance"] = int(b.zone[z]["watermark_boost"])
     elif kind == RECLAIM_SET:
+        r.flag_at[int(op["migratetype"])] = int(op["at"])
         b.zone[int(op["migratetype"])]["flags"] = int(b.zone[int(op["migratetype"])]["flags"]) | ZONE_RECLAIM_ACTIVE
     elif kind == RECLAIM_CLEAR:
+        r.flag_at[int(op["migratetype"])] = int(op["at"])
         b.zone[int(op["migratetype"])]["flags"] = int(b.zone[int(op["migratetype"])]["flags"]) & ~ZONE_RECLAIM_ACTIVE
     elif kind == UNBOOST:
         zone = b.zone[int(op["migratetype"])]
@@ -392,10 +402,41 @@ def replay_pcp_free(b: Any, r: Any, op: Any) -> None:
     zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
     if order > 3 and order != 9:  # only without probes: such orders have no per-CPU list
         free_one_page_cold(b, pfn, z, int(op["cpu"]), order, int(entry["migratetype"]), False)
-    elif int(op["arg2"]):  # how much to give back is decided now, and done under the zone lock, later
-        r.surplus[z * int(b.config[0]["nr_cpus"]) + int(op["cpu"])] = add_to_pcp_list(b, z, int(op["cpu"]), pfn, order)
-    else:
-        free_unref_page_commit(b, z, int(op["cpu"]), pfn, order)
+        return
+    cpu = int(op["cpu"])
+    row = z * int(b.config[0]["nr_cpus"]) + cpu
+    factor = int(b.pcp[row]["free_factor"])
+    add_to_pcp_list(b, z, cpu, pfn, order)
+    surplus = pcp_surplus(b, z, cpu, order)
+    drained = int(op["arg2"]) != 0
+    if (surplus > 0) != drained and r.flag_at[z] >= int(op["at"]) - NEAR:
+        surplus = other_surplus(b, r, z, cpu, order, factor, surplus, drained)
+    if drained:  # how much to give back is decided now, and done under the zone lock, later
+        r.surplus[row] = surplus
+    elif surplus:
+        free_pcppages_bulk_cold(b, z, cpu, cpu, surplus, pindex_of_free(b, pfn, order))
+
+
+@slow
+def other_surplus(b: Any, r: Any, z: int, cpu: int, order: int, factor: int, surplus: int, drained: bool) -> int:
+    """kswapd was just changing the limit of the lists on another CPU: the kernel's free saw the one or the other. Returns the surplus that agrees
+    with whether the kernel gave pages back, if one does.
+
+    :param factor: free_factor before `surplus` was computed, which may have raised it.
+    """
+    pcp = b.pcp[z * int(b.config[0]["nr_cpus"]) + cpu]
+    zone = b.zone[z]
+    flags = int(zone["flags"])
+    raised = int(pcp["free_factor"])
+    pcp["free_factor"] = factor
+    zone["flags"] = flags ^ ZONE_RECLAIM_ACTIVE
+    other = pcp_surplus(b, z, cpu, order)
+    zone["flags"] = flags
+    if (other > 0) == drained:
+        count(r, C_LIMITS, 1)
+        return other
+    pcp["free_factor"] = raised
+    return surplus
 
 
 @inner
@@ -478,13 +519,10 @@ class Outcome:
     differences: npt.NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=DIFFERENCE))
 
 
-def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = lambda done: None) -> Outcome:
-    """Replays operations on `state`, which is changed.
-
-    :param progress: called with the number of operations done after each chunk.
-    """
+def new_progress(placement: Placement, state: Pgdat) -> Progress:
+    """The loop's state before the first operation."""
     bulks = max(placement.bulks, 1)
-    r = Progress(
+    return Progress(
         np.zeros(len(COUNTERS), np.int64),
         np.zeros(KEPT, DIFFERENCE),
         np.full(bulks, -1, np.int64),
@@ -494,8 +532,17 @@ def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = la
         np.zeros(max(placement.contexts, 1), np.int64),
         np.zeros(len(state.zone), np.int64),
         np.full(len(state.zone), -NEAR, np.int64),
+        np.full(len(state.zone), -NEAR, np.int64),
         np.zeros(len(state.pcp), np.int64),
     )
+
+
+def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = lambda done: None) -> Outcome:
+    """Replays operations on `state`, which is changed.
+
+    :param progress: called with the number of operations done after each chunk.
+    """
+    r = new_progress(placement, state)
     for start in range(0, len(placement.ops), CHUNK):
         replay_ops(state, r, placement.ops[start : start + CHUNK])
         progress(min(start + CHUNK, len(placement.ops)))

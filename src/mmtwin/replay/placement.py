@@ -52,7 +52,8 @@ from mmtwin.recording.model import KIND, KINDS, Snapshot
     WALK,
     UNBOOST,
     FREE_DRAIN,
-) = range(26)
+    OWNERSHIP,
+) = range(27)
 
 OP = np.dtype(
     [
@@ -234,6 +235,10 @@ def _place(
             elif int(c["group"]) < 0:
                 c["group"] = i
                 c["group_cpu"] = e.cpu[i]
+            if kind == K_EXTFRAG and int(c["bulk"]) < 0:
+                n = _add(ops, n, OWNERSHIP, e, i)
+                ops[n - 1]["arg"] = e.bytes_req[i]
+                ops[n - 1]["arg2"] = e.bytes_alloc[i]
         elif kind == K_WALK:
             n = _add(ops, n, WALK, e, i)
             ops[n - 1]["arg"] = e.context[i]
