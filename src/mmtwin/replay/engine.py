@@ -368,18 +368,36 @@ def replay_walk(b: Any, r: Any, op: Any) -> None:
         r.walk_zone[int(op["arg"])] = next_zone(b, preferred_zone(b, top), int(op["order"]), gfp, top, int(op["arg2"]))
 
 
-@inner
-def replay_prepare(b: Any, r: Any, op: Any) -> None:
-    """A block is being freed. One that the twin has on a list already means that it missed something: it is taken off first."""
+@slow
+def take_from_lists(b: Any, r: Any, op: Any) -> None:
+    """A block that is being freed is not on any list; if the twin has some of it on one, it missed something."""
     pfn = int(op["pfn"])
     order = int(op["order"])
-    flags = int(b.page[pfn]["flags"])
-    if not (flags & PG_ALLOCATED and int(b.page[pfn]["order"]) == order) and any_covered(b, pfn, order):
+    if any_covered(b, pfn, order):
         count(r, C_UNKNOWN, 1)
         differ(r, op, -1)
         extract(b, int(op["cpu"]), pfn, order)
+
+
+@inner
+def replay_prepare(b: Any, r: Any, op: Any) -> None:
+    """A block is being freed."""
+    pfn = int(op["pfn"])
+    order = int(op["order"])
+    entry = b.page[pfn]
+    if order > 0 or int(entry["order"]) > 0 or not int(entry["flags"]) & PG_ALLOCATED:
+        take_from_lists(b, r, op)
     free_pages_prepare(b, pfn, order)
     count(r, C_FREES, 1)
+
+
+@inner
+def replay_reaches_list(b: Any, r: Any, op: Any) -> None:
+    """A freed block reaches a list; if its mm_page_free is missing, it is prepared now."""
+    entry = b.page[int(op["pfn"])]
+    if not int(entry["flags"]) & PG_FREEING or int(entry["order"]) != int(op["order"]):
+        take_from_lists(b, r, op)
+        free_pages_prepare(b, int(op["pfn"]), int(op["order"]))
 
 
 @inner
@@ -389,15 +407,12 @@ def replay_pcp_free(b: Any, r: Any, op: Any) -> None:
     order = int(op["order"])
     migratetype = int(op["migratetype"])
     z = page_zone(b, pfn)
+    replay_reaches_list(b, r, op)
     entry = b.page[pfn]
     cached = int(entry["migratetype"])
     if migratetype >= 0 and migratetype != (cached if cached < HIGHATOMIC else 1):
         entry["migratetype"] = migratetype
         count(r, C_RETYPED, 1)
-    if int(entry["flags"]) & (PG_BUDDY | PG_PCP):
-        count(r, C_UNKNOWN, 1)
-        differ(r, op, -1)
-        extract(b, int(op["cpu"]), pfn, order)
     zone = b.zone[z]
     zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
     if order > 3 and order != 9:  # only without probes: such orders have no per-CPU list
@@ -457,13 +472,10 @@ def replay_buddy_free(b: Any, r: Any, op: Any) -> None:
     pfn = int(op["pfn"])
     order = int(op["order"])
     z = page_zone(b, pfn)
+    replay_reaches_list(b, r, op)
     entry = b.page[pfn]
     if int(entry["migratetype"]) != int(op["migratetype"]) and int(entry["flags"]) & PG_FREEING:
         count(r, C_RETYPED, 1)
-    if int(entry["flags"]) & (PG_BUDDY | PG_PCP):
-        count(r, C_UNKNOWN, 1)
-        differ(r, op, -1)
-        extract(b, int(op["cpu"]), pfn, order)
     zone = b.zone[z]
     zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
     free_one_page_cold(b, pfn, z, int(op["cpu"]), order, int(op["migratetype"]), int(op["arg"]) & 2 != 0)

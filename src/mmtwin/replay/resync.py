@@ -28,8 +28,10 @@ def covered(b: Any, pfn: int, lists: int) -> int:
 @slow
 def any_covered(b: Any, pfn: int, order: int) -> bool:
     """Whether any frame of a block is on a list."""
+    if covered(b, pfn, PG_BUDDY | PG_PCP) >= 0:
+        return True
     for i in range(pfn, pfn + (1 << order)):
-        if covered(b, i, PG_BUDDY | PG_PCP) >= 0:
+        if int(b.page[i]["flags"]) & (PG_BUDDY | PG_PCP):
             return True
     return False
 
@@ -57,8 +59,10 @@ def take_off(b: Any, cpu: int, head: int) -> int:
     order = int(entry["order"])
     frames = int(b.config[0]["nr_frames"])
     at = int(entry["next"])
-    while at < frames:
+    steps = 0
+    while at < frames and steps < frames:  # a list has a head; the limit is for a state that is broken already
         at = int(b.page[at]["next"])
+        steps += 1
     if int(entry["flags"]) & PG_PCP:
         row = (at - int(b.config[0]["pcp_list_base"])) // NR_PCP_LISTS
         migratetype = int(entry["migratetype"])
