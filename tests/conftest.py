@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mmtwin.machine import Machine, boot, derive_constants
 from mmtwin.mm.tables import Pgdat, new_pgdat
 from mmtwin.profiles import get
 from mmtwin.recording.model import Recording
+
+settings.register_profile("mmtwin", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI")))
+settings.load_profile("mmtwin")  # compiling and busy machines take their time; no test is decided by the clock
 
 RECORDINGS = Path(os.environ.get("MMTWIN_TEST_RECORDINGS") or Path(__file__).parent / "recordings")
 

@@ -35,21 +35,22 @@ def cache_base() -> Path:
 
 def _digest() -> str:
     root = Path(__file__).parent
-    parts = hashlib.sha256(f"{numba.__version__} {config.BOUNDSCHECK} {config.OPT} {config.DEBUGINFO_DEFAULT}".encode())
+    parts = hashlib.sha256(f"{root} {numba.__version__} {config.BOUNDSCHECK} {config.OPT} {config.DEBUGINFO_DEFAULT}".encode())
     for path in sorted([root / "gfp.py", root / "units.py", root / "_jit.py", *(root / "mm").glob("*.py"), *(root / "replay").glob("*.py")]):
         parts.update(path.read_bytes())
     return parts.hexdigest()[:16]
 
 
 def _cache() -> Path:
-    """The directory for this version's code; a temporary one where the user's cannot be written (numba itself would fall back to the source tree)."""
-    try:
-        directory = cache_base() / _digest()
-        directory.mkdir(parents=True, exist_ok=True)
-        if os.access(directory, os.W_OK):
-            return directory
-    except OSError:
-        pass
+    """The directory for this version's code; one for temporary files where the user's cannot be written (numba itself would fall back to the source tree)."""
+    digest = _digest()
+    for base in (cache_base(), Path(tempfile.gettempdir()) / f"mmtwin-{os.getuid()}"):
+        try:
+            (base / digest).mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.access(base / digest, os.W_OK):
+                return base / digest
+        except OSError:
+            continue
     return Path(tempfile.mkdtemp(prefix="mmtwin-"))
 
 

@@ -48,6 +48,9 @@ class AllocationFailure(MmtwinError, MemoryError):
         super().__init__(message)
         self.errno, self.order, self.gfp, self.status = errno, order, gfp, status
 
+    def __reduce__(self) -> tuple[type[AllocationFailure], tuple[str, int, int, int, str]]:
+        return type(self), (str(self), self.errno, self.order, self.gfp, self.status)
+
 
 class DoubleFree(MmtwinError):
     """The block is free already."""

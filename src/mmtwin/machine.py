@@ -130,8 +130,9 @@ class Machine:
         :raises RequestError: as for `alloc_pages`, or `n` below 0.
         """
         n, gfp, cpu = operator.index(n), self._gfp(gfp), self._cpu(cpu)
-        if n < 0:
-            raise RequestError(f"{n} pages: expected 0 or more")
+        most = int(self.state.zone["managed_pages"].sum())
+        if not 0 <= n <= most:
+            raise RequestError(f"{n} pages: expected 0 to {most}, the pages this machine has")
         out = np.zeros(n, dtype=np.int64)
         got = int(alloc_pages_bulk_kernel(self.state, cpu, gfp, out)) if n else 0
         if got < 0:
@@ -171,9 +172,10 @@ class Machine:
         :raises DoubleFree: a page is free already, or twice in the list; the pages before it are freed.
         :raises BadFree: as for `free_pages`; if a page is not memory nothing is freed.
         """
-        cpu, array = self._cpu(cpu), np.array([operator.index(pfn) for pfn in pfns], dtype=np.int64)
-        for pfn in array.tolist():
+        cpu, listed = self._cpu(cpu), [operator.index(pfn) for pfn in pfns]
+        for pfn in listed:
             self._check_memory(pfn, 0)
+        array = np.array(listed, dtype=np.int64)
         good = int(free_pages_list_kernel(self.state, cpu, array))
         if good < len(array):
             at = int(array[good])
@@ -268,7 +270,7 @@ class Machine:
         order = operator.index(order)
         if order < 0:
             raise RequestError(f"order {order}: expected 0 to {MAX_ORDER}")
-        return order
+        return min(order, 63)  # all above MAX_ORDER are refused alike
 
     def _pages(self, size_bytes: int) -> int:
         size = operator.index(size_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -16,10 +17,10 @@ def parse_size(text: str | int) -> int:
     """
     if isinstance(text, int):
         return text
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in SUFFIXES:
         raise ValueError(f"{text!r} is not a size; expected a number with K, M, G or T, as in 256M")
-    return int(float(found[1]) * (1 << SUFFIXES[found[2].upper()]))
+    return int(Fraction(found[1]) * (1 << SUFFIXES[found[2].upper()]))
 
 
 def format_size(size: int) -> str:

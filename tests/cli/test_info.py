@@ -72,7 +72,7 @@ def test_bad_files(fails: Callable[..., str], tmp_path: Path, bundled: Path, tra
     (tmp_path / "flipped table").write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
     for verb in ("info", "replay"):
         assert "No such file or directory" in fails(1, verb, tmp_path / "none")
-        assert "Is a directory" in fails(1, verb, tmp_path)
+        assert "is no regular file" in fails(1, verb, tmp_path)
         for name in ("empty", "cut", "cut by one", "flipped head"):
             assert fails(1, verb, tmp_path / name).startswith(f"{tmp_path / name}: ")
         assert "expected a recording written by mmtwin (.mmrec)" in fails(1, verb, trace)

@@ -124,7 +124,7 @@ def test_missing_extra(package: str, fails: Callable[..., str], workload: Path, 
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    assert "pip install 'mmtwin[record]'" in fails(1, "record", "--vm", tmp_path, "--workload", workload, "-o", tmp_path / "x.mmrec")
+    assert "pip install -e '.[record]'" in fails(1, "record", "--vm", tmp_path, "--workload", workload, "-o", tmp_path / "x.mmrec")
 
 
 def test_limits_are_the_recorders(tmp_path: Path, workload: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ def output_path(output: Path | None, source: Path, force: bool) -> Path:
 
     :raises RecordingError: it exists and `force` is false, or a file cannot be made there.
     """
+    if output is None and not source.name.removesuffix(".gz").strip("."):
+        raise RecordingError(f"{source}: is no file to name a recording after; name the output with -o")
     path = output if output is not None else Path(source.name.removesuffix(".gz")).with_suffix(SUFFIX)
     if os.path.lexists(path):
         if path.is_dir():

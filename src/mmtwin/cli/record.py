@@ -35,7 +35,7 @@ def record(
 ) -> None:
     """Boot a kernel in QEMU and record its memory, before and after a workload, and every event in between; or keep the state that a memory dump holds.
 
-    Needs the extra packages of: pip install 'mmtwin[record]', and QEMU, busybox and cpio on this machine.
+    Needs the extra packages of: pip install -e '.[record]' (in mmtwin's directory), and QEMU, busybox and cpio on this machine.
 
     :param vm: Directory with vmlinuz, vmlinux, config, release and modules/; oracle/get-kernel.sh makes one.
     :param workload: A shell script that the guest runs.

@@ -20,7 +20,7 @@ def get(name: str) -> Profile:
     :param name: such as ``linux-6.1`` or ``6.1``.
     :raises ProfileError: there is none; the message lists what is known.
     """
-    wanted = name.strip().lower()
+    wanted = str(name).strip().lower()
     for profile in PROFILES:
         if wanted == profile.name or wanted in profile.aliases:
             return profile

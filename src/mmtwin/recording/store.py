@@ -114,6 +114,8 @@ class RecordingFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait, reading a device might never end
+            raise RecordingError(f"{self.path}: is no regular file; {NOT_OURS}")
         try:
             self._file: BinaryIO = open(self.path, "rb")  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:

@@ -45,10 +45,11 @@ import numpy as np
 from mmtwin.errors import CaptureError
 
 try:
+    from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
     from elftools.elf.sections import SymbolTableSection
 except ImportError as error:  # an extra: pip install mmtwin[record]
-    raise CaptureError("recording needs pyelftools; install it with: pip install 'mmtwin[record]'") from error
+    raise CaptureError("recording needs pyelftools; install it with: pip install -e '.[record]' (in mmtwin's directory)") from error
 
 GROUP = "mmtwin"
 CALL, JUMP = 0xE8, 0xE9
@@ -78,7 +79,10 @@ class Symbols:
 
     def __init__(self, vmlinux: Path) -> None:
         with open(vmlinux, "rb") as file:
-            elf = ELFFile(file)
+            try:
+                elf = ELFFile(file)
+            except ELFError as error:
+                raise CaptureError(f"{vmlinux}: not an ELF file ({error}); take the vmlinux of linux-image-*-dbg") from None
             table = elf.get_section_by_name(".symtab")
             if not isinstance(table, SymbolTableSection):
                 raise CaptureError(f"{vmlinux}: no symbol table; a vmlinux with debug symbols is needed (Debian: linux-image-*-dbg)")

@@ -21,7 +21,7 @@ try:
     from drgn.helpers.linux.cpumask import for_each_online_cpu, for_each_possible_cpu
     from drgn.helpers.linux.percpu import per_cpu_ptr
 except ImportError as error:  # an extra: pip install mmtwin[record]
-    raise CaptureError("reading memory dumps needs drgn; install it with: pip install 'mmtwin[record]'") from error
+    raise CaptureError("reading memory dumps needs drgn; install it with: pip install -e '.[record]' (in mmtwin's directory)") from error
 
 CONFIG = [
     "NUMA",

@@ -8,6 +8,7 @@ since 4.15. Whole columns are taken apart at once with polars, `BLOCK` bytes of 
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import re
 import zlib
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import polars as pl
 
@@ -105,12 +106,11 @@ def read(path: str | os.PathLike[str], *, strict: bool = False) -> Recording:
         raise TraceError(f"{where}: cannot be read: {reason}") from error
 
 
-def _blocks(file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+def _blocks(file: io.BufferedReader) -> Iterator[tuple[int, list[str]]]:
     """Lines in blocks, with the number of each block's first line."""
-    start = file.read(2)
-    file.seek(0)
+    start = file.peek(2)[:2]
     if start == b"\x1f\x8b":
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+        file = cast(io.BufferedReader, gzip.GzipFile(fileobj=file))
     number, rest = 1, b""
     while True:
         data = file.read(BLOCK)
