@@ -14,7 +14,7 @@ FRAMES = 4096
 
 def make_snapshot() -> Snapshot:
     zones = []
-    for index, (name, start, spanned) in enumerate((("DMA", 1, 1023), ("DMA32", 1024, 3072), ("Normal", 0, 0))):
+    for index, (name, start, spanned) in enumerate((("DMA", 1, 1023), ("DMA32", 1024, 3072), ("Normal", 0, 0), ("Movable", 0, 0), ("Device", 0, 0))):
         row: dict[str, object] = dict.fromkeys(TABLES["zones"], 0)
         row |= {
             "index": index,
@@ -25,12 +25,12 @@ def make_snapshot() -> Snapshot:
             "managed_pages": spanned,
             "nr_free_pages": 9,
         }
-        zones.append(row | {f"lowmem_reserve_{j}": j for j in range(3)})
+        zones.append(row | {f"lowmem_reserve_{j}": j for j in range(5)})
     free = [(0, 0, 0, 0, 512), (0, 0, 0, 1, 3), (1, 10, 1, 0, 2048)]
     listed = [(1, 0, 0, 0, 1030, 0), (1, 0, 0, 1, 1029, 0), (1, 1, 4, 0, 1032, 1), (1, 1, 13, 0, 1536, 1)]
     pcp = [(z, c, {(1, 0): 2, (1, 1): 2 + 512}.get((z, c), 0), 42, 15, 0, 4, -3) for z in range(2) for c in range(2)]
     return Snapshot(
-        zones=pl.DataFrame(zones, schema=TABLES["zones"] | {f"lowmem_reserve_{j}": pl.Int64 for j in range(3)}),
+        zones=pl.DataFrame(zones, schema=TABLES["zones"] | {f"lowmem_reserve_{j}": pl.Int64 for j in range(5)}),
         free=pl.DataFrame(free, schema=TABLES["free"], orient="row"),
         pcp=pl.DataFrame(pcp, schema=TABLES["pcp"], orient="row"),
         pcp_pages=pl.DataFrame(listed, schema=TABLES["pcp_pages"], orient="row"),

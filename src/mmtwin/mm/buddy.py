@@ -296,4 +296,4 @@ def isolate_free_page(b: Any, pfn: int, z: int, cpu: int, order: int) -> None:
     if order >= PAGEBLOCK_ORDER - 1:
         for block in range(pfn >> PAGEBLOCK_ORDER, ((pfn + (1 << order) - 1) >> PAGEBLOCK_ORDER) + 1):
             if int(b.pageblock[block]) < PCPTYPES:
-                b.pageblock[block] = MOVABLE
+                b.pageblock[block] = UNMOVABLE if int(b.config[0]["page_group_by_mobility_disabled"]) else MOVABLE

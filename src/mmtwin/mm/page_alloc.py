@@ -143,6 +143,8 @@ get_page_from_freelist_cold = slow(get_page_from_freelist)
 @slow
 def alloc_pages_slowpath(b: Any, cpu: int, order: int, gfp: int, highest_zoneidx: int, contended: bool) -> int:
     """The part of the slow path before direct reclaim: down to the minimum watermark, then the reserves the request is entitled to."""
+    if gfp & 0x600 == 0x600:  # __GFP_ATOMIC with __GFP_DIRECT_RECLAIM: the kernel warns and drops the first
+        gfp &= ~0x200
     flags = gfp_to_alloc_flags(gfp, order)
     if flags & ALLOC_KSWAPD:
         b.config[0]["kswapd_wakeups"] = int(b.config[0]["kswapd_wakeups"]) + 1
@@ -230,6 +232,12 @@ def check_free(b: Any, pfn: int, order: int) -> int:
         return -EBUSY
     if flags & PG_ALLOCATED and int(b.page[pfn]["order"]) != order:
         return -ENOENT
+    for i in range(pfn + 1, pfn + (1 << order)):
+        flags = int(b.page[i]["flags"])
+        if flags & (PG_BUDDY | PG_PCP | PG_FREEING):
+            return -EBUSY
+        if flags & PG_ALLOCATED:
+            return -ENOENT
     for above in range(1, MAX_ORDER + 1):
         head = pfn & ~((1 << above) - 1)
         if head != pfn and int(b.page[head]["order"]) >= above:

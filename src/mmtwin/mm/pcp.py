@@ -92,10 +92,12 @@ def free_pcppages_bulk(b: Any, z: int, cpu: int, here: int, count: int, pindex: 
     row = z * int(b.config[0]["nr_cpus"]) + cpu
     pcp = b.pcp[row]
     count = min(int(pcp["count"]), count)
-    while count > 0:
+    empty = 0
+    while count > 0 and empty < NR_PCP_LISTS:
         head = pcp_list(b, row, pindex)
         order = pindex_to_order(pindex)
         pfn = int(b.page[head]["prev"])
+        empty = empty + 1 if pfn == head else 0
         while pfn != head and count > 0:
             list_del(b.page, pfn)
             count -= 1 << order

@@ -79,4 +79,4 @@ def refresh_zone_stat_thresholds(b: Any) -> None:
         set_threshold(b, z, threshold)
         drift = int(b.config[0]["online_cpus"]) * threshold
         if drift > int(zone["wmark_low"]) - int(zone["wmark_min"]):
-            zone["percpu_drift_mark"] = int(zone["wmark_high"]) + drift
+            zone["percpu_drift_mark"] = int(zone["wmark_high"]) + int(zone["watermark_boost"]) + drift

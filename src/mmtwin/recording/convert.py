@@ -206,8 +206,8 @@ def _rotations(
         head = gather(data, at + form.fields[f"h{order}"].offset, 8, False)
         for i, pointer in enumerate(head.tolist()):
             pfn, rest = divmod((pointer & MASK) - LIST_OFFSET - before.scalars["vmemmap_base"], before.scalars["page_size_bytes"])
-            if not rest and 0 <= pfn < before.scalars["max_pfn"]:
-                zone = zone_of.get((int(lock[i]) & MASK) - before.scalars["zone_lock_offset"], -1)
+            zone = zone_of.get((int(lock[i]) & MASK) - before.scalars["zone_lock_offset"], -1)
+            if zone >= 0 and not rest and 0 <= pfn < before.scalars["max_pfn"]:
                 rows.append(
                     {
                         "time": int(times[i]),

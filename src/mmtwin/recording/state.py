@@ -38,13 +38,14 @@ def _link(state: Pgdat, heads: np.ndarray, pfns: np.ndarray) -> None:
     state.page["prev"][heads[last]] = pfns[last]
 
 
-def restore(snapshot: Snapshot, batch_scale_max: int = 5, thp: bool = True) -> Pgdat:
+def restore(snapshot: Snapshot, batch_scale_max: int = 5, thp: bool = True, cpus: int = 0) -> Pgdat:
     """The machine state that a snapshot holds.
 
     :param batch_scale_max: the kernel's CONFIG_PCP_BATCH_SCALE_MAX.
     :param thp: the kernel has transparent huge pages, so that pageblock-order pages have per-CPU lists.
+    :param cpus: CPUs of the machine, if it has more than were online.
     """
-    cpus = int(snapshot.pcp["cpu"].to_numpy().max(initial=0)) + 1
+    cpus = max(cpus, int(snapshot.pcp["cpu"].to_numpy().max(initial=0)) + 1)
     state = new_pgdat(snapshot.scalars["max_pfn"], cpus)
     state.pageblock[:] = snapshot.pageblocks
     for row in snapshot.zones.iter_rows(named=True):

@@ -22,7 +22,7 @@ MAX_ORDER, PAGEBLOCK_ORDER, MIGRATE_TYPES, NR_PCP_LISTS, MAX_NR_ZONES = 10, 9, 5
 BAD_ZONE_BITS = (3, 5, 6, 7, 11, 13, 14, 15)
 """Values of the four low GFP bits that select no zone (GFP_ZONE_BAD)."""
 MAX_CPUS = 8192  # the largest CONFIG_NR_CPUS of x86
-MAX_FRAMES = 1 << 31  # the replay numbers page frames in 32 bits
+MAX_FRAMES = 1 << 30  # the replay numbers page frames and list heads in 31 bits
 
 ZONE_COLUMNS = (
     "index", "start_pfn", "spanned_pages", "present_pages", "managed_pages", "reserved_pages", "wmark_min", "wmark_low", "wmark_high", "wmark_promo",
@@ -54,6 +54,9 @@ def check(recording: Recording) -> None:
     cpus = recording.provenance.cpus
     if not 1 <= cpus <= MAX_CPUS:
         raise RecordingError(f"provenance: {cpus} CPUs; expected 1 to {MAX_CPUS}")
+    scale = recording.provenance.kernel_config.get("PCP_BATCH_SCALE_MAX", "5")
+    if scale not in ("0", "1", "2", "3", "4", "5", "6"):
+        raise RecordingError(f"provenance: PCP_BATCH_SCALE_MAX {scale[:20]!r}; expected 0 to 6")
     for label, snapshot in (("before", recording.before), ("after", recording.after)):
         if snapshot is not None:
             check_snapshot(snapshot, cpus, label)
@@ -143,25 +146,41 @@ def check_events(events: pl.DataFrame, cpus: int, snapshot: Snapshot | None, lab
     for name in ("pfn", "order", "migratetype"):
         needed = np.array([_needs(kind, name) for kind in KINDS])[kinds]
         _where(label, name, column[name], needed & (column[name] < 0), "this kind of event must have one")
-    requests = np.isin(np.arange(len(KINDS)), [KINDS.index("mm_page_alloc"), KINDS.index("bulk")])[kinds]
+    _in_one_zone(label, pfn, order, snapshot)
+    requests = np.isin(np.arange(len(KINDS)), [KINDS.index(kind) for kind in ("mm_page_alloc", "bulk", "walk")])[kinds]
+    _where(label, "gfp", column["gfp"], requests & (column["gfp"] & 0x18 == 0x18), "movable and reclaimable at once")
     _where(label, "gfp", column["gfp"], requests & np.isin(column["gfp"] & 15, BAD_ZONE_BITS), "its low four bits select no zone")
     zones = len(snapshot.zones)
     for kind, name, high in (
         ("drain_zone", "arg", cpus - 1), ("drain_zone", "migratetype", zones - 1), ("balance", "arg", zones - 1), ("thresholds", "arg", 1),
         ("mm_page_alloc_extfrag", "arg", MAX_ORDER), ("mm_page_alloc_extfrag", "bytes_req", MIGRATE_TYPES - 1), ("mm_page_alloc_extfrag", "bytes_alloc", 1),
-        ("mm_page_alloc_zone_locked", "arg", 1), ("wmarks", "arg", 1 << 31), ("wmarks", "bytes_req", 1 << 31), ("wmarks", "bytes_alloc", 1 << 31),
-        ("bulk", "arg", frames), ("bulk_ret", "arg", frames),
+        ("mm_page_alloc_zone_locked", "arg", 1), ("wmarks", "arg", 1 << 31), ("wmarks", "bytes_req", 3000), ("wmarks", "bytes_alloc", 1 << 31),
+        ("bulk", "arg", frames), ("bulk_ret", "arg", frames), ("rotate", "arg", zones - 1), ("cpu_fold", "arg", cpus - 1), ("stat_thresholds", "arg", cpus),
+        ("pageset", "bytes_req", 1 << 30), ("pageset", "bytes_alloc", 1 << 20),
     ):  # fmt: skip
         values = events[name].to_numpy()
-        _where(label, name, values, (kinds == KINDS.index(kind)) & ((values < 0) | (values > high)), f"expected 0 to {high} in {kind}")
+        low = 1 if (kind, name) in (("stat_thresholds", "arg"), ("pageset", "bytes_alloc")) else 0
+        _where(label, name, values, (kinds == KINDS.index(kind)) & ((values < low) | (values > high)), f"expected {low} to {high} in {kind}")
+
+
+def _in_one_zone(label: str, pfn: Int, order: Int, snapshot: Snapshot) -> None:
+    """Every block an event speaks of lies in one zone."""
+    start = _numbers(snapshot.zones, "start_pfn")
+    end = start + _numbers(snapshot.zones, "spanned_pages")
+    bad = pfn >= 0
+    for z in range(len(start)):
+        bad &= (pfn < start[z]) | (pfn + (np.int64(1) << order) > end[z])
+    _where(label, "pfn", pfn, bad, "not inside one zone, with its order")
 
 
 def _needs(kind: str, column: str) -> bool:
     """Whether events of a kind always have this column (a failed mm_page_alloc has no pfn)."""
+    if kind == "rotate":  # made of pointers
+        return True
     targets = COLUMNS.get(kind, {}).values()
     if column == "pfn":
         return kind != "mm_page_alloc" and ("pfn" in targets or "page" in targets)
-    return column in targets or (column == "migratetype" and "zone" in targets)
+    return column in targets or (column == "migratetype" and ("zone" in targets or "lock" in targets))
 
 
 def _numbers(table: pl.DataFrame, column: str) -> Int:
@@ -183,8 +202,8 @@ def _range(label: str, column: str, values: npt.NDArray[Any], low: int, high: in
 def _check_zones(zones: pl.DataFrame, frames: int, label: str) -> tuple[Int, Int]:
     """:returns: start and end page frame of each zone."""
     label = f"{label}.zones"
-    if not 1 <= len(zones) <= MAX_NR_ZONES:
-        raise RecordingError(f"{label}: {len(zones)} rows; expected 1 to {MAX_NR_ZONES}")
+    if len(zones) != MAX_NR_ZONES:
+        raise RecordingError(f"{label}: {len(zones)} rows; expected {MAX_NR_ZONES}")
     column = {name: _numbers(zones, name) for name in zones.columns if name != "name"}
     _where(label, "index", column["index"], column["index"] != np.arange(len(zones)), "expected 0, 1, 2 and so on")
     if zones["name"].null_count():
@@ -197,6 +216,13 @@ def _check_zones(zones: pl.DataFrame, frames: int, label: str) -> tuple[Int, Int
     start, spanned = column["start_pfn"], column["spanned_pages"]
     _where(label, "spanned_pages", spanned, start + spanned > frames, f"beyond the last page frame {frames - 1}")
     _where(label, "present_pages", column["present_pages"], column["present_pages"] > spanned, "more than spanned_pages")
+    if not column["present_pages"].any():
+        raise RecordingError(f"{label}: no zone has memory")
+    populated = np.flatnonzero(spanned)
+    by_start = populated[np.argsort(start[populated])]
+    overlap = np.zeros(len(start), dtype=bool)
+    overlap[by_start[1:]] = start[by_start[1:]] < (start + spanned)[by_start[:-1]]
+    _where(label, "start_pfn", start, overlap, "inside another zone")
     _where(label, "managed_pages", column["managed_pages"], column["managed_pages"] > column["present_pages"], "more than present_pages")
     return start, start + spanned
 

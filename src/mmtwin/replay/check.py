@@ -93,7 +93,7 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
         )
     scale = int(recording.provenance.kernel_config.get("PCP_BATCH_SCALE_MAX", 5))
     placement = place(recording.events, recording.before, scale)
-    state = restore(recording.before, scale, recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y")
+    state = restore(recording.before, scale, recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y", recording.provenance.cpus)
     warm_up()
     start = time.perf_counter()
     outcome = run(state, placement, lambda done: progress(done, len(placement.ops)))

@@ -89,7 +89,7 @@ CONTEXT = np.dtype(
 K_ALLOC, K_FREE, K_BATCHED, K_LOCKED, K_DRAIN, K_EXTFRAG = (
     KIND[k] for k in ("mm_page_alloc", "mm_page_free", "mm_page_free_batched", "mm_page_alloc_zone_locked", "mm_page_pcpu_drain", "mm_page_alloc_extfrag")
 )
-K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE, K_WALK, K_STEAL = (KIND[k] for k in ("pcp_alloc", "pcp_free", "buddy_free", "walk", "steal"))
+K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE, K_WALK, K_STEAL, K_PAGESET = (KIND[k] for k in ("pcp_alloc", "pcp_free", "buddy_free", "walk", "steal", "pageset"))
 K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE, K_ISOLATE, K_ISOLATE_RET = (
     KIND[k] for k in ("bulk", "bulk_end", "bulk_ret", "drain_zone", "isolate", "isolate_ret")
 )
@@ -217,7 +217,7 @@ def _place_drain(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np
 
 @kernel
 def _place(
-    e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void], batched: npt.NDArray[np.uint8], probed: bool, chunk: npt.NDArray[np.int64]
+    e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void], batched: npt.NDArray[np.uint8], probed: bool, chunk: npt.NDArray[np.int64], scale: int
 ) -> tuple[int, int]:
     """Fills `ops` (at most two per event); returns how many there are, and the number of bulk requests."""
     n = 0
@@ -294,6 +294,8 @@ def _place(
                 ops[int(c["isolate"])]["op"] = NOP
             c["isolate"] = -1
         elif OP_OF_KIND[kind]:
+            if kind == K_PAGESET:
+                chunk[e.migratetype[i]] = e.bytes_alloc[i] << scale
             n = _add(ops, n, OP_OF_KIND[kind], e, i)
             ops[n - 1]["arg2"] = e.bytes_req[i]
             ops[n - 1]["gfp"] = e.bytes_alloc[i]
@@ -335,7 +337,7 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
             chunk[zone] = batch << batch_scale_max
     room = int(np.count_nonzero(kind == K_FREE)) + len(kind)
     ops = np.zeros(room, dtype=OP)
-    n, bulks = _place(e, context_table, ops, batched, probed, chunk)
+    n, bulks = _place(e, context_table, ops, batched, probed, chunk, batch_scale_max)
     ops = ops[:n]
     words = ops.view(np.int64).reshape(len(ops), OP.itemsize // 8)  # moving whole rows as words is ten times as fast as moving records
     ops = words.take(np.argsort(ops["at"], kind="stable"), axis=0).view(OP).ravel()

@@ -63,6 +63,9 @@ def take_off(b: Any, cpu: int, head: int) -> int:
     while at < frames and steps < frames:  # a list has a head; the limit is for a state that is broken already
         at = int(b.page[at]["next"])
         steps += 1
+    if at < frames:
+        entry["flags"] = 0
+        return 1
     if int(entry["flags"]) & PG_PCP:
         row = (at - int(b.config[0]["pcp_list_base"])) // NR_PCP_LISTS
         migratetype = int(entry["migratetype"])
