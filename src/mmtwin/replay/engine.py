@@ -385,7 +385,10 @@ def replay_prepare(b: Any, r: Any, op: Any) -> None:
     pfn = int(op["pfn"])
     order = int(op["order"])
     entry = b.page[pfn]
-    if order > 0 or int(entry["order"]) > 0 or not int(entry["flags"]) & PG_ALLOCATED:
+    suspect = 0 if int(entry["flags"]) & PG_ALLOCATED and int(entry["order"]) == order else PG_BUDDY
+    for i in range(pfn + 1, pfn + (1 << order)):
+        suspect |= int(b.page[i]["flags"])
+    if suspect & (PG_BUDDY | PG_PCP):
         take_from_lists(b, r, op)
     free_pages_prepare(b, pfn, order)
     count(r, C_FREES, 1)
