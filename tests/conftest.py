@@ -22,12 +22,12 @@ RECORDINGS = Path(os.environ.get("MMTWIN_TEST_RECORDINGS") or Path(__file__).par
 
 @pytest.fixture(scope="session")
 def recordings() -> dict[str, Recording]:
-    """The real recordings by name; skips only where the directory has none."""
+    """The real recordings by name."""
     from mmtwin.recording import store
 
     paths = sorted(RECORDINGS.glob("*.mmrec"))
     if not paths:
-        pytest.skip(f"no recordings in {RECORDINGS}; oracle/ makes them")
+        pytest.fail(f"no recordings in {RECORDINGS}; oracle/ makes them")
     found = {path.stem: store.load(path) for path in paths}
     assert any(recording.before is not None and recording.after is not None for recording in found.values())
     return found
