@@ -9,6 +9,7 @@ another module nor tells checked from unchecked code.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import tempfile
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numba
+from numba import carray as carray
+from numba.core import cgutils, types
 from numba.core import config as numba_config
-from numba.extending import register_jitable
+from numba.extending import intrinsic, overload, register_jitable
 
 config: Any = numba_config
 """Numba sets its options at run time."""
@@ -82,3 +85,21 @@ def slow(function: Callable[P, R]) -> Callable[P, R]:
 def is_compiled(entry_point: str) -> bool:
     """Whether this entry point's code has been compiled before (the replay's takes about half a minute, once)."""
     return bool(config.DISABLE_JIT) or any(CACHE.rglob(f"*{entry_point}*.nbc"))
+
+
+def pointer(address: int) -> Any:
+    """An address as a pointer for `carray`; compiled code has its own version."""
+    return ctypes.c_void_p(address)
+
+
+@overload(pointer)
+def _pointer(address: Any) -> Any:
+    return lambda address: _inttoptr(address)
+
+
+@intrinsic
+def _inttoptr(context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
 from mmtwin.recording.model import EVENTS_SCHEMA, Provenance, Recording, Snapshot
-from mmtwin.recording.validate import SCALARS, TABLES
+from mmtwin.recording.validate import CACHE_COLUMNS, SCALARS, SLAB_TABLES, TABLES
 
 FRAMES = 4096
 
@@ -41,6 +43,30 @@ def make_snapshot() -> Snapshot:
     )
 
 
+def with_slabs(snapshot: Snapshot) -> Snapshot:
+    """The same machine with SLUB's state: two caches, a slab in every place."""
+    plain = dict.fromkeys(CACHE_COLUMNS, 0)
+    big = plain | {"size": 512, "object_size": 512, "order": 1, "objects": 16, "min_objects": 8, "nr_slabs": 1, "total_objects": 16}
+    small = plain | {"size": 1024, "object_size": 1000, "order": 0, "objects": 4, "min_objects": 4, "nr_slabs": 3, "total_objects": 12, "nr_partial": 1}
+    caches = [
+        {"id": 1, "address": -4096, "cpu_slab": 4128, "name": "small"} | small,
+        {"id": 0, "address": -8192, "cpu_slab": 4096, "name": "big"} | big,
+    ]
+    slabs = [  # pfn, cache, order, objects, inuse, frozen, where, cpu, position, slabs
+        (100, 1, 0, 4, 4, 1, 1, 0, 0, 0), (101, 1, 0, 4, 2, 1, 2, 0, 0, 1), (102, 1, 0, 4, 1, 0, 3, -1, 0, 0),
+        (104, 0, 1, 16, 16, 0, 0, -1, -1, 0), (106, -1, 0, 4, 0, 0, 4, -1, -1, 0),
+    ]  # fmt: skip
+    free = [(100, 1, 0, 3), (100, 1, 1, 0), (101, 0, 0, 1), (101, 0, 1, 3), (102, 0, 0, 2), (102, 0, 1, 0), (102, 0, 2, 1)]
+    rows: dict[str, list[tuple[int, ...]]] = {
+        "cache_cpus": [(0, 0, -1, -1), (0, 1, -1, -1), (1, 0, 100, 3), (1, 1, -1, -1)],
+        "slabs": slabs,
+        "free_objects": free,
+        "random_seq": [(1, 0, 2), (1, 1, 0), (1, 2, 3), (1, 3, 1)],
+    }
+    tables = {name: pl.DataFrame(table, schema=SLAB_TABLES[name], orient="row") for name, table in rows.items()}
+    return replace(snapshot, caches=pl.DataFrame(caches, schema=SLAB_TABLES["caches"]), **tables)
+
+
 def make_events() -> pl.DataFrame:
     absent: dict[str, object] = {"pfn": -1, "order": -1, "migratetype": -1, "name": None}
     rows: list[dict[str, object]] = [
@@ -64,3 +90,10 @@ def small() -> Recording:
         kernel_release="6.1.0", kernel_config={"SMP": "y"}, ram_bytes=FRAMES << 12, cpus=2, workload_seconds=0.5, probes=["fold"], procfs={"a": "é\n"}
     )
     return Recording(provenance, make_snapshot(), make_snapshot(), make_events())
+
+
+@pytest.fixture
+def slabs(small: Recording) -> Recording:
+    assert small.before
+    assert small.after
+    return replace(small, before=with_slabs(small.before), after=with_slabs(small.after))

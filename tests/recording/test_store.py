@@ -21,6 +21,7 @@ from mmtwin.errors import MmtwinError, RecordingError
 from mmtwin.recording import store
 from mmtwin.recording.model import EVENTS_SCHEMA, Provenance, Recording
 from mmtwin.recording.store import load, open_recording, save
+from mmtwin.recording.validate import SLAB_TABLES
 
 FUZZ = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -80,6 +81,30 @@ def test_what_is_saved_is_loaded(small: Recording, path: Path) -> None:
         assert file.manifest["kinds"]["mm_page_alloc"] == 2
         assert file.manifest["cpus"] == {"0": 6, "1": 2}
         assert file.provenance == small.provenance
+
+
+def test_slab_tables_are_stored_if_there_are_any(small: Recording, slabs: Recording, tmp_path: Path) -> None:
+    assert slabs.before
+    mixed = replace(slabs, after=small.after)
+    save(mixed, tmp_path / "slabs.mmrec")
+    again = load(tmp_path / "slabs.mmrec")
+    assert equal(again, mixed)
+    assert again.before
+    assert again.after
+    assert all(getattr(again.before, name).equals(getattr(slabs.before, name)) for name in store.SLAB_TABLES)
+    assert all(getattr(again.after, name) is None for name in store.SLAB_TABLES)
+    assert set(store.SLAB_TABLES) == set(SLAB_TABLES)
+
+
+def test_one_slab_table_alone_is_refused(slabs: Recording, tmp_path: Path) -> None:
+    path = tmp_path / "slabs.mmrec"
+    save(slabs, path)
+
+    def drop(members: dict[str, bytes], manifest: dict[str, Any]) -> None:
+        del members["before/slabs.parquet"], manifest["members"]["before/slabs.parquet"]
+
+    rewrite(path, drop)
+    refused(path, "member 'before/slabs.parquet' is missing")
 
 
 def test_imported_text_and_nothing_at_all(small: Recording, tmp_path: Path) -> None:

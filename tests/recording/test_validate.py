@@ -10,7 +10,7 @@ import pytest
 
 from mmtwin import gfp
 from mmtwin.errors import RecordingError
-from mmtwin.mm import tables
+from mmtwin.mm import slab_tables, tables
 from mmtwin.recording import validate
 from mmtwin.recording.model import Recording
 from mmtwin.recording.validate import check
@@ -25,6 +25,7 @@ def put(table: pl.DataFrame, column: str, row: int, value: Any) -> pl.DataFrame:
 def test_the_limits_are_those_of_the_replay() -> None:
     ours = (validate.MAX_ORDER, validate.PAGEBLOCK_ORDER, validate.MIGRATE_TYPES, validate.NR_PCP_LISTS, validate.MAX_NR_ZONES)
     assert ours == (tables.MAX_ORDER, tables.PAGEBLOCK_ORDER, gfp.MIGRATE_TYPES, tables.NR_PCP_LISTS, gfp.MAX_NR_ZONES)
+    assert (validate.MAX_CACHES, validate.MAX_OBJECTS) == (slab_tables.MAX_CACHES, slab_tables.MAX_OBJS_PER_PAGE)
     assert tuple(bits for bits, zone in enumerate(gfp.GFP_ZONES) if zone < 0) == validate.BAD_ZONE_BITS
 
 
@@ -170,3 +171,108 @@ def test_events_that_would_leave_the_tables_are_refused(small: Recording, kind: 
     events = pl.concat([small.events, pl.DataFrame([row], schema=small.events.schema)])
     with pytest.raises(RecordingError, match=says):
         check(replace(small, events=events))
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "row", "value", "says"),
+    [
+        ("caches", "id", 0, 0, "id 0"),
+        ("caches", "name", 0, None, "without a name"),
+        ("caches", "size", 0, 0, "size 0"),
+        ("caches", "objects", 0, 5, "more than fit"),
+        ("caches", "objects", 1, 32768, "objects 32768"),
+        ("caches", "min_objects", 1, 9, "more than fit"),
+        ("caches", "address", 0, -8192, "there already"),
+        ("caches", "nr_partial", 0, 2, "not the length"),
+        ("caches", "order", 0, None, "no order"),
+        ("cache_cpus", "cache", 0, 2, "cache 2"),
+        ("cache_cpus", "cpu", 0, 2, "cpu 2"),
+        ("cache_cpus", "cpu", 0, 1, "there already"),
+        ("cache_cpus", "slab", 2, 99, "no slab of that page frame"),
+        ("cache_cpus", "slab", 2, 101, "not this cache's and CPU's own"),
+        ("cache_cpus", "slab", 3, 100, "not this cache's and CPU's own"),
+        ("cache_cpus", "freelist", 2, 4, "not that many objects"),
+        ("cache_cpus", "freelist", 2, 0, "begins otherwise"),
+        ("cache_cpus", "freelist", 0, 0, "expected -1 without a slab"),
+        ("slabs", "pfn", 0, 4096, "pfn 4096"),
+        ("slabs", "pfn", 3, 103, "not a multiple"),
+        ("slabs", "pfn", 4, 105, "inside another slab"),
+        ("slabs", "pfn", 4, 1029, "are free"),
+        ("slabs", "pfn", 4, 3, "are free"),
+        ("slabs", "cache", 3, -1, "only a discarded slab"),
+        ("slabs", "cache", 3, 2, "cache 2"),
+        ("slabs", "order", 3, 11, "order 11"),
+        ("slabs", "objects", 1, 5, "more than fit"),
+        ("slabs", "inuse", 0, 5, "inuse 5"),
+        ("slabs", "where", 0, 5, "where 5"),
+        ("slabs", "cpu", 2, 0, "only CPU slabs"),
+        ("slabs", "cpu", 0, 1, "not this cache's and CPU's own"),
+        ("slabs", "position", 2, -1, "only slabs on a list"),
+        ("slabs", "position", 2, 1, "position 1"),
+        ("slabs", "frozen", 0, 2, "frozen 2"),
+        ("free_objects", "slab", 0, 99, "no slab"),
+        ("free_objects", "object", 0, 4, "not that many objects"),
+        ("free_objects", "object", 1, 3, "there already"),
+        ("free_objects", "list", 2, 1, "only a CPU slab"),
+        ("free_objects", "list", 1, 0, "position 1"),
+        ("free_objects", "position", 1, 2, "position 2"),
+        ("random_seq", "cache", 0, 2, "cache 2"),
+        ("random_seq", "object", 0, 4, "object 4"),
+        ("random_seq", "object", 0, 1, "there already"),
+        ("random_seq", "position", 0, 4, "position"),
+    ],
+)
+def test_an_impossible_slab_is_named(slabs: Recording, table: str, column: str, row: int, value: Any, says: str) -> None:
+    check(slabs)
+    assert slabs.after
+    changes: dict[str, Any] = {table: put(getattr(slabs.after, table), column, row, value)}
+    bad = replace(slabs.after, **changes)
+    with pytest.raises(RecordingError, match=says) as caught:
+        check(replace(slabs, after=bad))
+    assert "\n" not in str(caught.value)
+
+
+def test_slab_tables_of_a_wrong_size(slabs: Recording) -> None:
+    before = slabs.before
+    assert before
+    assert before.free_objects is not None
+    assert before.random_seq is not None
+    assert before.slabs is not None
+    for bad, says in (
+        (replace(before, caches=None), "no table caches but other tables"),
+        (replace(before, free_objects=before.free_objects[:-1]), "2 objects of the slab at 102; its counters say 3"),
+        (replace(before, random_seq=before.random_seq[:-1]), "3 entries for cache 1; expected 4"),
+        (replace(before, slabs=before.slabs.drop("frozen")), "no column frozen"),
+    ):
+        with pytest.raises(RecordingError, match=says):
+            check(replace(slabs, before=bad))
+
+
+def test_no_slabs_at_all_are_possible(slabs: Recording) -> None:
+    assert slabs.before
+    names = ("caches", "cache_cpus", "slabs", "free_objects", "random_seq")
+    nothing: dict[str, Any] = {name: getattr(slabs.before, name).clear() for name in names}
+    check(replace(slabs, before=replace(slabs.before, **nothing)))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"kind": "slab_dead_cpu", "arg": 2}, "in slab_dead_cpu"),
+        ({"kind": "slab_random", "arg": 32767}, "in slab_random"),
+        ({"kind": "slab_put_partial", "arg": 2}, "in slab_put_partial"),
+        ({"kind": "slab_cmpxchg"}, "must have one"),
+        ({"kind": "slab_new", "pfn": 0}, "not inside one zone"),
+        ({"kind": "slab_create", "pfn": 5, "bytes_alloc": -1}, "in slab_create"),
+        ({"kind": "slab_create", "pfn": 0, "node": 8}, None),
+        ({"kind": "slab_new"}, None),
+    ],
+)
+def test_slab_events(small: Recording, values: dict[str, Any], says: str | None) -> None:
+    row = {name: {"pfn": -1, "order": -1, "migratetype": -1, "name": None}.get(name, 0) for name in small.events.columns} | {"time": 1000} | values
+    recording = replace(small, events=pl.concat([small.events, pl.DataFrame([row], schema=small.events.schema)]))
+    if says is None:
+        check(recording)
+    else:
+        with pytest.raises(RecordingError, match=says):
+            check(recording)

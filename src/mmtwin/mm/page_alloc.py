@@ -173,6 +173,9 @@ def alloc_pages(b: Any, cpu: int, order: int, gfp: int, contended: bool) -> int:
     return pfn
 
 
+alloc_pages_cold = slow(alloc_pages)
+
+
 @inner
 def bulk_zone(b: Any, gfp: int, count: int) -> int:
     """The zone a bulk request is served from: above its low watermark by `count` pages; -1 if none is."""
@@ -220,6 +223,9 @@ def free_the_page(b: Any, cpu: int, pfn: int, order: int) -> None:
         free_unref_page_commit(b, z, cpu, pfn, order)
     else:
         free_one_page(b, pfn, z, cpu, order, migratetype, False)
+
+
+free_the_page_cold = slow(free_the_page)
 
 
 @slow

@@ -63,10 +63,52 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "cpu_fold": {"cpu": "arg"},
     "steal": {},
     "walk": {"gfp": "gfp", "order": "order", "alloc_flags": "arg"},
+    "slab_take": {"ptr": "ptr"},
+    "slab_give": {"ptr": "ptr", "head": "arg"},
+    "slab_slow": {"ptr": "ptr", "gfp": "gfp", "node": "node"},
+    "slab_refill": {},
+    "slab_cpu_partial": {},
+    "slab_deactivate": {},
+    "slab_load": {},
+    "slab_node_partial": {},
+    "slab_new": {"ptr": "ptr", "slab": "page"},
+    "slab_cmpxchg": {"page": "page", "head": "arg"},
+    "slab_put_partial": {"drain": "arg"},
+    "slab_unfreeze": {},
+    "slab_bulk_alloc": {"ptr": "ptr", "gfp": "gfp", "n": "arg"},
+    "slab_bulk_pop": {},
+    "slab_bulk_got": {"n": "arg"},
+    "slab_bulk_free": {"ptr": "ptr", "n": "arg"},
+    "slab_flush": {"ptr": "ptr"},
+    "slab_flush_slab": {},
+    "slab_flush_partial": {},
+    "slab_shrink": {"ptr": "ptr"},
+    "slab_shrink_lock": {},
+    "slab_create": {
+        "ptr": "ptr",
+        "cpu_slab": "call_site",
+        "object_size": "bytes_req",
+        "size": "bytes_alloc",
+        "gfp": "gfp",
+        "align": "node",
+        "oo": "arg",
+        "min_partial": "pfn",
+        "name": "name",
+    },
+    "slab_alias": {"ptr": "ptr", "object_size": "bytes_req", "inuse": "bytes_alloc", "refcount": "arg", "name": "name"},
+    "slab_destroy": {"ptr": "ptr"},
+    "slab_shutdown_lock": {},
+    "slab_dead_cpu": {"cpu": "arg"},
 }
 """For each kind: which field of the kernel's record goes to which column. "page", "zone" and "lock" are pointers that are turned into a
 page frame number (pfn) and a zone index (migratetype); "calculate" becomes arg = 1 for the pressure threshold, 0 for the normal one. A "rotate" becomes
-one row per order with a page on its movable free list: pfn (the first page), order, and the zone index in arg."""
+one row per order with a page on its movable free list: pfn (the first page), order, and the zone index in arg.
+In slab events ptr is a cache (``struct kmem_cache``; in slab_take and slab_give its per-CPU pointer; in slab_new the new slab's first free object, 0 if
+there is no slab). slab_create: gfp = flags, node = align, arg = ``oo``, pfn = min_partial, call_site = the per-CPU pointer. What a bulk function frees or
+got follows as rows slab_bulk_object (ptr = the object, arg = its index), a new cache's ``random_seq`` as rows slab_random (ptr = the entry, a byte offset)."""
+ARRAYS = {"slab_bulk_got": ("p", "slab_bulk_object"), "slab_bulk_free": ("p", "slab_bulk_object"), "slab_create": ("r", "slab_random")}
+"""Kinds of records with an array: the beginning of its field's name (the index of its first element follows), and the kind of the rows it becomes.
+A long array comes in several records of one moment; the one with element 0 is the first."""
 
 
 MASK = (1 << 64) - 1
@@ -94,6 +136,8 @@ class EventFormat:
 
 
 FIELD = re.compile(r"field:(?P<type>[^;]*?)(?P<name>\w+)(?:\[[^\]]*\])?;\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>[01]);")
+NUMBERED = re.compile(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear|slab_\w*?)\d+$")
+"""Names of probes that stand for one kind of event at several places."""
 
 
 def parse_format(text: str) -> EventFormat:
@@ -105,9 +149,7 @@ def parse_format(text: str) -> EventFormat:
     if not name or not number:
         raise ValueError("not the text of a tracefs format file: no name or ID line")
     fields = {m["name"]: Field(int(m["offset"]), int(m["size"]), m["signed"] == "1", "__data_loc" in m["type"]) for m in FIELD.finditer(text)}
-    return EventFormat(
-        re.sub(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear)\d+$", r"\1", name[1]), int(number[1]), fields
-    )
+    return EventFormat(NUMBERED.sub(r"\1", name[1]), int(number[1]), fields)
 
 
 def _context(flags: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
@@ -158,6 +200,7 @@ def _records(
     columns["context"] = _context(gather(data, offsets + 2, 1, False)).astype(np.int64)
     page_base, page_size = before.scalars["vmemmap_base"], before.scalars["page_size_bytes"]
     heads: list[pl.DataFrame] = []
+    arrays: dict[str, list[tuple[int, npt.NDArray[np.int64], EventFormat, Field]]] = {}
     zone_of = {before.scalars[f"zone_address_{i}"]: i for i in range(len(before.zones))}
     for number, form in formats.items():
         wanted = np.flatnonzero(ids == number)
@@ -166,6 +209,11 @@ def _records(
         if form.name == "rotate":
             heads.append(_rotations(form, data, offsets[wanted], times[wanted], cpu, zone_of, before))
             continue
+        if form.name in ARRAYS:
+            first, values = _array(form)
+            arrays.setdefault(form.name, []).append((first, wanted, form, values))
+            if first:
+                continue
         kinds[wanted] = KIND[form.name]
         for source, target in COLUMNS[form.name].items():
             f = form.fields[source]
@@ -182,11 +230,64 @@ def _records(
                 columns["arg"][wanted] = value == np.int64(before.scalars["pressure_threshold_function"] - (1 << 64))
             else:
                 columns[target][wanted] = value
+        if form.name == "slab_new":  # without a slab there was nothing to read from
+            failed = gather(data, offsets[wanted] + form.fields["slab"].offset, 8, False) == 0
+            columns["pfn"][wanted[failed]], columns["ptr"][wanted[failed]] = -1, 0
+    heads += [_elements(ARRAYS[kind][1], chunks, data, offsets, columns) for kind, chunks in arrays.items()]
     kept = kinds != 255
     frame = {name: pl.Series(name, column[kept]).cast(EVENTS_SCHEMA[name], strict=False) for name, column in columns.items()}
     frame["kind"] = pl.Series("kind", [KINDS[k] for k in kinds[kept].tolist()], dtype=pl.Enum(KINDS))
     frame["name"] = pl.Series("name", names[kept].tolist(), dtype=pl.String)
     return pl.concat([pl.DataFrame({name: frame[name] for name in EVENTS_SCHEMA}), *heads])
+
+
+def _array(form: EventFormat) -> tuple[int, Field]:
+    """Index of the first element of a record's array, and the field."""
+    for name, field in form.fields.items():
+        if re.fullmatch(rf"{ARRAYS[form.name][0]}\d+", name):
+            return int(name[1:]), field
+    return 0, Field(0, 0, False, False)
+
+
+def _elements(
+    kind: str,
+    chunks: list[tuple[int, npt.NDArray[np.int64], EventFormat, Field]],
+    data: npt.NDArray[np.uint8],
+    offsets: npt.NDArray[np.int64],
+    columns: Mapping[str, npt.NDArray[np.int64]],
+) -> pl.DataFrame:
+    """One row for each element of the records' arrays, with the time, task and CPU of the record that has element 0."""
+    begins = np.sort(np.concatenate([wanted for first, wanted, _, _ in chunks if first == 0] or [np.zeros(0, dtype=np.int64)]))
+    owners, values, indices = [], [], []
+    for first, wanted, form, field in chunks:
+        if not field.size or not len(begins):
+            continue
+        width = 8 if kind == "slab_bulk_object" else 4
+        at = offsets[wanted]
+        if width == 8:
+            count = gather(data, at + form.fields["n"].offset, 8, True)
+        else:
+            count = gather(data, at + form.fields["objects"].offset, form.fields["objects"].size, False)
+            count[gather(data, at + form.fields["seq"].offset, 8, False) == 0] = 0
+        here = np.clip(count - first, 0, field.size // width)
+        record = np.repeat(np.arange(len(at)), here)
+        index = np.arange(len(record)) - np.repeat(np.cumsum(here) - here, here)
+        owners.append(begins[np.maximum(np.searchsorted(begins, wanted, side="right") - 1, 0)][record])
+        values.append(gather(data, at[record] + field.offset + width * index, width, False))
+        indices.append(index + first)
+    owner, value, index = (np.concatenate(x) if x else np.zeros(0, dtype=np.int64) for x in (owners, values, indices))
+    in_order = np.lexsort((index, owner))
+    owner = owner[in_order]
+    same = {name: columns[name][owner] for name in ("time", "cpu", "pid", "context")}
+    rows = same | {"ptr": value[in_order], "arg": index[in_order]}
+    absent = {"pfn": -1, "order": -1, "migratetype": -1}
+    series = [
+        pl.Series(name, rows.get(name, np.full(len(owner), absent.get(name, 0)))).cast(dtype)
+        for name, dtype in EVENTS_SCHEMA.items()
+        if name not in ("kind", "name")
+    ]
+    table = pl.DataFrame(series).with_columns(pl.lit(kind, dtype=pl.Enum(KINDS)).alias("kind"), pl.lit(None, dtype=pl.String).alias("name"))
+    return table.select(list(EVENTS_SCHEMA))
 
 
 def _rotations(

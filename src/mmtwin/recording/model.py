@@ -21,6 +21,11 @@ KINDS = (
     # the recorder's probes (recording/capture/probes.py)
     "pcp_alloc", "pcp_free", "buddy_free", "bulk", "bulk_end", "bulk_ret", "drain_zone", "isolate", "isolate_ret", "move_block", "fold", "wmarks",
     "balance", "reclaim_set", "reclaim_clear", "unboost", "thresholds", "rotate", "pageset", "stat_thresholds", "cpu_fold", "walk", "steal",
+    # the recorder's probes in SLUB (recording/capture/slab_probes.py), and the rows that are made of their arrays
+    "slab_take", "slab_give", "slab_slow", "slab_refill", "slab_cpu_partial", "slab_deactivate", "slab_load", "slab_node_partial", "slab_new",
+    "slab_cmpxchg", "slab_put_partial", "slab_unfreeze", "slab_bulk_alloc", "slab_bulk_pop", "slab_bulk_got", "slab_bulk_free", "slab_bulk_object",
+    "slab_flush", "slab_flush_slab", "slab_flush_partial", "slab_shrink", "slab_shrink_lock", "slab_create", "slab_random", "slab_alias", "slab_destroy",
+    "slab_shutdown_lock", "slab_dead_cpu",
 )  # fmt: skip
 """Kinds of events; the order is part of the file format (a file stores the names, so it may grow at the end)."""
 
@@ -46,6 +51,10 @@ EVENTS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 """Columns of the events table and their types. Absent values are -1 in pfn, order and migratetype, 0 in the other numbers, null in name."""
 
+SLAB_PLACES = ("none", "cpu", "cpu_partial", "node_partial", "discarded")
+"""Where a slab is, by the number in `Snapshot.slabs` (where): on no list (it is full), a CPU's slab, on a CPU's partial list, on the node's partial
+list, or discarded and waiting for RCU (its pages are not yet free)."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -57,7 +66,8 @@ class Provenance:
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
     :param missed_probes: times a probe could not fire because another one was being handled; the order of those events is unknown.
     :param workload: text of the workload script.
-    :param procfs: texts of /proc files that the guest printed after the second snapshot, by name.
+    :param procfs: texts of /proc files that the guest printed after the second snapshot, by name; recordings with slab events also have
+        ``sys_kernel_slab``: a line "cache file value" for each file of /sys/kernel/slab, and "alias link cache" for each symbolic link.
     """
 
     kernel_release: str = "unknown"
@@ -93,6 +103,18 @@ class Snapshot:
     :param pages: one byte per page frame: 1 = PG_lru (of the page or its compound head), 2 = __PageMovable.
     :param memory_map: the firmware's memory map (e820): start, size, type.
     :param scalars: single values: min_free_kbytes, pageblock_order, trace_entries_<cpu> and others.
+
+    SLUB's tables; all five are None where they were not read (recordings of older mmtwin, kernels with another slab allocator):
+
+    :param caches: one row per ``struct kmem_cache`` in the order of ``slab_caches``, newest first: id (0 = the oldest), address, cpu_slab (the per-CPU
+        pointer), name, flags, size, object_size, inuse, offset, align, red_left_pad, order and objects (of ``oo``), min_order and min_objects (of ``min``),
+        allocflags, min_partial, cpu_partial, cpu_partial_slabs, refcount, usersize, useroffset, ctor (0 or 1), nr_partial, nr_slabs, total_objects.
+    :param cache_cpus: ``struct kmem_cache_cpu``: cache (an id), cpu, slab (its pfn, -1 if there is none), freelist (number of the first object, -1 if empty).
+    :param slabs: every slab of the machine: pfn, cache (an id; -1 if its cache is destroyed), order, objects, inuse, frozen, where (`SLAB_PLACES`), cpu (of
+        a CPU slab or CPU partial list, else -1), position (0 = head of its partial list; -1 on no list), slabs (on a CPU partial list: ``slab->slabs``, else 0).
+    :param free_objects: free objects in the order of their lists: slab (its pfn), list (0 = ``slab->freelist``, 1 = the CPU's freelist of its CPU slab),
+        position, object (its number in the slab).
+    :param random_seq: the caches' permutations for fresh slabs: cache, position, object.
     """
 
     zones: pl.DataFrame
@@ -103,6 +125,11 @@ class Snapshot:
     pages: npt.NDArray[np.uint8]
     memory_map: pl.DataFrame
     scalars: dict[str, int]
+    caches: pl.DataFrame | None = None
+    cache_cpus: pl.DataFrame | None = None
+    slabs: pl.DataFrame | None = None
+    free_objects: pl.DataFrame | None = None
+    random_seq: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True)

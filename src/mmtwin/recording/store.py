@@ -3,7 +3,8 @@
 Members, stored without further compression (Parquet compresses its columns with zstd)::
 
     manifest.json                    format, version, provenance, scalars, counts, and size and SHA-256 of every other member
-    before/<table>.parquet           zones free pcp pcp_pages memory_map, and one-column tables pageblocks and pages
+    before/<table>.parquet           zones free pcp pcp_pages memory_map, and one-column tables pageblocks and pages;
+                                     with SLUB's state also caches cache_cpus slabs free_objects random_seq
     after/<table>.parquet            the same after the workload; imported text has neither
     events/00000.parquet ...         `CHUNK` events each
 
@@ -46,6 +47,8 @@ MANIFEST = "manifest.json"
 SNAPSHOTS = ("before", "after")
 TABLES = ("zones", "free", "pcp", "pcp_pages", "memory_map")
 ARRAYS = ("pageblocks", "pages")
+SLAB_TABLES = ("caches", "cache_cpus", "slabs", "free_objects", "random_seq")
+"""SLUB's tables: all of them or none, with each snapshot."""
 SEAL = b"mmrec "
 SEAL_SIZE = len(SEAL) + 64
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
@@ -234,7 +237,8 @@ class RecordingFile:
         scalars = self.manifest["scalars"][label]
         if scalars is None:
             return None
-        tables = {name: self._table(f"{label}/{name}.parquet") for name in TABLES}
+        names = TABLES + SLAB_TABLES if f"{label}/{SLAB_TABLES[0]}.parquet" in self.manifest["members"] else TABLES
+        tables = {name: self._table(f"{label}/{name}.parquet") for name in names}
         pageblocks, pages = (self._array(f"{label}/{name}.parquet", name) for name in ARRAYS)
         snapshot = Snapshot(**tables, pageblocks=pageblocks, pages=pages, scalars=dict(scalars))
         from mmtwin.recording.validate import check_snapshot
@@ -299,7 +303,7 @@ def _serialise(recording: Recording) -> dict[str, bytes]:
         if snapshot is None:
             continue
         scalars[label] = dict(snapshot.scalars)
-        tables |= {f"{label}/{name}.parquet": getattr(snapshot, name) for name in TABLES}
+        tables |= {f"{label}/{name}.parquet": getattr(snapshot, name) for name in TABLES + SLAB_TABLES if getattr(snapshot, name) is not None}
         tables |= {f"{label}/{name}.parquet": pl.DataFrame({name: getattr(snapshot, name)}) for name in ARRAYS}
     events = recording.events
     chunks = -(-len(events) // CHUNK)
@@ -451,6 +455,9 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         good = isinstance(member, dict) and _is_count(member.get("size")) and _is_count(member.get("rows")) and isinstance(member.get("sha256"), str)
         _need(good, f"no size, rows and SHA-256 of {name[:60]!r}")
     wanted = {f"{label}/{name}.parquet" for label in SNAPSHOTS if scalars[label] is not None for name in TABLES + ARRAYS}
+    for label in SNAPSHOTS:
+        slab = {f"{label}/{name}.parquet" for name in SLAB_TABLES}
+        wanted |= slab if scalars[label] is not None and slab & set(members) else set()
     wanted |= {f"events/{number:05}.parquet" for number in range(min(manifest["chunks"], len(members) + 1))}
     for name in sorted(wanted ^ set(members)):
         _need(False, f"member {name[:60]!r} is {'missing' if name in wanted else 'unknown'}")

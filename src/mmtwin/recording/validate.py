@@ -17,7 +17,7 @@ from mmtwin.errors import RecordingError
 from mmtwin.recording.convert import COLUMNS
 from mmtwin.recording.model import EVENTS_SCHEMA, KINDS, Recording, Snapshot
 
-# The same as in mmtwin.mm.tables and mmtwin.gfp (a test compares them), written here so that reading a file does not import numba.
+# The same as in mmtwin.mm.tables, mmtwin.mm.slab_tables and mmtwin.gfp (a test compares them), written here so that reading a file does not import numba.
 MAX_ORDER, PAGEBLOCK_ORDER, MIGRATE_TYPES, NR_PCP_LISTS, MAX_NR_ZONES = 10, 9, 5, 14, 5
 BAD_ZONE_BITS = (3, 5, 6, 7, 11, 13, 14, 15)
 """Values of the four low GFP bits that select no zone (GFP_ZONE_BAD)."""
@@ -36,6 +36,22 @@ TABLES: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
     "memory_map": {"start": pl.Int64, "size": pl.Int64, "type": pl.Int32},
 }
 """Columns of a snapshot's tables; `zones` also has lowmem_reserve_<j> for each zone j."""
+CACHE_COLUMNS = (
+    "flags", "size", "object_size", "inuse", "offset", "align", "red_left_pad", "order", "objects", "min_order", "min_objects", "allocflags", "min_partial",
+    "cpu_partial", "cpu_partial_slabs", "refcount", "usersize", "useroffset", "ctor", "nr_partial", "nr_slabs", "total_objects",
+)  # fmt: skip
+SLAB_TABLES: dict[str, dict[str, pl.DataType | type[pl.DataType]]] = {
+    "caches": {"id": pl.Int32, "address": pl.Int64, "cpu_slab": pl.Int64, "name": pl.String, **dict.fromkeys(CACHE_COLUMNS, pl.Int64)},
+    "cache_cpus": {"cache": pl.Int32, "cpu": pl.Int16, "slab": pl.Int64, "freelist": pl.Int32},
+    "slabs": {
+        "pfn": pl.Int64, "cache": pl.Int32, "order": pl.Int8, "objects": pl.Int32, "inuse": pl.Int32, "frozen": pl.Int8, "where": pl.Int8, "cpu": pl.Int16,
+        "position": pl.Int32, "slabs": pl.Int64,
+    },
+    "free_objects": {"slab": pl.Int64, "list": pl.Int8, "position": pl.Int32, "object": pl.Int32},
+    "random_seq": {"cache": pl.Int32, "position": pl.Int32, "object": pl.Int32},
+}  # fmt: skip
+"""Columns of a snapshot's tables of SLUB, which older recordings do not have."""
+MAX_CACHES, MAX_OBJECTS = 1024, 32767
 SCALARS = (
     "min_free_kbytes", "watermark_scale_factor", "watermark_boost_factor", "percpu_pagelist_high_fraction", "page_group_by_mobility_disabled",
     "totalreserve_pages", "pageblock_order", "max_pfn", "possible_cpus",
@@ -93,6 +109,7 @@ def check_snapshot(snapshot: Snapshot, cpus: int, label: str) -> None:
     spans = _check_zones(snapshot.zones, frames, label)
     _check_pcp(snapshot, cpus, label)
     _check_blocks(snapshot, spans, frames, cpus, label)
+    check_slabs(snapshot, cpus, label)
     memory = snapshot.memory_map
     for column in ("start", "size"):
         _range(f"{label}.memory_map", column, _numbers(memory, column), 0, (1 << 63) - 1)
@@ -146,7 +163,8 @@ def check_events(events: pl.DataFrame, cpus: int, snapshot: Snapshot | None, lab
     for name in ("pfn", "order", "migratetype"):
         needed = np.array([_needs(kind, name) for kind in KINDS])[kinds]
         _where(label, name, column[name], needed & (column[name] < 0), "this kind of event must have one")
-    _in_one_zone(label, pfn, order, snapshot)
+    created = kinds == KINDS.index("slab_create")  # its pfn is a count of slabs
+    _in_one_zone(label, np.where(created, -1, pfn), order, snapshot)
     requests = np.isin(np.arange(len(KINDS)), [KINDS.index(kind) for kind in ("mm_page_alloc", "bulk", "walk")])[kinds]
     _where(label, "gfp", column["gfp"], requests & (column["gfp"] & 0x18 == 0x18), "movable and reclaimable at once")
     _where(label, "gfp", column["gfp"], requests & np.isin(column["gfp"] & 15, BAD_ZONE_BITS), "its low four bits select no zone")
@@ -157,6 +175,10 @@ def check_events(events: pl.DataFrame, cpus: int, snapshot: Snapshot | None, lab
         ("mm_page_alloc_zone_locked", "arg", 1), ("wmarks", "arg", 1 << 31), ("wmarks", "bytes_req", 3000), ("wmarks", "bytes_alloc", 1 << 31),
         ("bulk", "arg", frames), ("bulk_ret", "arg", frames), ("rotate", "arg", zones - 1), ("cpu_fold", "arg", cpus - 1), ("stat_thresholds", "arg", cpus),
         ("pageset", "bytes_req", 1 << 30), ("pageset", "bytes_alloc", 1 << 20),
+        ("slab_dead_cpu", "arg", cpus - 1), ("slab_bulk_alloc", "arg", 1 << 40), ("slab_bulk_got", "arg", 1 << 40), ("slab_bulk_free", "arg", 1 << 40),
+        ("slab_bulk_object", "arg", 1 << 20), ("slab_put_partial", "arg", 1), ("slab_create", "bytes_req", 1 << 31), ("slab_create", "bytes_alloc", 1 << 31),
+        ("slab_create", "arg", (1 << 32) - 1), ("slab_create", "node", 1 << 30), ("slab_create", "pfn", 1 << 20), ("slab_random", "arg", MAX_OBJECTS - 1),
+        ("slab_random", "ptr", (1 << 32) - 1),
     ):  # fmt: skip
         values = events[name].to_numpy()
         low = 1 if (kind, name) in (("stat_thresholds", "arg"), ("pageset", "bytes_alloc")) else 0
@@ -174,12 +196,12 @@ def _in_one_zone(label: str, pfn: Int, order: Int, snapshot: Snapshot) -> None:
 
 
 def _needs(kind: str, column: str) -> bool:
-    """Whether events of a kind always have this column (a failed mm_page_alloc has no pfn)."""
+    """Whether events of a kind always have this column (a failed mm_page_alloc or slab_new has no pfn)."""
     if kind == "rotate":  # made of pointers
         return True
     targets = COLUMNS.get(kind, {}).values()
     if column == "pfn":
-        return kind != "mm_page_alloc" and ("pfn" in targets or "page" in targets)
+        return kind not in ("mm_page_alloc", "slab_new") and ("pfn" in targets or "page" in targets)
     return column in targets or (column == "migratetype" and ("zone" in targets or "lock" in targets))
 
 
@@ -289,6 +311,170 @@ def _check_counts(snapshot: Snapshot, owner: Int, size: Int, cpus: int, label: s
     held[mine] = 0
     for at in np.flatnonzero(held)[:1].tolist():
         raise RecordingError(f"{label}.pcp_pages: pages on lists of zone {at // cpus}, CPU {at % cpus}, which {label}.pcp does not have")
+
+
+def check_slabs(snapshot: Snapshot, cpus: int, label: str) -> None:
+    """SLUB's tables: all or none; what the replay uses as an index is one, lists have no holes, and nothing is in two places.
+
+    :raises RecordingError: naming the first table, row, column and value that cannot be.
+    """
+    frames = snapshot.scalars["max_pfn"]
+    tables = {name: getattr(snapshot, name) for name in SLAB_TABLES}
+    absent = [name for name, table in tables.items() if table is None]
+    if absent:
+        if len(absent) < len(tables):
+            raise RecordingError(f"{label}: has no table {absent[0]} but other tables of SLUB; expected all or none")
+        return
+    for name, table in tables.items():
+        check_columns(table, SLAB_TABLES[name], f"{label}.{name}")
+    column = {name: {c: _numbers(table, c) for c in SLAB_TABLES[name] if c != "name"} for name, table in tables.items()}
+    caches, per_cpu, slabs, free, random = (column[name] for name in SLAB_TABLES)
+    _check_caches(tables["caches"], caches, f"{label}.caches")
+    count = len(tables["caches"])
+    objects_of = np.zeros(max(count, 1), dtype=np.int64)
+    objects_of[caches["id"]] = caches["objects"]
+    where = f"{label}.slabs"
+    for name, low, high in (
+        ("pfn", 0, frames - 1), ("cache", -1, count - 1), ("order", 0, MAX_ORDER), ("objects", 1, MAX_OBJECTS), ("frozen", 0, 1), ("where", 0, 4),
+        ("cpu", -1, cpus - 1), ("position", -1, len(slabs["pfn"])), ("slabs", 0, 1 << 31),
+    ):  # fmt: skip
+        _range(where, name, slabs[name], low, high)
+    pfn, place, cache = slabs["pfn"], slabs["where"], slabs["cache"]
+    size = np.int64(1) << slabs["order"]
+    _where(where, "pfn", pfn, (pfn + size > frames) | (pfn & (size - 1) != 0), "beyond the last page frame, or not a multiple of the slab's size")
+    _where(where, "inuse", slabs["inuse"], (slabs["inuse"] < 0) | (slabs["inuse"] > slabs["objects"]), "expected 0 to its objects")
+    _where(where, "cache", cache, (cache < 0) & (place != 4), "only a discarded slab has no cache")
+    known = np.maximum(cache, 0)
+    size_of = np.ones(max(count, 1), dtype=np.int64)
+    size_of[caches["id"]] = caches["size"]
+    _where(where, "objects", slabs["objects"], (cache >= 0) & (slabs["objects"] * size_of[known] > 4096 * size), "more than fit into the slab")
+    _where(where, "cpu", slabs["cpu"], (slabs["cpu"] >= 0) != np.isin(place, (1, 2)), "only CPU slabs and slabs on a CPU partial list have one")
+    _where(where, "position", slabs["position"], (slabs["position"] >= 0) != np.isin(place, (1, 2, 3)), "only slabs on a list have one")
+    by_pfn = np.argsort(pfn, kind="stable")
+    _where(where, "pfn", pfn[by_pfn], np.concatenate(([False], pfn[by_pfn][1:] < (pfn + size)[by_pfn][:-1])), "inside another slab")
+    _where(where, "pfn", pfn, _touches_free_pages(snapshot, pfn, size, frames), "page frames of it are free")
+    for number in (2, 3):
+        _dense(where, np.stack((cache, slabs["cpu"], slabs["position"]))[:, place == number])
+    listed = np.bincount(cache[place == 3], minlength=count)
+    _where(f"{label}.caches", "nr_partial", caches["nr_partial"], caches["nr_partial"] != listed[caches["id"]], "not the length of the node's partial list")
+    _check_cache_cpus(per_cpu, slabs, by_pfn, (count, cpus), f"{label}.cache_cpus")
+    _check_free_objects(free, slabs, per_cpu, by_pfn, f"{label}.free_objects")
+    where = f"{label}.random_seq"
+    _range(where, "cache", random["cache"], 0, count - 1)
+    _where(
+        where,
+        "object",
+        random["object"],
+        (random["object"] < 0) | (random["object"] >= objects_of[random["cache"]]),
+        "expected a number below the cache's objects",
+    )
+    lengths = np.bincount(random["cache"], minlength=count)
+    for number in np.flatnonzero((lengths != 0) & (lengths != objects_of[:count]))[:1].tolist():
+        raise RecordingError(f"{where}: {lengths[number]} entries for cache {number}; expected {objects_of[number]}")
+    _dense(where, np.stack((random["cache"], random["cache"] * 0, random["position"])))
+    _unique(where, "object", random["object"], random["cache"] * (MAX_OBJECTS + 1) + random["object"])
+
+
+def _check_caches(table: pl.DataFrame, caches: dict[str, Int], label: str) -> None:
+    count = len(table)
+    if count > MAX_CACHES:
+        raise RecordingError(f"{label}: {count} caches; expected {MAX_CACHES} at most")
+    _where(label, "id", caches["id"], caches["id"] != np.arange(count - 1, -1, -1), "expected the newest first, numbered from the oldest")
+    if table["name"].null_count():
+        raise RecordingError(f"{label}: a cache without a name")
+    for name, low, high in (
+        ("size", 8, 1 << 23), ("object_size", 0, 1 << 23), ("inuse", 0, 1 << 23), ("offset", 0, 1 << 23), ("align", 0, 1 << 23), ("red_left_pad", 0, 1 << 20),
+        ("order", 0, MAX_ORDER), ("objects", 1, MAX_OBJECTS), ("min_order", 0, MAX_ORDER), ("min_objects", 1, MAX_OBJECTS), ("min_partial", 0, 1 << 30),
+        ("cpu_partial", 0, 1 << 30), ("cpu_partial_slabs", 0, 1 << 30), ("ctor", 0, 1), ("nr_partial", 0, 1 << 30), ("nr_slabs", 0, 1 << 30),
+        ("flags", 0, (1 << 32) - 1), ("allocflags", 0, (1 << 32) - 1), ("total_objects", 0, 1 << 45), ("refcount", -(1 << 31), (1 << 31) - 1),
+        ("usersize", 0, 1 << 23), ("useroffset", 0, 1 << 23),
+    ):  # fmt: skip
+        _range(label, name, caches[name], low, high)
+    for prefix in ("", "min_"):
+        objects = caches[f"{prefix}objects"]
+        _where(label, f"{prefix}objects", objects, objects * caches["size"] > np.int64(4096) << caches[f"{prefix}order"], "more than fit into the slab")
+    for name in ("address", "cpu_slab"):
+        _unique(label, name, caches[name], caches[name])
+
+
+def _check_cache_cpus(per_cpu: dict[str, Int], slabs: dict[str, Int], by_pfn: Int, limits: tuple[int, int], label: str) -> None:
+    """One row for each cache and CPU, and each CPU slab in the one row of its cache and CPU."""
+    count, cpus = limits
+    cache, cpu, slab = per_cpu["cache"], per_cpu["cpu"], per_cpu["slab"]
+    _range(label, "cache", cache, 0, count - 1)
+    _range(label, "cpu", cpu, 0, cpus - 1)
+    _unique(label, "cpu", cpu, cache * cpus + cpu)
+    rows = _rows(slabs["pfn"], by_pfn, slab)
+    has = slab >= 0
+    _where(label, "slab", slab, (slab < -1) | (has & (rows < 0)), "no slab of that page frame")
+    at = np.maximum(rows, 0)
+    if has.any():
+        wrong = has & ((slabs["where"][at] != 1) | (slabs["cache"][at] != cache) | (slabs["cpu"][at] != cpu))
+        _where(label, "slab", slab, wrong, "that slab is not this cache's and CPU's own")
+        _where(label, "freelist", per_cpu["freelist"], has & (per_cpu["freelist"] >= slabs["objects"][at]), "the slab has not that many objects")
+    _where(label, "freelist", per_cpu["freelist"], (per_cpu["freelist"] < -1) | (~has & (per_cpu["freelist"] >= 0)), "expected -1 without a slab")
+    if int(has.sum()) != int((slabs["where"] == 1).sum()):
+        raise RecordingError(f"{label}: {int(has.sum())} CPU slabs; in the table of slabs there are {int((slabs['where'] == 1).sum())}")
+
+
+def _check_free_objects(free: dict[str, Int], slabs: dict[str, Int], per_cpu: dict[str, Int], by_pfn: Int, label: str) -> None:
+    """Objects of their slabs, none twice, as many as the slab's counters say, and the CPU's list beginning where the CPU says."""
+    _range(label, "list", free["list"], 0, 1)
+    rows = _rows(slabs["pfn"], by_pfn, free["slab"])
+    _where(label, "slab", free["slab"], rows < 0, "no slab of that page frame")
+    if len(rows):
+        _where(label, "object", free["object"], (free["object"] < 0) | (free["object"] >= slabs["objects"][rows]), "the slab has not that many objects")
+        _where(label, "list", free["list"], (free["list"] == 1) & (slabs["where"][rows] != 1), "only a CPU slab has a CPU's freelist")
+    _unique(label, "object", free["object"], free["slab"] * (MAX_OBJECTS + 1) + free["object"])
+    _dense(label, np.stack((rows, free["list"], free["position"])))
+    held = np.bincount(rows[free["list"] == 0], minlength=len(slabs["pfn"])).astype(np.int64)
+    wrong = (slabs["cache"] >= 0) & (held != slabs["objects"] - slabs["inuse"])
+    for row in np.flatnonzero(wrong)[:1].tolist():
+        raise RecordingError(f"{label}: {held[row]} objects of the slab at {slabs['pfn'][row]}; its counters say {slabs['objects'][row] - slabs['inuse'][row]}")
+    first = np.full(len(slabs["pfn"]) + 1, -1, dtype=np.int64)
+    begins = (free["list"] == 1) & (free["position"] == 0)
+    first[rows[begins]] = free["object"][begins]
+    at = np.where(per_cpu["slab"] >= 0, _rows(slabs["pfn"], by_pfn, per_cpu["slab"]), -1)
+    _where(label.replace("free_objects", "cache_cpus"), "freelist", per_cpu["freelist"], per_cpu["freelist"] != first[at], "its list begins otherwise")
+
+
+def _touches_free_pages(snapshot: Snapshot, pfn: Int, size: Int, frames: int) -> Bool:
+    """Whether a page frame of each range is on a free list or a per-CPU list."""
+    order = _numbers(snapshot.pcp_pages, "list")
+    starts = np.concatenate((_numbers(snapshot.free, "pfn"), _numbers(snapshot.pcp_pages, "pfn")))
+    orders = np.concatenate((_numbers(snapshot.free, "order"), np.where(order < 12, order // 3, PAGEBLOCK_ORDER)))
+    edges = np.bincount(starts, minlength=frames + 1) - np.bincount(starts + (1 << orders), minlength=frames + 1)
+    free_below = np.concatenate(([0], np.cumsum(np.cumsum(edges[:frames]) > 0)))
+    touched: Bool = free_below[pfn + size] > free_below[pfn]
+    return touched
+
+
+def _rows(pfns: Int, by_pfn: Int, wanted: Int) -> Int:
+    """Row of each wanted page frame, -1 for none."""
+    if not len(pfns):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    at = by_pfn[np.minimum(np.searchsorted(pfns[by_pfn], wanted), len(pfns) - 1)]
+    return np.where(pfns[at] == wanted, at, -1)
+
+
+def _unique(label: str, name: str, values: Int, keys: Int) -> None:
+    """No key twice."""
+    by_key = np.argsort(keys, kind="stable")
+    twice = np.zeros(len(keys), dtype=bool)
+    twice[by_key[1:]] = keys[by_key[1:]] == keys[by_key[:-1]]
+    _where(label, name, values, twice, "there already")
+
+
+def _dense(label: str, keys: Int) -> None:
+    """Positions (the last row of `keys`) count from 0 in each list (the rows before)."""
+    order = np.lexsort(keys[::-1])
+    sorted_keys = keys[:, order]
+    new = np.concatenate(([True], (sorted_keys[:-1, 1:] != sorted_keys[:-1, :-1]).any(axis=0))) if len(order) else np.zeros(0, dtype=bool)
+    starts = np.flatnonzero(new)
+    expected = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    if (sorted_keys[-1] != expected).any():
+        row = int(order[(sorted_keys[-1] != expected).argmax()])
+        raise RecordingError(f"{label}: position {keys[-1][row]} is impossible: positions of a list must be 0, 1, 2 and so on")
 
 
 def _check_same_machine(before: Snapshot, after: Snapshot) -> None:

@@ -13,24 +13,18 @@ import polars as pl
 from mmtwin.errors import RecordingError
 from mmtwin.gfp import MIGRATETYPE_NAMES, gfp_names
 from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, Pgdat
-from mmtwin.recording import constants
+from mmtwin.recording import constants, slab_state
 from mmtwin.recording.model import Recording, Snapshot
 from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_lists, pcp_pages, restore
 from mmtwin.replay.engine import Outcome, run
+from mmtwin.replay.part import Part
 from mmtwin.replay.placement import ALLOC, ALLOC_FAILED, ISOLATED, ROTATE, Placement, place
+from mmtwin.replay.slab_check import compare_slabs
+from mmtwin.replay.slab_names import slab_names
+from mmtwin.replay.slabs import SLAB_COUNTERS, WHATS
 
 SHOWN = 20
 """Differences listed in a result."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the state: how many of its items are equal to the second dump's, and the first that are not."""
-
-    name: str
-    equal: int
-    total: int
-    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,7 @@ class Result:
     lost_events: int
     missed_probes: int
     inferred: dict[str, int]
+    slab: dict[str, int] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
 
     @property
@@ -91,17 +86,32 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
         raise RecordingError(
             "the recording has no snapshots (it was imported from trace text), so there is no state to start from; make one with mmtwin record --vm"
         )
+    before = recording.before
     scale = int(recording.provenance.kernel_config.get("PCP_BATCH_SCALE_MAX", 5))
-    placement = place(recording.events, recording.before, scale)
-    state = restore(recording.before, scale, recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y", recording.provenance.cpus)
+    state = restore(before, scale, recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y", recording.provenance.cpus)
+    slub, names, meanings = None, [], None
+    if slab_state.has_slabs(before) and any(p.startswith("slab_take") for p in recording.provenance.probes):
+        slub, names = slab_state.restore(before, state, int(state.config[0]["nr_cpus"]))
+        meanings, slub = slab_names(recording.events, before, recording.after, slub, names)
+    placement = place(recording.events, before, scale, meanings)
     warm_up()
     start = time.perf_counter()
-    outcome = run(state, placement, lambda done: progress(done, len(placement.ops)))
+    outcome = run(state, placement, lambda done: progress(done, len(placement.ops)), slub)
     seconds = max(time.perf_counter() - start, 1e-9)
     parts = list(compare(state, recording.after)) if check and recording.after is not None else []
+    if check and meanings is not None and slab_state.has_slabs(recording.after):
+        assert recording.after is not None and recording.after.caches is not None
+        addresses = np.array([_signed(a) for a in recording.after.caches["address"].to_list()], dtype=np.int64)
+        twin = meanings.caches.look_up(addresses, np.full(len(addresses), len(recording.events)))
+        ids = dict(zip(recording.after.caches["id"].to_list(), twin.tolist(), strict=True))
+        parts += compare_slabs(outcome.slub, names, ids, recording.after)
     if check:
-        parts.append(_values("derived constants", list(constants.compare(recording.before, recording.provenance))))
-    return _result(recording, placement, outcome, parts, seconds), state
+        parts.append(_values("derived constants", list(constants.compare(before, recording.provenance))))
+    return _result(recording, placement, outcome, parts, seconds, names), state
+
+
+def _signed(address: int) -> int:
+    return address - (1 << 64) if address >= 1 << 63 else address
 
 
 def warm_up() -> None:
@@ -109,10 +119,10 @@ def warm_up() -> None:
     from mmtwin.mm.tables import new_pgdat
     from mmtwin.replay.placement import OP
 
-    run(new_pgdat(512, 1), Placement(np.zeros(1, dtype=OP), 0, 0, 0, 0))
+    run(new_pgdat(512, 1), Placement(np.zeros(1, dtype=OP), 0, 0, 0, 0, np.zeros(0, np.int64)))
 
 
-def _result(recording: Recording, placement: Placement, outcome: Outcome, parts: list[Part], seconds: float) -> Result:
+def _result(recording: Recording, placement: Placement, outcome: Outcome, parts: list[Part], seconds: float, names: list[str]) -> Result:
     c, ops = outcome.counters, placement.ops["op"]
     inferred = {
         "late_allocations": placement.late,
@@ -133,12 +143,13 @@ def _result(recording: Recording, placement: Placement, outcome: Outcome, parts:
         events=len(recording.events),
         page_allocs=c["page_allocs"],
         page_allocs_equal=c["page_allocs_equal"],
-        slab_allocs=0,
-        slab_allocs_equal=0,
+        slab_allocs=c["slab_allocs"],
+        slab_allocs_equal=c["slab_allocs_equal"],
+        slab={name: c[name] for name in SLAB_COUNTERS},
         vmap_allocs=0,
         vmap_allocs_equal=0,
         final_state_equal=all(p.equal == p.total for p in parts if p.name != "derived constants") if recording.after is not None and parts else None,
-        differences=[_describe(recording, d) for d in outcome.differences[:SHOWN]],
+        differences=([_describe(recording, d) for d in outcome.differences] + [_describe_slab(recording, d, names) for d in outcome.slab_differences])[:SHOWN],
         inferred_events=sum(inferred.values()),
         seconds=round(seconds, 6),
         events_per_second=round(len(recording.events) / seconds),
@@ -164,6 +175,22 @@ def _describe(recording: Recording, difference: Any) -> dict[str, Any]:
         "predicted": int(difference["predicted"]),
         "order": int(difference["order"]),
         "gfp": gfp_names(int(difference["gfp"])) if what.endswith("allocation") else "",
+        "cpu": int(event["cpu"]),
+        "pid": int(event["pid"]),
+        "time": int(event["time"]),
+    }
+
+
+def _describe_slab(recording: Recording, difference: Any, names: list[str]) -> dict[str, Any]:
+    """A slab's difference as plain data."""
+    at, cache = int(difference["event"]) - 1, int(difference["cache"])
+    event = recording.events.row(at, named=True)
+    return {
+        "event": at,
+        "what": WHATS[int(difference["what"])],
+        "expected": int(difference["expected"]),
+        "predicted": int(difference["predicted"]),
+        "cache": names[cache] if 0 <= cache < len(names) else "",
         "cpu": int(event["cpu"]),
         "pid": int(event["pid"]),
         "time": int(event["time"]),

@@ -27,7 +27,7 @@ from mmtwin.mm.buddy import (
 )
 from mmtwin.mm.list import rotate_to_front
 from mmtwin.mm.page_alloc import (
-    alloc_pages,
+    alloc_pages_cold,
     bulk_page,
     bulk_zone,
     free_pages_prepare,
@@ -40,7 +40,9 @@ from mmtwin.mm.page_alloc import (
     request_migratetype,
 )
 from mmtwin.mm.pcp import add_to_pcp_list, free_pcppages_bulk, pcp_surplus, pindex_of_free
-from mmtwin.mm.tables import PAGEBLOCK_ORDER, PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, ZONE_RECLAIM_ACTIVE, Pgdat
+from mmtwin.mm.slab_tables import Slub, new_slub, reserve
+from mmtwin.mm.slub import slot_class
+from mmtwin.mm.tables import PAGEBLOCK_ORDER, PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, PG_SLAB, ZONE_RECLAIM_ACTIVE, Pgdat
 from mmtwin.mm.vmstat import refresh_cpu_vm_stats, refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import setup_per_zone_wmarks
 from mmtwin.replay.placement import (
@@ -65,6 +67,11 @@ from mmtwin.replay.placement import (
     RECLAIM_CLEAR,
     RECLAIM_SET,
     ROTATE,
+    SLAB_ALLOC_EVENT,
+    SLAB_FREE_EVENT,
+    SLAB_GIVE,
+    SLAB_NEW,
+    SLAB_TAKE,
     STAT_THRESHOLDS,
     THRESHOLDS,
     UNBOOST,
@@ -73,6 +80,20 @@ from mmtwin.replay.placement import (
     Placement,
 )
 from mmtwin.replay.resync import any_covered, covered, extract, put_back
+from mmtwin.replay.slabs import (
+    SLAB_COUNTERS,
+    SLAB_DIFFERENCE,
+    Slabs,
+    free_event,
+    new_slabs,
+    page_got,
+    page_request,
+    slab_event,
+    slab_give,
+    slab_page_freed,
+    slab_rare,
+    slab_take,
+)
 
 CHUNK = 1 << 18
 """Operations per call of the compiled loop, so that progress and Ctrl-C work."""
@@ -129,8 +150,7 @@ class Progress(NamedTuple):
 
 
 # One copy of each that is not inlined, for the rare paths: every inlined copy costs seconds of compile time.
-alloc_pages_cold, free_one_page_cold, free_pcppages_bulk_cold, get_page_from_freelist_cold, get_page_from_zones_cold = (
-    slow(alloc_pages),
+free_one_page_cold, free_pcppages_bulk_cold, get_page_from_freelist_cold, get_page_from_zones_cold = (
     slow(free_one_page),
     slow(free_pcppages_bulk),
     slow(get_page_from_freelist),
@@ -171,7 +191,7 @@ def replay_alloc(b: Any, r: Any, op: Any) -> None:
     if int(op["arg"]) >= 0:
         flags = int(op["arg2"])
         top = highest_zone(b, gfp)
-        z = int(r.walk_zone[int(op["arg"])])
+        z = int(r.walk_zone[int(op["context"])])
         now = next_zone(b, preferred_zone(b, top), order, gfp, top, flags)
         real = page_zone(b, expected)
         if z != real and zone_could_be(b, r, op, z, now, real):
@@ -208,7 +228,7 @@ def zone_could_be(b: Any, r: Any, op: Any, z: int, now: int, real: int) -> bool:
         return real >= 0 and z != now
     top = highest_zone(b, int(op["gfp"]))
     upper = max(z, real)
-    if upper < 0 or r.boost_at[upper] < r.walk_at[int(op["arg"])] - NEAR:
+    if upper < 0 or r.boost_at[upper] < r.walk_at[int(op["context"])] - NEAR:
         return False
     zone = b.zone[upper]
     boost = int(zone["watermark_boost"])
@@ -281,9 +301,9 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
         page = -1
         if int(op["arg"]) < 0:
             page = alloc_pages_cold(b, cpu, order, int(op["gfp"]), False)
-        elif int(r.walk_zone[int(op["arg"])]) >= 0:
+        elif int(r.walk_zone[int(op["context"])]) >= 0:
             page = get_page_from_zones_cold(
-                b, int(r.walk_zone[int(op["arg"])]), cpu, order, int(op["gfp"]), highest_zone(b, int(op["gfp"])), int(op["arg2"]), False
+                b, int(r.walk_zone[int(op["context"])]), cpu, order, int(op["gfp"]), highest_zone(b, int(op["gfp"])), int(op["arg2"]), False
             )
         if page < 0:
             count(r, C_FAILED_EQUAL, 1)
@@ -364,8 +384,8 @@ def replay_walk(b: Any, r: Any, op: Any) -> None:
     gfp = int(op["gfp"])
     top = highest_zone(b, gfp)
     if top >= 0:
-        r.walk_at[int(op["arg"])] = int(op["at"])
-        r.walk_zone[int(op["arg"])] = next_zone(b, preferred_zone(b, top), int(op["order"]), gfp, top, int(op["arg2"]))
+        r.walk_at[int(op["context"])] = int(op["at"])
+        r.walk_zone[int(op["context"])] = next_zone(b, preferred_zone(b, top), int(op["order"]), gfp, top, int(op["arg2"]))
 
 
 @slow
@@ -496,16 +516,30 @@ def replay_lru_add(b: Any, op: Any) -> None:
 
 
 @kernel
-def replay_ops(b: Pgdat, r: Progress, ops: npt.NDArray[np.void]) -> None:
+def replay_ops(b: Pgdat, s: Slub, r: Progress, q: Slabs, ops: npt.NDArray[np.void]) -> None:
     """Executes operations in order."""
     for i in range(len(ops)):
         op = ops[i]
         kind = int(op["op"])
-        if kind == ALLOC:
+        if kind >= SLAB_TAKE:
+            if kind == SLAB_TAKE:
+                slab_take(s, q, op)
+            elif kind == SLAB_GIVE:
+                slab_give(b, s, q, op)
+            elif kind == SLAB_ALLOC_EVENT:
+                slab_event(b, s, q, op)
+            elif kind == SLAB_FREE_EVENT:
+                free_event(q, op)
+            else:
+                slab_rare(b, s, q, op)
+        elif kind == ALLOC:
             if int(op["contended"]):
                 r.counters[C_CONTENDED] += 1
             replay_alloc(b, r, op)
+            page_got(q, op, False)
         elif kind == PREPARE:
+            if int(b.page[int(op["pfn"])]["flags"]) & PG_SLAB:
+                slab_page_freed(b, s, q, op)
             replay_prepare(b, r, op)
         elif kind == PCP_FREE:
             replay_pcp_free(b, r, op)
@@ -515,9 +549,12 @@ def replay_ops(b: Pgdat, r: Progress, ops: npt.NDArray[np.void]) -> None:
             replay_lru_add(b, op)
         elif kind == WALK:
             replay_walk(b, r, op)
+            page_request(s, q, op)
         elif kind == BUDDY_FREE:
             replay_buddy_free(b, r, op)
         elif kind:
+            if kind == ALLOC_FAILED:
+                page_got(q, op, True)
             replay_rare(b, r, op, kind)
 
 
@@ -530,8 +567,10 @@ class Outcome:
     """
 
     state: Pgdat
+    slub: Slub
     counters: dict[str, int]
     differences: npt.NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=DIFFERENCE))
+    slab_differences: npt.NDArray[np.void] = field(default_factory=lambda: np.zeros(0, dtype=SLAB_DIFFERENCE))
 
 
 def new_progress(placement: Placement, state: Pgdat) -> Progress:
@@ -552,14 +591,20 @@ def new_progress(placement: Placement, state: Pgdat) -> Progress:
     )
 
 
-def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = lambda done: None) -> Outcome:
-    """Replays operations on `state`, which is changed.
+def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = lambda done: None, slub: Slub | None = None) -> Outcome:
+    """Replays operations on `state` and `slub`, which are changed (the outcome holds the slab tables, which may have grown).
 
     :param progress: called with the number of operations done after each chunk.
     """
-    r = new_progress(placement, state)
+    r, q = new_progress(placement, state), new_slabs(placement)
+    slub = new_slub(1, 0, slabs=0, slots=0) if slub is None else slub
     for start in range(0, len(placement.ops), CHUNK):
-        replay_ops(state, r, placement.ops[start : start + CHUNK])
+        ops = placement.ops[start : start + CHUNK]
+        fresh = int(np.count_nonzero(ops["op"] == SLAB_NEW))
+        if fresh:
+            slub = reserve(slub, fresh, fresh << slot_class(int(slub.cache["objects"].max(initial=1))))
+        replay_ops(state, slub, r, q, ops)
         progress(min(start + CHUNK, len(placement.ops)))
-    counters = {name: int(r.counters[i]) for i, name in enumerate(COUNTERS)}
-    return Outcome(state, counters, r.differences[: min(counters["differences"], KEPT)])
+    counters = {name: int(r.counters[i]) for i, name in enumerate(COUNTERS)} | {name: int(q.counters[i]) for i, name in enumerate(SLAB_COUNTERS)}
+    kept = q.differences[q.differences["event"] > 0]
+    return Outcome(state, slub, counters, r.differences[: min(counters["differences"], KEPT)], kept)

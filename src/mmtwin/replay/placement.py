@@ -55,6 +55,37 @@ from mmtwin.recording.model import KIND, KINDS, Snapshot
     OWNERSHIP,
 ) = range(27)
 
+(
+    SLAB_TAKE,
+    SLAB_GIVE,
+    SLAB_ALLOC_EVENT,
+    SLAB_FREE_EVENT,
+    SLAB_SLOW,
+    SLAB_REFILL,
+    SLAB_CPU_PARTIAL,
+    SLAB_DEACTIVATE,
+    SLAB_LOAD,
+    SLAB_NODE_PARTIAL,
+    SLAB_NEW,
+    SLAB_EXCHANGE,
+    SLAB_PUT_PARTIAL,
+    SLAB_UNFREEZE,
+    SLAB_BULK_ALLOC,
+    SLAB_BULK_POP,
+    SLAB_BULK_GOT,
+    SLAB_BULK_FREE,
+    SLAB_FLUSH,
+    SLAB_FLUSH_SLAB,
+    SLAB_FLUSH_PARTIAL,
+    SLAB_SHRINK,
+    SLAB_SHRINK_LOCK,
+    SLAB_CREATE,
+    SLAB_DESTROY,
+    SLAB_SHUTDOWN_LOCK,
+    SLAB_DEAD_CPU,
+) = range(32, 59)
+"""Operations of the slab allocator: `slabs` executes them. Each is already at its true place, because its mark is raised where the work is done."""
+
 OP = np.dtype(
     [
         ("at", "i8"),  # place: row of the event inside the lock
@@ -69,6 +100,7 @@ OP = np.dtype(
         ("migratetype", "i1"),
         ("contended", "i1"),  # the per-CPU lock was taken, so the request went straight to the buddy lists
         ("placed", "i1"),  # 1: by an event inside the lock; 0: there was none, the printed place stands
+        ("context", "i4"),  # the task or interrupt that did it
     ],
     align=True,
 )
@@ -82,6 +114,7 @@ CONTEXT = np.dtype(
         ("drain", "i8"), ("drain_left", "i8"), ("drain_zone", "i8"), ("drain_cpu", "i8"),
         ("isolate", "i8"),
         ("walk", "i8"), ("walk_flags", "i8"),  # the zones have been tested, with these flags
+        ("take", "i8"), ("give", "i8"),  # a slab's exchange that may yet turn out to have failed
     ]
 )  # fmt: skip
 """What is going on in one context (a task, or an interrupt level of a CPU)."""
@@ -90,6 +123,7 @@ K_ALLOC, K_FREE, K_BATCHED, K_LOCKED, K_DRAIN, K_EXTFRAG = (
     KIND[k] for k in ("mm_page_alloc", "mm_page_free", "mm_page_free_batched", "mm_page_alloc_zone_locked", "mm_page_pcpu_drain", "mm_page_alloc_extfrag")
 )
 K_PCP_ALLOC, K_PCP_FREE, K_BUDDY_FREE, K_WALK, K_STEAL, K_PAGESET = (KIND[k] for k in ("pcp_alloc", "pcp_free", "buddy_free", "walk", "steal", "pageset"))
+K_KMALLOC = KIND["kmalloc"]
 K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE, K_ISOLATE, K_ISOLATE_RET = (
     KIND[k] for k in ("bulk", "bulk_end", "bulk_ret", "drain_zone", "isolate", "isolate_ret")
 )
@@ -99,11 +133,23 @@ SINGLE = {
     "reclaim_clear": RECLAIM_CLEAR, "unboost": UNBOOST, "thresholds": THRESHOLDS, "stat_thresholds": STAT_THRESHOLDS, "pageset": PAGESET, "rotate": ROTATE,
 }  # fmt: skip
 """Kinds of events that are an operation by themselves, at their own place."""
+SLAB_SINGLE = {
+    "kmalloc": SLAB_ALLOC_EVENT, "kmem_cache_alloc": SLAB_ALLOC_EVENT, "kfree": SLAB_FREE_EVENT, "kmem_cache_free": SLAB_FREE_EVENT, "slab_take": SLAB_TAKE,
+    "slab_give": SLAB_GIVE, "slab_slow": SLAB_SLOW, "slab_refill": SLAB_REFILL, "slab_cpu_partial": SLAB_CPU_PARTIAL, "slab_deactivate": SLAB_DEACTIVATE,
+    "slab_load": SLAB_LOAD, "slab_node_partial": SLAB_NODE_PARTIAL, "slab_new": SLAB_NEW, "slab_cmpxchg": SLAB_EXCHANGE, "slab_put_partial": SLAB_PUT_PARTIAL,
+    "slab_unfreeze": SLAB_UNFREEZE, "slab_bulk_alloc": SLAB_BULK_ALLOC, "slab_bulk_pop": SLAB_BULK_POP, "slab_bulk_got": SLAB_BULK_GOT,
+    "slab_bulk_free": SLAB_BULK_FREE, "slab_flush": SLAB_FLUSH, "slab_flush_slab": SLAB_FLUSH_SLAB, "slab_flush_partial": SLAB_FLUSH_PARTIAL,
+    "slab_shrink": SLAB_SHRINK, "slab_shrink_lock": SLAB_SHRINK_LOCK, "slab_create": SLAB_CREATE, "slab_destroy": SLAB_DESTROY,
+    "slab_shutdown_lock": SLAB_SHUTDOWN_LOCK, "slab_dead_cpu": SLAB_DEAD_CPU,
+}  # fmt: skip
+"""Kinds of events that are an operation of the slab allocator, where the recording has its marks."""
 OP_OF_KIND = tuple(SINGLE.get(kind, NOP) for kind in KINDS)
+SLAB_OP_OF_KIND = tuple(SLAB_SINGLE.get(kind, NOP) for kind in KINDS)
 
 
 class Events(NamedTuple):
-    """The columns that placement reads, as arrays of equal length."""
+    """The columns that placement reads, as arrays of equal length. `cache` is the slab cache that an event names by its address, -1 if it names none;
+    `objects` where the pointers of a silent bulk call begin in `Placement.objects`."""
 
     kind: npt.NDArray[np.int64]
     cpu: npt.NDArray[np.int64]
@@ -115,6 +161,9 @@ class Events(NamedTuple):
     arg: npt.NDArray[np.int64]
     bytes_req: npt.NDArray[np.int64]
     bytes_alloc: npt.NDArray[np.int64]
+    ptr: npt.NDArray[np.int64]
+    cache: npt.NDArray[np.int64]
+    objects: npt.NDArray[np.int64]
 
 
 class Placement(NamedTuple):
@@ -124,6 +173,7 @@ class Placement(NamedTuple):
     :param contexts: number of contexts (what a walk over the zones found waits there for the allocation).
     :param late: allocations that were printed after something that really came later.
     :param unplaced: allocations without any event inside a lock.
+    :param objects: pointers of the slab's silent bulk calls, one call behind the other.
     """
 
     ops: npt.NDArray[np.void]
@@ -131,6 +181,7 @@ class Placement(NamedTuple):
     contexts: int
     late: int
     unplaced: int
+    objects: npt.NDArray[np.int64]
 
 
 @inner
@@ -149,6 +200,7 @@ def _add(ops: npt.NDArray[np.void], n: int, kind: int, e: Events, i: int) -> int
     op["arg2"] = 0
     op["contended"] = 0
     op["placed"] = 0
+    op["context"] = e.context[i]
     return n + 1
 
 
@@ -178,7 +230,7 @@ def _place_alloc(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np
     """mm_page_alloc: the request ends here; its place is the context's last mark."""
     n = _add(ops, n, ALLOC if e.pfn[i] >= 0 else ALLOC_FAILED, e, i)
     op = ops[n - 1]
-    op["arg"] = e.context[i] if int(c["walk"]) else -1
+    op["arg"] = 1 if int(c["walk"]) else -1
     op["arg2"] = int(c["walk_flags"])
     if int(c["bulk"]) >= 0:
         _leave_bulk(ops, n, c)
@@ -215,10 +267,46 @@ def _place_drain(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np
     return n
 
 
+@inner
+def _slab_op(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np.void], n: int, kind: int) -> int:
+    """An operation of the slab allocator.
+
+    The mark of an exchange (``cmpxchg16b``) is raised before it, and the exchange may fail: then the kernel tries again, and only the last one counts.
+    An allocation's has failed if the same context goes for the same cache once more before its event; a free's if the same object comes again.
+    """
+    n = _add(ops, n, kind, e, i)
+    op = ops[n - 1]
+    op["pfn"] = e.ptr[i]
+    op["arg"] = e.cache[i]
+    op["arg2"] = e.arg[i]
+    if kind == SLAB_TAKE or kind == SLAB_SLOW:
+        if int(c["take"]) >= 0 and int(ops[int(c["take"])]["arg"]) == e.cache[i]:
+            ops[int(c["take"])]["op"] = NOP
+        c["take"] = n - 1 if kind == SLAB_TAKE else -1
+        c["give"] = -1
+    elif kind == SLAB_GIVE or kind == SLAB_EXCHANGE:
+        op["pfn"] = e.pfn[i]
+        if int(c["give"]) >= 0 and int(ops[int(c["give"])]["arg2"]) == e.arg[i]:
+            ops[int(c["give"])]["op"] = NOP
+        c["give"] = n - 1
+        c["take"] = -1
+    else:
+        c["give"] = -1
+        c["take"] = -1
+        if kind == SLAB_ALLOC_EVENT:
+            op["arg"] = e.bytes_alloc[i]
+            op["arg2"] = e.bytes_req[i]
+            op["order"] = 1 if e.kind[i] == K_KMALLOC else 0
+        elif kind == SLAB_BULK_FREE or kind == SLAB_BULK_GOT:
+            op["gfp"] = e.objects[i]
+    return n
+
+
 @kernel
 def _place(
-    e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void], batched: npt.NDArray[np.uint8], probed: bool, chunk: npt.NDArray[np.int64], scale: int
-) -> tuple[int, int]:
+    e: Events, contexts: npt.NDArray[np.void], ops: npt.NDArray[np.void], batched: npt.NDArray[np.uint8], probed: bool, chunk: npt.NDArray[np.int64],
+    scale: int, slabs: bool,
+) -> tuple[int, int]:  # fmt: skip
     """Fills `ops` (at most two per event); returns how many there are, and the number of bulk requests."""
     n = 0
     bulks = 0
@@ -241,7 +329,6 @@ def _place(
                 ops[n - 1]["arg2"] = e.bytes_alloc[i]
         elif kind == K_WALK:
             n = _add(ops, n, WALK, e, i)
-            ops[n - 1]["arg"] = e.context[i]
             ops[n - 1]["arg2"] = e.arg[i]
             c["walk"] = 1
             c["walk_flags"] = e.arg[i]
@@ -293,6 +380,8 @@ def _place(
             if int(c["isolate"]) >= 0 and e.arg[i] == 0:
                 ops[int(c["isolate"])]["op"] = NOP
             c["isolate"] = -1
+        elif slabs and SLAB_OP_OF_KIND[kind]:
+            n = _slab_op(e, i, c, ops, n, SLAB_OP_OF_KIND[kind])
         elif OP_OF_KIND[kind]:
             if kind == K_PAGESET:
                 chunk[e.migratetype[i]] = e.bytes_alloc[i] << scale
@@ -302,9 +391,14 @@ def _place(
     return n, bulks
 
 
-def _context_ids(events: pl.DataFrame) -> tuple[npt.NDArray[np.int64], int]:
-    """A dense number for each context. A task keeps its own across CPUs; the idle task and interrupts belong to a CPU."""
+def _context_ids(events: pl.DataFrame, probed: bool) -> tuple[npt.NDArray[np.int64], int]:
+    """A dense number for each context. A task keeps its own across CPUs; the idle task and interrupts belong to a CPU.
+
+    A probe cannot tell a hard interrupt from what it interrupted, so with probes both are one context: what a hard interrupt does is nested in the other.
+    """
     pid, cpu, level = (events[c].cast(pl.Int64).to_numpy() for c in ("pid", "cpu", "context"))
+    if probed:
+        level = np.where(level == 2, 0, np.where(level == 3, 1, level))
     if not len(pid):
         return np.zeros(0, dtype=np.int64), 0
     slots = 4 * (int(cpu.max()) + 1)
@@ -314,20 +408,21 @@ def _context_ids(events: pl.DataFrame) -> tuple[npt.NDArray[np.int64], int]:
     return (np.cumsum(used) - 1)[key], int(np.count_nonzero(used))
 
 
-def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max: int = 5) -> Placement:
+def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max: int = 5, caches: SlabNames | None = None) -> Placement:
     """Puts the requests of an events table in their true order.
 
     :param before: the first snapshot; its batch sizes tell where one drain of a CPU's lists ends and the next begins.
+    :param caches: which slab cache an address means; without it the slab's events are left out.
     """
     kind = events["kind"].cast(pl.Enum(KINDS)).to_physical().cast(pl.Int64).to_numpy()
-    contexts, count = _context_ids(events)
-    column = {
-        c: np.ascontiguousarray(events[c].cast(pl.Int64).to_numpy()) for c in ("cpu", "pfn", "order", "migratetype", "gfp", "arg", "bytes_req", "bytes_alloc")
-    }
-    e = Events(kind=np.ascontiguousarray(kind), context=contexts, **column)
+    contexts, count = _context_ids(events, bool(np.any(kind == K_PCP_FREE)))
+    columns = ("cpu", "pfn", "order", "migratetype", "gfp", "arg", "bytes_req", "bytes_alloc", "ptr")
+    column = {c: np.ascontiguousarray(events[c].cast(pl.Int64).to_numpy()) for c in columns}
+    cache, where, objects = _slab_columns(kind, column["ptr"], caches)
+    e = Events(kind=np.ascontiguousarray(kind), context=contexts, cache=cache, objects=where, **column)
     e = Events(*(np.require(a, np.int64, ["C", "W"]) for a in e))
     context_table = np.zeros(max(count, 1), dtype=CONTEXT)
-    for name in ("group", "mark", "bulk", "bulk_end", "free", "drain", "isolate"):
+    for name in ("group", "mark", "bulk", "bulk_end", "free", "drain", "isolate", "take", "give"):
         context_table[name] = -1
     probed = bool(np.any(kind == K_PCP_FREE))
     batched = np.zeros(len(kind), dtype=np.uint8) if probed else _batched(e)
@@ -337,7 +432,7 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
             chunk[zone] = batch << batch_scale_max
     room = int(np.count_nonzero(kind == K_FREE)) + len(kind)
     ops = np.zeros(room, dtype=OP)
-    n, bulks = _place(e, context_table, ops, batched, probed, chunk, batch_scale_max)
+    n, bulks = _place(e, context_table, ops, batched, probed, chunk, batch_scale_max, caches is not None)
     ops = ops[:n]
     words = ops.view(np.int64).reshape(len(ops), OP.itemsize // 8)  # moving whole rows as words is ten times as fast as moving records
     ops = words.take(np.argsort(ops["at"], kind="stable"), axis=0).view(OP).ravel()
@@ -345,7 +440,57 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
     printed = ops["event"][requests]
     later = np.minimum.accumulate(printed[::-1])[::-1]
     late = int(np.count_nonzero((printed > later) & (ops["op"][requests] == ALLOC)))
-    return Placement(ops, bulks, count, late, int(np.count_nonzero((ops["op"] == ALLOC) & (ops["placed"] == 0))))
+    return Placement(ops, bulks, count, late, int(np.count_nonzero((ops["op"] == ALLOC) & (ops["placed"] == 0))), objects)
+
+
+def _slab_columns(
+    kind: npt.NDArray[np.int64], ptr: npt.NDArray[np.int64], caches: SlabNames | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """For each event the slab cache it names and where its bulk pointers begin; and all bulk pointers."""
+    cache = np.full(len(kind), -1, dtype=np.int64)
+    if caches is None:
+        return cache, np.zeros(len(kind), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    object_row = kind == KIND["slab_bulk_object"]
+    where = np.cumsum(object_row)  # the pointers of a call are the rows behind it
+    for names, kinds in ((caches.cpu_slabs, ("slab_take", "slab_give")), (caches.caches, CACHE_KINDS)):
+        rows = np.flatnonzero(np.isin(kind, [KIND[k] for k in kinds]))
+        cache[rows] = names.look_up(ptr[rows], rows)
+    return cache, where, ptr[object_row]
+
+
+CACHE_KINDS = ("slab_slow", "slab_bulk_alloc", "slab_bulk_free", "slab_flush", "slab_shrink", "slab_create", "slab_destroy")
+"""Events that name a cache by the address of its ``struct kmem_cache``."""
+
+
+class Names(NamedTuple):
+    """What an address stood for, event by event: caches come and go, and their addresses are used again.
+
+    :param address: sorted; with `since`, the event from which on it stood for `cache`.
+    """
+
+    address: npt.NDArray[np.int64]
+    since: npt.NDArray[np.int64]
+    cache: npt.NDArray[np.int64]
+
+    def look_up(self, addresses: npt.NDArray[np.int64], events: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The cache of each address at each event, -1 if unknown."""
+        found = np.full(len(addresses), -1, dtype=np.int64)
+        known, first, times = np.unique(self.address, return_index=True, return_counts=True)
+        if len(known):
+            at = np.minimum(np.searchsorted(known, addresses), len(known) - 1)
+            hit = (known[at] == addresses) & (events >= self.since[first[at]])
+            found[hit] = self.cache[first[at[hit]]]
+        for k in np.flatnonzero(times > 1).tolist():  # an address that was used again
+            for row in np.flatnonzero(self.address == known[k]).tolist():
+                found[(addresses == known[k]) & (events >= self.since[row])] = self.cache[row]
+        return found
+
+
+class SlabNames(NamedTuple):
+    """Slab caches by the address of their ``struct kmem_cache`` and of their ``cpu_slab``."""
+
+    caches: Names
+    cpu_slabs: Names
 
 
 def _batched(e: Events) -> npt.NDArray[np.uint8]:

@@ -77,6 +77,9 @@ class Probe:
 class Symbols:
     """Function addresses and code of a ``vmlinux``."""
 
+    _functions: dict[str, tuple[int, int]]
+    _objects: dict[str, int]
+
     def __init__(self, vmlinux: Path) -> None:
         with open(vmlinux, "rb") as file:
             try:
@@ -86,7 +89,12 @@ class Symbols:
             table = elf.get_section_by_name(".symtab")
             if not isinstance(table, SymbolTableSection):
                 raise CaptureError(f"{vmlinux}: no symbol table; a vmlinux with debug symbols is needed (Debian: linux-image-*-dbg)")
-            self._functions = {s.name: (s["st_value"], s["st_size"]) for s in table.iter_symbols() if s["st_info"]["type"] in ("STT_FUNC", "STT_NOTYPE")}
+            self._functions, self._objects = {}, {}
+            for s in table.iter_symbols():
+                if s["st_info"]["type"] in ("STT_FUNC", "STT_NOTYPE"):
+                    self._functions[s.name] = (s["st_value"], s["st_size"])
+                elif s["st_info"]["type"] == "STT_OBJECT":
+                    self._objects[s.name] = s["st_value"]
             text = elf.get_section_by_name(".text")
             if text is None:
                 raise CaptureError(f"{vmlinux}: no code; a vmlinux is needed, not its debug information alone")
@@ -98,6 +106,19 @@ class Symbols:
             return None
         address, size = self._functions[name]
         return address, address + size
+
+    def names(self, prefix: str) -> list[str]:
+        """Functions whose names begin so."""
+        return sorted(name for name in self._functions if name.startswith(prefix))
+
+    def address(self, variable: str) -> int | None:
+        """Address of a variable, or None if this kernel has none of that name."""
+        return self._objects.get(variable)
+
+    def code(self, function: str) -> bytes:
+        """The bytes of a function; none if this kernel has it inlined."""
+        found = self.range(function)
+        return b"" if found is None else self._code(found)
 
     def callers(self, callee: str) -> Iterator[tuple[str, int]]:
         """Every function that calls `callee`, with the offset of each call."""
@@ -163,6 +184,33 @@ class ZoneLayout(NamedTuple):
     free_area: int
     free_area_size: int
     list_head_size: int = 16
+
+
+class SlabLayout(NamedTuple):
+    """Byte offsets that the probes' arguments need (`slab_snapshot.slab_layout` reads them from the DWARF)."""
+
+    cache_cpu_slab: int
+    cache_flags: int
+    cache_min_partial: int
+    cache_size: int
+    cache_object_size: int
+    cache_inuse: int
+    cache_align: int
+    cache_oo: int
+    cache_refcount: int
+    cache_name: int
+    cache_random_seq: int
+    """-1: the kernel has no SLAB_FREELIST_RANDOM."""
+    cpu_tid: int
+    cpu_slab: int
+    cpu_partial: int
+    slab_freelist: int
+    flush_cache: int
+    """Of ``s`` in ``struct slub_flush_work``."""
+    irq_disable: int
+    """Of ``irq.irq_disable`` in ``struct paravirt_patch_template``; -1: no paravirtual calls, interrupts are switched off by ``cli``."""
+    nr_cpus: int
+    """CONFIG_NR_CPUS: the step of a transaction number (``tid``) is the power of two that is not less."""
 
 
 def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:

@@ -13,6 +13,7 @@ import polars as pl
 
 from mmtwin.errors import CaptureError
 from mmtwin.recording.capture.probes import ZoneLayout
+from mmtwin.recording.capture.slab_snapshot import is_slub, slab_scalars, slab_tables
 from mmtwin.recording.model import Snapshot
 
 logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what goes wrong is said in one line, by the exceptions below
@@ -130,8 +131,12 @@ class Dump:
         offsets = {f"{s}.{m}": int(drgn.offsetof(self.prog.type(f"struct {s}"), m)) for s, ms in wanted.items() for m in ms}
         return RingBufferLayout([int(buffers[c]) for c in for_each_online_cpu(self.prog)], offsets)
 
-    def snapshot(self) -> Snapshot:
-        """The page allocator's whole state: zones, free lists, per-CPU lists, pageblock types, counters."""
+    def snapshot(self, slabs: bool = True) -> Snapshot:
+        """The whole state of the page allocator (zones, free lists, per-CPU lists, pageblock types, counters) and, if it is SLUB, of the slab allocator.
+
+        :param slabs: False leaves the slab allocator out.
+        :raises CaptureError: more than one memory node, or a broken list.
+        """
         prog = self.prog
         nodes = [i for i in range(64) if prog["node_data"][i]]
         if nodes != [0]:
@@ -194,6 +199,9 @@ class Dump:
         }
         scalars |= {"late_freed_image_pages": late_freed_image_pages(prog)}
         scalars |= {"zone_lock_offset": int(drgn.offsetof(prog.type("struct zone"), "lock"))}
+        slub = slabs and is_slub(prog)
+        if slub:
+            scalars |= slab_scalars(prog)
         return Snapshot(
             zones=pl.DataFrame(zones),
             free=pl.DataFrame(free, schema={"zone": pl.Int8, "order": pl.Int8, "migratetype": pl.Int8, "position": pl.Int32, "pfn": pl.Int64}, orient="row"),
@@ -207,6 +215,7 @@ class Dump:
             scalars=scalars
             | {f"trace_entries_{c}": n for c, n in entries.items()}
             | {f"zone_address_{i}": int(node.node_zones[i].address_of_()) for i in range(len(zones))},
+            **(slab_tables(prog, cpus, pages, self.page_offset) if slub else {}),
         )
 
 
@@ -261,14 +270,14 @@ class Pages:
         for start, size, kind in memory_map(prog):
             if kind == 1:
                 self.usable[(start + 4095) >> 12 : (start + size) >> 12] = True
-        self._raw, self._prog = raw, prog
+        self.raw, self._prog = raw, prog
         self._list = int(drgn.offsetof(page, "lru"))
         self._flags = self._u64(int(drgn.offsetof(page, "flags")))
         self._next = self._u64(self._list)
         self._index = self._u64(int(drgn.offsetof(page, "index")))
 
     def _u64(self, offset: int) -> npt.NDArray[np.uint64]:
-        return np.ascontiguousarray(self._raw[:, offset : offset + 8]).view("<u8").ravel()
+        return np.ascontiguousarray(self.raw[:, offset : offset + 8]).view("<u8").ravel()
 
     def walk(self, head: Any) -> list[int]:
         """Page frame numbers on a ``struct list_head`` of pages, in order."""

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
@@ -28,6 +28,7 @@ from mmtwin.errors import CaptureError
 from mmtwin.recording.capture import snapshot as dump
 from mmtwin.recording.capture.probes import GROUP, SLAB_TRACEPOINTS, TRACEPOINTS, Probe, Symbols, probes
 from mmtwin.recording.capture.ring_buffer import RingBuffer
+from mmtwin.recording.capture.slab_snapshot import slab_layout
 from mmtwin.recording.convert import EventFormat, events_table, parse_format
 from mmtwin.recording.model import Provenance, Recording
 
@@ -56,13 +57,38 @@ show version /proc/sys/kernel/version
 echo 1 > $T/tracing_on
 echo "@@READY"; read x
 . /workload.sh
+@WAIT@
 echo "@@DONE"; read x
+@READ@
 echo 0 > $T/tracing_on
 show kprobe_profile $T/kprobe_profile
 for f in @PROCFS@; do show $f /proc/$f; done
+@SYSFS@
 echo "@@BYE"
 poweroff -f
 """
+
+SLABINFO_WAIT = r"""mkfifo /tmp/.go
+cat /proc/slabinfo > /tmp/.slabinfo
+cat /tmp/.go - < /proc/slabinfo 1<> /tmp/.slabinfo &
+reader=$!
+exec 9> /tmp/.go"""
+SLABINFO_READ = """exec 9>&-
+wait $reader"""
+"""/proc/slabinfo is read by a program that has been started, has its files open and waits in a read when the dump is taken, into pages that are there
+already: between the dump and the reading the guest runs nothing else, and allocates a page of buffer."""
+SLAB_FILES = (
+    "slab_size object_size objs_per_slab order align min_partial cpu_partial aliases objects objects_partial total_objects slabs cpu_slabs slabs_cpu_partial partial "
+    "ctor hwcache_align reclaim_account cache_dma destroy_by_rcu usersize"
+)
+SLAB_SYSFS = rf"""if cd /sys/kernel/slab 2> /dev/null; then
+echo; echo "@@FILE sys_kernel_slab"
+for c in *; do [ -L $c ] || for f in {SLAB_FILES}; do v=; [ -r $c/$f ] && read -r v < $c/$f; [ "$v" ] && echo "$c $f $v"; done; done
+echo; echo "@@END"; echo; echo "@@FILE slab_links"
+ls -l
+echo; echo "@@END"
+cd /
+fi"""
 
 
 @dataclass
@@ -128,7 +154,14 @@ def _initramfs(guest: Guest, wanted: list[Probe], root: Path) -> Path:
     points = {**TRACEPOINTS, "kmem": TRACEPOINTS["kmem"] + (SLAB_TRACEPOINTS["kmem"] if guest.slab else ())}
     events = [f"{GROUP}/{p.name}" for p in wanted] + [f"{system}/{e}" for system, es in points.items() for e in es]
     per_cpu = max(1 << 20, min(24 << 20, guest.memory // 12 // guest.cpus))
-    init = INIT.replace("@BUFFER_KB@", str(per_cpu >> 10)).replace("@EVENTS@", " ".join(events)).replace("@PROCFS@", " ".join(PROCFS))
+    slab = {"@WAIT@": SLABINFO_WAIT, "@READ@": SLABINFO_READ, "@SYSFS@": SLAB_SYSFS}
+    init = INIT
+    for place, text in slab.items():
+        init = init.replace(place, text if guest.slab else "")
+    procfs = " ".join(PROCFS)
+    if guest.slab:
+        init = init.replace("show $f /proc/$f", "if [ $f = slabinfo ]; then show $f /tmp/.slabinfo; else show $f /proc/$f; fi")
+    init = init.replace("@BUFFER_KB@", str(per_cpu >> 10)).replace("@EVENTS@", " ".join(events)).replace("@PROCFS@", procfs)
     (root / "init").write_text(init)
     (root / "init").chmod(0o755)
     shutil.copy(guest.workload, root / "workload.sh")
@@ -248,6 +281,20 @@ class GuestMemory:
         return self._map[at : at + size]
 
 
+def kernel_config(kernel: Path) -> dict[str, str]:
+    """The options that are set in a kernel directory's ``config``."""
+    return dict(re.findall(r"^CONFIG_(\w+)=(.*)$", (kernel / "config").read_text(), re.M))
+
+
+def slab_sysfs(files: Mapping[str, str]) -> dict[str, str]:
+    """The text for provenance: a line for each cache and file of /sys/kernel/slab, and "alias link cache" for each symbolic link."""
+    if "sys_kernel_slab" not in files:
+        return {}
+    links = re.findall(r" (\S+) -> (\S+)$", files.get("slab_links", ""), re.M)
+    lines = [line for line in files["sys_kernel_slab"].splitlines() if line]
+    return {"sys_kernel_slab": "\n".join([*lines, *(f"{name} link {cache}" for name, cache in links)]) + "\n"}
+
+
 def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) -> Recording:
     """Makes a recording; takes about 15 s plus the workload.
 
@@ -255,7 +302,13 @@ def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) ->
     """
     check_host(guest)
     progress("reading symbols")
-    wanted = probes(Symbols(guest.kernel / "vmlinux"), dump.zone_layout(guest.kernel / "vmlinux"))
+    symbols = Symbols(guest.kernel / "vmlinux")
+    wanted = probes(symbols, dump.zone_layout(guest.kernel / "vmlinux"))
+    config = kernel_config(guest.kernel)
+    if guest.slab and config.get("SLUB") == "y":
+        from mmtwin.recording.capture.slab_probes import slab_probes
+
+        wanted += slab_probes(symbols, slab_layout(guest.kernel / "vmlinux", int(config.get("NR_CPUS", "1"))))
     with tempfile.TemporaryDirectory(prefix="mmtwin-") as scratch:
         return _record(guest, wanted, Path(scratch), progress)
 
@@ -320,7 +373,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
     provenance = Provenance(
         kernel_release=(guest.kernel / "release").read_text().strip(),
         kernel_version=console.files.get("version", "").strip(),
-        kernel_config={k: v for k, v in re.findall(r"^CONFIG_(\w+)=(.*)$", (guest.kernel / "config").read_text(), re.M) if k in dump.CONFIG},
+        kernel_config={k: v for k, v in kernel_config(guest.kernel).items() if k in dump.CONFIG},
         cmdline=cmdline,
         ram_bytes=guest.memory,
         initrd_bytes=initrd_bytes,
@@ -332,6 +385,6 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
         lost_events=lost,
         missed_probes=missed,
         probes=[p.name for p in wanted],
-        procfs={name: console.files[name] for name in PROCFS if name in console.files},
+        procfs={name: console.files[name] for name in PROCFS if name in console.files} | slab_sysfs(console.files),
     )
     return Recording(provenance, before, after, events)

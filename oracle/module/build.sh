@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Builds kmalloc_probe.ko against Debian's kernel headers, which are fetched as packages and unpacked beside it; nothing is installed.
+#   build.sh DIR [RELEASE]
+# Leaves DIR/RELEASE/kmalloc_probe.ko (and the headers, about 130 MB). RELEASE is a whole release such as 6.1.0-56-cloud-amd64 (the default).
+# Needs gcc, make and a Debian whose package lists have that kernel.
+set -euo pipefail
+dir=${1:?usage: build.sh DIR [RELEASE]} release=${2:-6.1.0-56-cloud-amd64}
+here=$(cd "$(dirname "$0")" && pwd)
+for program in gcc make apt-get dpkg; do
+  command -v $program > /dev/null || { echo "build.sh: needs $program" >&2; exit 1; }
+done
+mkdir -p "$dir"
+dir=$(cd "$dir" && pwd)/$release
+if [ -f "$dir/kmalloc_probe.ko" ] && [ "$dir/kmalloc_probe.ko" -nt "$here/kmalloc_probe.c" ]; then
+  echo "$dir/kmalloc_probe.ko is up to date"
+  exit 0
+fi
+mkdir -p "$dir"
+if [ ! -d "$dir/usr" ]; then
+  common=$(echo "$release" | sed -E 's/-(cloud-|rt-)?amd64$//')-common
+  kbuild=linux-kbuild-$(echo "$release" | grep -oE '^[0-9]+\.[0-9]+')
+  (
+    cd "$dir"
+    apt-get download -q "linux-headers-$release" "linux-headers-$common" "$kbuild" > /dev/null
+    for deb in ./*.deb; do dpkg -x "$deb" .; done
+    rm -f ./*.deb
+    # The packages name each other by absolute paths.
+    find usr/src -maxdepth 2 -type f \( -name Makefile -o -name .kernelvariables \) -exec sed -i "s#/usr/src/linux-headers#$dir/usr/src/linux-headers#g" {} +
+  )
+fi
+rm -rf "$dir/build"
+mkdir "$dir/build"
+cp "$here/kmalloc_probe.c" "$here/Makefile" "$dir/build/"
+make -s -C "$dir/usr/src/linux-headers-$release" M="$dir/build" modules
+strip --strip-debug -o "$dir/kmalloc_probe.ko" "$dir/build/kmalloc_probe.ko"
+echo "wrote $dir/kmalloc_probe.ko"

@@ -1,0 +1,59 @@
+"""The slab part of the final comparison: every cache, slab and free list of the twin beside the second dump's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import polars as pl
+
+from mmtwin.mm.slab_tables import Slub
+from mmtwin.recording.model import Snapshot
+from mmtwin.recording.slab_state import COUNTS, Frames
+from mmtwin.replay.part import Part
+
+
+def compare_slabs(state: Slub, names: list[str], ids: Mapping[int, int], after: Snapshot) -> Iterator[Part]:
+    """Compares part by part.
+
+    :param names: the twin's caches by id.
+    :param ids: the twin's id of each cache of the snapshot, by the snapshot's own id.
+    """
+    assert after.caches is not None and after.cache_cpus is not None and after.slabs is not None and after.free_objects is not None
+    mine = Frames.of(state)
+    label = dict(enumerate(names))
+    theirs = _renumbered(after.caches, "id", ids).select("id", *COUNTS)
+    yield _tables("slab caches and their counts", mine.caches.select("id", *COUNTS), theirs, ["id"], "id", label)
+    cpus = _renumbered(after.cache_cpus, "cache", ids)
+    online = cpus["cpu"].unique().implode()
+    mine_cpus = mine.cache_cpus.filter(pl.col("cpu").is_in(online))
+    yield _tables("CPU slabs and free lists", mine_cpus, cpus.select(mine_cpus.columns), ["cache", "cpu"], "cache", label)
+    slabs = _renumbered(after.slabs.filter(pl.col("cache") >= 0), "cache", ids).select(mine.slabs.columns)
+    yield _tables("slabs, in order", mine.slabs, slabs, ["pfn"], "cache", label)
+    owner = slabs.select(pl.col("pfn").alias("slab"), "cache")
+    columns = mine.free_objects.columns
+    listed = after.free_objects.select(pl.col(columns).cast(pl.Int64)).join(owner, on="slab", how="inner")
+    own = mine.free_objects.join(mine.slabs.select(pl.col("pfn").alias("slab"), "cache"), on="slab", how="inner")
+    yield _tables("free objects, in order", own, listed, ["slab", "list", "position"], "cache", label)
+
+
+def _renumbered(table: pl.DataFrame, column: str, ids: Mapping[int, int]) -> pl.DataFrame:
+    """The snapshot's table with the twin's cache ids, all numbers 64 bits wide."""
+    numbers = [c for c, kind in table.schema.items() if kind.is_integer()]
+    return table.select(pl.col(numbers).cast(pl.Int64)).with_columns(pl.col(column).replace_strict(ids, default=-1, return_dtype=pl.Int64))
+
+
+def _tables(name: str, mine: pl.DataFrame, theirs: pl.DataFrame, key: list[str], cache: str, label: Mapping[int, str]) -> Part:
+    """How many rows of either table are equal, and the first that is not."""
+    columns = theirs.columns
+    mine = mine.select(pl.col(columns).cast(pl.Int64))
+    missing, extra = theirs.join(mine, on=columns, how="anti"), mine.join(theirs, on=columns, how="anti")
+    total = len(theirs) + len(extra.join(theirs, on=key, how="anti"))
+    first = ""
+    if len(missing) or len(extra):
+        row = (missing if len(missing) else extra).sort(key).row(0, named=True)
+        other = (extra if len(missing) else missing).filter(*(pl.col(k) == row[k] for k in key))
+        changed = {k: (other.row(0, named=True)[k], v) for k, v in row.items() if other.row(0, named=True)[k] != v} if len(other) else {}
+        where = ", ".join(f"{k} {row[k]}" for k in key if k not in (cache,))
+        what = ", ".join(f"{k} {a}, the kernel's is {b}" for k, (a, b) in changed.items()) or ("only in the kernel" if len(missing) else "only in the twin")
+        first = f"{label.get(row[cache], '?')} {where}: {what}"
+    return Part(name, total - len(missing) - len(extra.join(theirs, on=key, how="anti")), total, first)
