@@ -138,13 +138,15 @@ def stat(
     :param window: first and last time on the trace clock. Objects are paired over the whole recording up to the last time; only
         what happens inside the window is counted.
     :param symbols: names for call sites that are addresses.
-    :param raw_ip: show call sites as recorded: neither the trace's own symbols nor `symbols`.
+    :param raw_ip: call sites as addresses, without `symbols`; trace text that names them by symbols has no addresses.
     :returns: rows with columns label, key, hits, bytes_alloc, bytes_req, waste_bytes, frag_percent, pingpong, freed, reused, failed, live,
         live_bytes, live_bytes_requested, lifetime_mean, age_oldest, age_youngest (null where nothing was freed, or nothing is live).
-    :raises RequestError: an unknown group or sort key, or a window without slab events.
+    :raises RequestError: an unknown group or sort key, a window without slab events, or `raw_ip` where there are no addresses.
     """
     check_choice("group", by, GROUPS)
     keys = sort_keys(sort, by, SORT, DEFAULT_SORT_LIVE if live else DEFAULT_SORT)
+    if raw_ip and call_sites(recording):
+        raise RequestError("no raw call sites: this trace text names its call sites by symbols, without addresses")
     events = _slab_events(recording, by)
     if not len(events):
         raise RequestError("no slab events: no kmalloc, kfree or kmem_cache events were recorded; mmtwin record --slab adds them, --page adds up pages")
@@ -161,7 +163,7 @@ def stat(
         allocations = allocations.filter(pl.col("fate") != WITHHELD)
     if unknown := int((allocations["bulk"] & (allocations["bytes_alloc"] == 0)).sum()):
         notes.append(f"the cache of {unknown:,} objects from bulk allocations is unknown; they count as 0 bytes")
-    rows = _grouped(allocations, by, recording, notes, symbols, raw_ip, window[1] is None)
+    rows = _grouped(allocations, by, recording, notes, symbols if not raw_ip else None, window[1] is None)
     if live:
         rows = rows.filter(pl.col("live") > 0)
     return StatResult("slab", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
@@ -376,9 +378,9 @@ def frag_percent(requested: int, allocated: int) -> float:
     return 100.0 * (allocated - requested) / allocated if allocated else 0.0
 
 
-def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str], symbols: Symbols | None, raw_ip: bool, to_the_end: bool) -> pl.DataFrame:
+def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str], symbols: Symbols | None, to_the_end: bool) -> pl.DataFrame:
     """Sums per group, with the groups' names."""
-    sites = call_sites(recording) if not raw_ip else {}
+    sites = call_sites(recording)
     keys: list[str]
     extra: list[pl.Expr] = []
     match by:

@@ -77,16 +77,23 @@ def kmalloc(b: Any, s: Any, size: int, gfp: int, cpu: int) -> int:
     return packed if packed < 0 else object_address(s, packed) - int(s.config[0]["page_offset"])
 
 
+@inner
+def large_order(b: Any, physical: int) -> int:
+    """The order of the page block that begins at an address and is allocated; -1 if there is none."""
+    pfn = physical >> PAGE_SHIFT
+    if physical & ((1 << PAGE_SHIFT) - 1) or pfn < 0 or pfn >= int(b.config[0]["nr_frames"]):
+        return -1
+    entry = b.page[pfn]
+    return int(entry["order"]) if int(entry["flags"]) & PG_ALLOCATED else -1
+
+
 @slow
 def free_large(b: Any, physical: int, cpu: int) -> int:
     """``free_large_kmalloc``: 0, -EINVAL if no large allocation begins here."""
-    pfn = physical >> PAGE_SHIFT
-    if physical & ((1 << PAGE_SHIFT) - 1) or pfn < 0 or pfn >= int(b.config[0]["nr_frames"]):
+    order = large_order(b, physical)
+    if order < 0:
         return -EINVAL
-    entry = b.page[pfn]
-    order = int(entry["order"])
-    if not int(entry["flags"]) & PG_ALLOCATED:
-        return -EBUSY
+    pfn = physical >> PAGE_SHIFT
     free_pages_prepare(b, pfn, order)
     free_the_page_cold(b, cpu, pfn, order)
     return 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmtwin._jit import inner, kernel, slow
 from mmtwin.mm.list import list_add, list_add_tail, list_del
-from mmtwin.mm.page_alloc import EBUSY, EINVAL, ENOENT, ENOMEM, alloc_pages, free_pages_prepare, free_the_page
+from mmtwin.mm.page_alloc import EBUSY, EINVAL, ENOENT, alloc_pages, free_pages_prepare, free_the_page
 from mmtwin.mm.slab_classic_geometry import IN_OBJECT, OFF_SLAB, SLAB_TYPESAFE_BY_RCU, SlabGeometry, array_limits, free_limit
 from mmtwin.mm.slab_classic_tables import (
     END,
@@ -623,61 +623,62 @@ def grow_plain(b: Any, s: Any, c: int, cpu: int, gfp: int) -> int:
     return row
 
 
+@inner
+def may_fall_back(s: Any, attempt: int, error: int, gfp: int) -> bool:
+    """Whether a request that got no page goes on with its own flags, reclaim included (fallback_alloc)."""
+    return attempt == 0 and error != -ENOSPC and int(s.config[0]["numa"]) != 0 and gfp & GFP_THISNODE == 0
+
+
 @slow
-def alloc_plain(b: Any, s: Any, c: int, cpu: int, gfp: int) -> int:
-    """An allocation of management data: its cache has none off the slab itself."""
+def take_or_refill(s: Any, c: int, cpu: int, left: Any) -> int:
+    """An object without a new slab, or END; `left` gets what is left of the batch."""
     ac = cpu_array(s, c, cpu)
     address = take(s, ac)
-    if address != END:
-        return address
-    batchcount = refill(s, c, cpu)
-    if int(s.array[ac]["avail"]):
-        return take(s, ac)
-    row = END
-    for attempt in range(2):
-        row = grow_plain(b, s, c, cpu, gfp if attempt else first_gfp(s, gfp))
-        if row >= 0:
-            return finish(s, c, cpu, row, batchcount, attempt)
-        if row == -ENOSPC or int(s.config[0]["numa"]) == 0:
-            break
-    return row
+    if address == END:
+        left[0] = refill(s, c, cpu)
+        address = take(s, ac)
+    return address
 
 
 @slow
-def cache_grow(b: Any, s: Any, c: int, cpu: int, gfp: int) -> int:
-    """``cache_grow_begin`` with pages and management data: the new slab's row, or a negative error."""
-    cache = s.cache[c]
-    if int(cache["management"]) != OFF_SLAB:
-        return grow_plain(b, s, c, cpu, gfp)
-    if not has_room(s, int(cache["management_cache"])):
-        return -ENOSPC
-    row = grow_plain(b, s, c, cpu, gfp)
-    if row < 0:
-        return row
-    management = alloc_plain(b, s, int(cache["management_cache"]), cpu, gfp & GFP_SLAB & ~GFP_CONSTRAINT)
-    if management < 0:
-        s.slab[row]["state"] = SLAB_DISCARDED
-        free_slab_pages(b, s, row, cpu)
-        return -ENOMEM
-    s.slab[row]["management"] = management
-    return row
+def grow_request(b: Any, s: Any, c: int, cpu: int, gfp: int, left: Any) -> int:
+    """A request for which there must be a new slab: its object, or a negative error.
 
-
-@slow
-def alloc_slowpath(b: Any, s: Any, c: int, cpu: int, gfp: int) -> int:
-    """The request of an empty array: a refill, else a new slab; when this node has no page without reclaim, the request's own flags (fallback_alloc)."""
-    ac = cpu_array(s, c, cpu)
-    batchcount = refill(s, c, cpu)
-    if int(s.array[ac]["avail"]):
-        return take(s, ac)
-    row = END
-    for attempt in range(2):
-        row = cache_grow(b, s, c, cpu, gfp if attempt else first_gfp(s, gfp))
-        if row >= 0:
-            return finish(s, c, cpu, row, batchcount, attempt)
-        if row == -ENOSPC or int(s.config[0]["numa"]) == 0 or gfp & GFP_THISNODE:
-            break
-    return row
+    At first this node's pages without reclaim, then the request's own flags. Management data off the slab is a request of the same kind, inside this one;
+    it is done by the same loop, so that there is one call of the page allocator to compile.
+    """
+    target, flags, attempt, batchcount = c, gfp, 0, int(left[0])
+    outer, outer_attempt, outer_batchcount = END, 0, 0
+    while True:
+        cache = s.cache[target]
+        management = int(cache["management_cache"]) if int(cache["management"]) == OFF_SLAB else END
+        used = flags if attempt else first_gfp(s, flags)
+        row = -ENOSPC
+        if management == END or has_room(s, management):
+            row = grow_plain(b, s, target, cpu, used)
+        if row < 0:
+            if may_fall_back(s, attempt, row, flags):
+                attempt = 1
+                continue
+            if outer == END:
+                return row
+            free_slab_pages(b, s, outer, cpu)
+            if not may_fall_back(s, outer_attempt, row, gfp):
+                return row
+            target, flags, attempt, outer = c, gfp, 1, END
+            continue
+        if management != END:
+            address = take_or_refill(s, management, cpu, left)
+            if address == END:
+                outer, outer_attempt, outer_batchcount = row, attempt, batchcount
+                target, flags, attempt, batchcount = management, used & GFP_SLAB & ~GFP_CONSTRAINT, 0, int(left[0])
+                continue
+            s.slab[row]["management"] = address
+        address = finish(s, target, cpu, row, batchcount, attempt)
+        if outer == END:
+            return address
+        s.slab[outer]["management"] = address
+        return finish(s, c, cpu, outer, outer_batchcount, outer_attempt)
 
 
 @inner
@@ -685,7 +686,10 @@ def kmem_cache_alloc(b: Any, s: Any, c: int, cpu: int, gfp: int) -> int:
     """``kmem_cache_alloc``: an object's physical address; -ENOMEM or -EAGAIN as `page_alloc.alloc_pages`; -ENOSPC: `reserve` room and call again."""
     address = take(s, cpu_array(s, c, cpu))
     if address == END:
-        address = alloc_slowpath(b, s, c, cpu, gfp)
+        left = s.scratch
+        address = take_or_refill(s, c, cpu, left)
+        if address == END:
+            address = grow_request(b, s, c, cpu, gfp, left)
     return address
 
 

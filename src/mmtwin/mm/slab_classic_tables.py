@@ -114,6 +114,7 @@ class ClassicSlab(NamedTuple):
     :param entry: the arrays' entries: physical addresses.
     :param frame: the slab (its row) of each page frame, 0 for none.
     :param config: `SLAB_CONFIG`, one row.
+    :param scratch: one number that a function hands to its caller besides its result.
     """
 
     cache: npt.NDArray[np.void]
@@ -124,6 +125,7 @@ class ClassicSlab(NamedTuple):
     entry: npt.NDArray[np.int64]
     frame: npt.NDArray[np.int32]
     config: npt.NDArray[np.void]
+    scratch: npt.NDArray[np.int64]
 
 
 def _sparse(rows: int) -> npt.NDArray[np.int32]:
@@ -159,6 +161,7 @@ def new_slab(nr_frames: int, nr_cpus: int, variant: str = "6.1", page_offset: in
         entry=np.zeros(0, dtype=np.int64),
         frame=_sparse(nr_frames),
         config=config,
+        scratch=np.zeros(1, dtype=np.int64),
     )
 
 

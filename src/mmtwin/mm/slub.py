@@ -37,6 +37,8 @@ SLAB_DEBUG_FLAGS = SLAB_CONSISTENCY_CHECKS | SLAB_RED_ZONE | SLAB_POISON | SLAB_
 DEACTIVATE_TO_HEAD, DEACTIVATE_TO_TAIL = 0, 1
 SHRINK_PROMOTE_MAX = 32
 
+NO_ROOM = -1000
+"""The machine's tables are full: the caller enlarges them and asks again."""
 GOT_NOTHING, PUT_CPU_PARTIAL, DISCARD = 0, 1, 2
 """What `free_slowpath` leaves to be done."""
 
@@ -484,10 +486,19 @@ def open_slab(s: Any, row: int) -> int:
     return packed
 
 
+@inner
+def has_room(s: Any, objects: int) -> bool:
+    """Whether the tables have room for one more slab (`slab_tables.reserve` makes some)."""
+    config = s.config[0]
+    return int(config["slabs"]) < len(s.slab) and int(config["slots"]) + (1 << slot_class(objects)) <= len(s.slot)
+
+
 @slow
 def allocate_slab(b: Any, s: Any, c: int, cpu: int, gfp: int) -> int:
-    """``allocate_slab``: pages at the preferred order, else at the minimum one; the row, or a negative error."""
+    """``allocate_slab``: pages at the preferred order, else at the minimum one; the row, or a negative error (NO_ROOM: the tables are full, nothing was done)."""
     cache = s.cache[c]
+    if not has_room(s, int(cache["objects"])):
+        return NO_ROOM
     order = int(cache["order"])
     pfn = alloc_pages_cold(b, cpu, order, first_gfp(cache, gfp), False)
     if pfn < 0:
@@ -710,6 +721,22 @@ def shrink(b: Any, s: Any, c: int, cpu: int) -> None:
     discard_chain(b, s, shrink_lists(s, c), cpu)
 
 
+@slow
+def shutdown_cache(b: Any, s: Any, c: int, cpu: int) -> int:
+    """``__kmem_cache_shutdown``: all CPUs are flushed, the empty slabs go. Returns how many slabs still have objects."""
+    for other in range(int(s.config[0]["nr_cpus"])):
+        flush_cpu(b, s, c, other)
+    row = int(s.slab[c]["next"])
+    while row != c:
+        following = int(s.slab[row]["next"])
+        if int(s.slab[row]["inuse"]) == 0:
+            remove_partial(s, row)
+            discard_slab(s, row)
+            release_slab(b, s, row, cpu)
+        row = following
+    return int(s.cache[c]["nr_slabs"])
+
+
 # Bulk
 
 
@@ -745,9 +772,17 @@ def build_detached_freelist(s: Any, objects: Any, size: int) -> tuple[int, int, 
 
 @slow
 def free_bulk(b: Any, s: Any, cpu: int, objects: Any) -> None:
-    """``kmem_cache_free_bulk``: packed objects, none of them large."""
+    """``kmem_cache_free_bulk``: packed objects; a negative number is the physical address of a large allocation."""
     size = len(objects)
     while size:
-        row = int(objects[size - 1]) >> SLOT_BITS
+        last = int(objects[size - 1])
+        if last < 0:
+            size -= 1
+            pfn = -last >> PAGE_SHIFT
+            order = int(b.page[pfn]["order"])
+            free_pages_prepare(b, pfn, order)
+            free_the_page_cold(b, cpu, pfn, order)
+            continue
+        row = last >> SLOT_BITS
         size, head, tail, count = build_detached_freelist(s, objects, size)
         slab_free(b, s, cpu, row, head, tail, count)

@@ -12,6 +12,7 @@ import polars as pl
 
 from mmtwin.recording.capture.ring_buffer import gather, parse_pages
 from mmtwin.recording.model import EVENTS_SCHEMA, KIND, KINDS, Snapshot
+from mmtwin.recording.slab_classic import CLASSIC_COLUMNS
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "mm_page_alloc": {"pfn": "pfn", "order": "order", "gfp_flags": "gfp", "migratetype": "migratetype"},
@@ -99,6 +100,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "slab_destroy": {"ptr": "ptr"},
     "slab_shutdown_lock": {},
     "slab_dead_cpu": {"cpu": "arg"},
+    **CLASSIC_COLUMNS,
 }
 """For each kind: which field of the kernel's record goes to which column. "page", "zone" and "lock" are pointers that are turned into a
 page frame number (pfn) and a zone index (migratetype); "calculate" becomes arg = 1 for the pressure threshold, 0 for the normal one. A "rotate" becomes
@@ -136,7 +138,7 @@ class EventFormat:
 
 
 FIELD = re.compile(r"field:(?P<type>[^;]*?)(?P<name>\w+)(?:\[[^\]]*\])?;\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>[01]);")
-NUMBERED = re.compile(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear|slab_\w*?)\d+$")
+NUMBERED = re.compile(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear|c?slab_\w*?)\d+$")
 """Names of probes that stand for one kind of event at several places."""
 
 

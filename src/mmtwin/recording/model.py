@@ -26,6 +26,9 @@ KINDS = (
     "slab_cmpxchg", "slab_put_partial", "slab_unfreeze", "slab_bulk_alloc", "slab_bulk_pop", "slab_bulk_got", "slab_bulk_free", "slab_bulk_object",
     "slab_flush", "slab_flush_slab", "slab_flush_partial", "slab_shrink", "slab_shrink_lock", "slab_create", "slab_random", "slab_alias", "slab_destroy",
     "slab_shutdown_lock", "slab_dead_cpu",
+    # in the classic SLAB (recording/capture/slab_probes_classic.py)
+    "cslab_alloc", "cslab_bulk_alloc", "cslab_free", "cslab_grow_end", "cslab_node_alloc", "cslab_untouch", "cslab_drain", "cslab_node_reap",
+    "cslab_free_untouch", "cslab_drain_free", "cslab_do_drain", "cslab_tune", "cslab_create",
 )  # fmt: skip
 """Kinds of events; the order is part of the file format (a file stores the names, so it may grow at the end)."""
 
@@ -115,6 +118,7 @@ class Snapshot:
     :param free_objects: free objects in the order of their lists: slab (its pfn), list (0 = ``slab->freelist``, 1 = the CPU's freelist of its CPU slab),
         position, object (its number in the slab).
     :param random_seq: the caches' permutations for fresh slabs: cache, position, object.
+    :param classic: of a kernel with the classic SLAB instead: the tables of `mmtwin.recording.slab_classic.CLASSIC_TABLES` by name, else None.
     """
 
     zones: pl.DataFrame
@@ -130,6 +134,7 @@ class Snapshot:
     slabs: pl.DataFrame | None = None
     free_objects: pl.DataFrame | None = None
     random_seq: pl.DataFrame | None = None
+    classic: Mapping[str, pl.DataFrame] | None = None
 
 
 @dataclass(frozen=True)

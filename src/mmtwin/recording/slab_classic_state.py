@@ -128,8 +128,8 @@ def classic_tables_of(state: ClassicSlab) -> dict[str, pl.DataFrame]:
     """The machine's state as tables with the keys and the changing columns of `CLASSIC_TABLES` (without addresses of caches, nodes and arrays)."""
     config = state.config[0]
     cpus, count = int(config["nr_cpus"]), int(config["caches"])
-    caches = pl.DataFrame({"id": np.arange(count), **{name: state.cache[name][:count].astype(np.int64) for name in CHANGING}})
-    arrays, entries, slabs, indices = [], [], [], []
+    caches = pl.DataFrame([pl.Series("id", np.arange(count)), *(pl.Series(name, state.cache[name][:count].astype(np.int64)) for name in CHANGING)])
+    arrays, entries, slabs, indices = (list[tuple[int, ...]]() for _ in range(4))
     for c in range(count):
         for p in range(cpus + 1):
             array = state.array[c * (cpus + 1) + p]

@@ -49,6 +49,8 @@ TABLES = ("zones", "free", "pcp", "pcp_pages", "memory_map")
 ARRAYS = ("pageblocks", "pages")
 SLAB_TABLES = ("caches", "cache_cpus", "slabs", "free_objects", "random_seq")
 """SLUB's tables: all of them or none, with each snapshot."""
+CLASSIC_TABLES = ("classic_caches", "classic_arrays", "classic_entries", "classic_slabs", "classic_indices")
+"""The classic SLAB's; the same."""
 SEAL = b"mmrec "
 SEAL_SIZE = len(SEAL) + 64
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
@@ -240,7 +242,10 @@ class RecordingFile:
         names = TABLES + SLAB_TABLES if f"{label}/{SLAB_TABLES[0]}.parquet" in self.manifest["members"] else TABLES
         tables = {name: self._table(f"{label}/{name}.parquet") for name in names}
         pageblocks, pages = (self._array(f"{label}/{name}.parquet", name) for name in ARRAYS)
-        snapshot = Snapshot(**tables, pageblocks=pageblocks, pages=pages, scalars=dict(scalars))
+        classic = None
+        if f"{label}/{CLASSIC_TABLES[0]}.parquet" in self.manifest["members"]:
+            classic = {name: self._table(f"{label}/{name}.parquet") for name in CLASSIC_TABLES}
+        snapshot = Snapshot(**tables, pageblocks=pageblocks, pages=pages, scalars=dict(scalars), classic=classic)
         from mmtwin.recording.validate import check_snapshot
 
         with self._named():
@@ -305,6 +310,7 @@ def _serialise(recording: Recording) -> dict[str, bytes]:
         scalars[label] = dict(snapshot.scalars)
         tables |= {f"{label}/{name}.parquet": getattr(snapshot, name) for name in TABLES + SLAB_TABLES if getattr(snapshot, name) is not None}
         tables |= {f"{label}/{name}.parquet": pl.DataFrame({name: getattr(snapshot, name)}) for name in ARRAYS}
+        tables |= {f"{label}/{name}.parquet": table for name, table in (snapshot.classic or {}).items()}
     events = recording.events
     chunks = -(-len(events) // CHUNK)
     tables |= {f"events/{number:05}.parquet": events.slice(number * CHUNK, CHUNK) for number in range(chunks)}
@@ -456,8 +462,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         _need(good, f"no size, rows and SHA-256 of {name[:60]!r}")
     wanted = {f"{label}/{name}.parquet" for label in SNAPSHOTS if scalars[label] is not None for name in TABLES + ARRAYS}
     for label in SNAPSHOTS:
-        slab = {f"{label}/{name}.parquet" for name in SLAB_TABLES}
-        wanted |= slab if scalars[label] is not None and slab & set(members) else set()
+        for slab in ({f"{label}/{name}.parquet" for name in names} for names in (SLAB_TABLES, CLASSIC_TABLES)):
+            wanted |= slab if scalars[label] is not None and slab & set(members) else set()
     wanted |= {f"events/{number:05}.parquet" for number in range(min(manifest["chunks"], len(members) + 1))}
     for name in sorted(wanted ^ set(members)):
         _need(False, f"member {name[:60]!r} is {'missing' if name in wanted else 'unknown'}")

@@ -16,6 +16,7 @@ import polars as pl
 from mmtwin.errors import RecordingError
 from mmtwin.recording.convert import COLUMNS
 from mmtwin.recording.model import EVENTS_SCHEMA, KINDS, Recording, Snapshot
+from mmtwin.recording.slab_classic import check_classic
 
 # The same as in mmtwin.mm.tables, mmtwin.mm.slab_tables and mmtwin.gfp (a test compares them), written here so that reading a file does not import numba.
 MAX_ORDER, PAGEBLOCK_ORDER, MIGRATE_TYPES, NR_PCP_LISTS, MAX_NR_ZONES = 10, 9, 5, 14, 5
@@ -110,6 +111,8 @@ def check_snapshot(snapshot: Snapshot, cpus: int, label: str) -> None:
     _check_pcp(snapshot, cpus, label)
     _check_blocks(snapshot, spans, frames, cpus, label)
     check_slabs(snapshot, cpus, label)
+    if snapshot.classic is not None:
+        check_classic(snapshot.classic, cpus, frames, label)
     memory = snapshot.memory_map
     for column in ("start", "size"):
         _range(f"{label}.memory_map", column, _numbers(memory, column), 0, (1 << 63) - 1)

@@ -86,7 +86,7 @@ class Progress(NamedTuple):
     depth: npt.NDArray[np.int64]
     parked: npt.NDArray[np.void]
     waiting: npt.NDArray[np.int64]
-    count: npt.NDArray[np.void]
+    counts: npt.NDArray[np.void]
     differences: npt.NDArray[np.int64]
 
 
@@ -135,7 +135,7 @@ class ClassicResult:
 @inner
 def promise(p: Any, address: int, bulk: int) -> None:
     """An object was predicted; unless it is a bulk request's, a tracepoint will name it."""
-    count = p.count[0]
+    count = p.counts[0]
     if bulk:
         count["bulk_objects"] = int(count["bulk_objects"]) + 1
         return
@@ -148,7 +148,7 @@ def promise(p: Any, address: int, bulk: int) -> None:
 @slow
 def said(p: Any, event: int, address: int) -> None:
     """A tracepoint names an object: it must be one that waits."""
-    count = p.count[0]
+    count = p.counts[0]
     n = int(count["waiting"])
     count["objects"] = int(count["objects"]) + 1
     at = -1
@@ -182,7 +182,7 @@ def said(p: Any, event: int, address: int) -> None:
 @slow
 def begin(s: Any, p: Any, cpu: int, pid: int, array: int, bulk: int) -> None:
     """``____cache_alloc``: from the array, after a refill, or after a new slab, for which the request stays open."""
-    count = p.count[0]
+    count = p.counts[0]
     if array < 0:
         count["unknown"] = int(count["unknown"]) + 1
         promise(p, UNKNOWN, bulk)
@@ -231,9 +231,9 @@ def page_got(s: Any, p: Any, cpu: int, pfn: int, order: int) -> bool:
 def make(s: Any, p: Any, c: int, pfn: int) -> int:
     """``cache_grow_begin`` at these pages; END if the tables are full."""
     if not has_room(s, c) or pfn + (1 << int(s.cache[c]["order"])) > len(s.frame):
-        p.count[0]["no_room"] = 1
+        p.counts[0]["no_room"] = 1
         return END
-    p.count[0]["slabs_made"] = int(p.count[0]["slabs_made"]) + 1
+    p.counts[0]["slabs_made"] = int(p.counts[0]["slabs_made"]) + 1
     return grow_begin(s, c, pfn)
 
 
@@ -248,7 +248,7 @@ def own(s: Any, row: int) -> int:
 @slow
 def parked(p: Any, c: int, pid: int) -> int:
     """The parked request of this task for this cache, or -1."""
-    for i in range(int(p.count[0]["parked"])):
+    for i in range(int(p.counts[0]["parked"])):
         if int(p.parked[i]["cache"]) == c and int(p.parked[i]["pid"]) == pid:
             return i
     return -1
@@ -257,17 +257,18 @@ def parked(p: Any, c: int, pid: int) -> int:
 @slow
 def unpark(p: Any, at: int) -> None:
     """Forgets a parked request."""
-    count = p.count[0]
+    count = p.counts[0]
     last = int(count["parked"]) - 1
-    for name in ("cache", "pid", "bulk"):
-        p.parked[at][name] = p.parked[last][name]
+    p.parked[at]["cache"] = int(p.parked[last]["cache"])
+    p.parked[at]["pid"] = int(p.parked[last]["pid"])
+    p.parked[at]["bulk"] = int(p.parked[last]["bulk"])
     count["parked"] = last
 
 
 @slow
 def park(p: Any, c: int, pid: int, bulk: int) -> None:
     """A request goes on with interrupts on: what follows on this CPU need not be its own."""
-    count = p.count[0]
+    count = p.counts[0]
     n = int(count["parked"])
     if n < PARKED:
         p.parked[n]["cache"] = c
@@ -280,7 +281,7 @@ def park(p: Any, c: int, pid: int, bulk: int) -> None:
 @slow
 def grown(s: Any, p: Any, cpu: int, pid: int, c: int, pfn: int) -> None:
     """``cache_grow_end``: the new slab comes on its list, and its request has its object; or there is no slab."""
-    count = p.count[0]
+    count = p.counts[0]
     depth = int(p.depth[cpu])
     if depth and int(p.frames[cpu * DEPTH + depth - 1]["cache"]) == c:
         frame = p.frames[cpu * DEPTH + depth - 1]
@@ -327,7 +328,7 @@ def from_node(s: Any, p: Any, cpu: int, pid: int, c: int) -> None:
         return
     at = parked(p, c, pid)
     if at < 0:
-        p.count[0]["unmatched"] = int(p.count[0]["unmatched"]) + 1
+        p.counts[0]["unmatched"] = int(p.counts[0]["unmatched"]) + 1
         return
     address = node_alloc(s, c)
     if address != END:
@@ -338,7 +339,7 @@ def from_node(s: Any, p: Any, cpu: int, pid: int, c: int) -> None:
 @slow
 def give(s: Any, p: Any, cpu: int, address: int) -> None:
     """``___cache_free``."""
-    count = p.count[0]
+    count = p.counts[0]
     count["frees"] = int(count["frees"]) + 1
     row = check_free(s, address)
     if row < 0:
@@ -359,15 +360,15 @@ def page_freed(s: Any, p: Any, pfn: int) -> None:
         return
     if int(s.slab[row]["state"]) == SLAB_DISCARDED and int(s.slab[row]["pfn"]) == pfn:
         release_row(s, row)
-        p.count[0]["slabs_freed"] = int(p.count[0]["slabs_freed"]) + 1
+        p.counts[0]["slabs_freed"] = int(p.counts[0]["slabs_freed"]) + 1
     else:
-        p.count[0]["wrong_pages"] = int(p.count[0]["wrong_pages"]) + 1
+        p.counts[0]["wrong_pages"] = int(p.counts[0]["wrong_pages"]) + 1
 
 
 @kernel
 def replay_kernel(s: Any, e: Any, p: Any) -> None:
     """Executes all sections in their order."""
-    count = p.count[0]
+    count = p.counts[0]
     stride = int(s.config[0]["nr_cpus"]) + 1
     for i in range(len(e.op)):
         op = int(e.op[i])

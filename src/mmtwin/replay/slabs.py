@@ -83,6 +83,8 @@ STACK = 8
 """Objects of one context that wait for their event: an allocation may cause another (the vector of cgroup pointers of a slab) before its own event."""
 BULK = 64
 """Objects of one bulk call that are compared; the recorder keeps as many."""
+LEVELS = 2
+"""Slow paths of one context that may wait for an inner one."""
 MAX_CACHE = 8192
 IO_FS = 0xC0
 """__GFP_IO | __GFP_FS: a task may be in a scope that forbids them, which no event tells."""
@@ -111,6 +113,9 @@ SLAB_CONTEXT = np.dtype(
         ("fresh", "i8"),  # that slab is new: its first object is learnt
         ("seen", "i8"),  # 1: something has been taken since the recording began
         ("slow", "i8"),  # 1: in the slow path
+        ("paged", "i8"),  # 1: and it has been given pages
+        ("level", "i8"),  # slow paths that wait for this one: a new slab may need a vector of cgroup pointers, which is allocated meanwhile
+        ("saved", "i8", (LEVELS * 7,)),  # of each: cache, gfp, left, and the last page block
         ("left", "i8"),  # slabs on the node's list when the slow path went for new pages
         ("freeing", "i8"),  # address whose free event came
         ("put", "i8"),  # slab that __slab_free has frozen, to go on the CPU's partial list
@@ -207,6 +212,50 @@ def took(q: Any, op: Any, packed: int, fresh: int) -> None:
     q.learnt[ctx] = (q.learnt[ctx] & ~(1 << depth)) | fresh << depth
 
 
+@slow
+def enter_slow(q: Any, op: Any) -> None:
+    """___slab_alloc begins; the slow path that it is part of, if any, waits."""
+    ctx = int(op["context"])
+    x = q.context[ctx]
+    level = int(x["level"])
+    if int(x["slow"]) and int(x["paged"]) and level < LEVELS:
+        at = level * 7
+        x["saved"][at] = int(x["cache"])
+        x["saved"][at + 1] = int(x["gfp"])
+        x["saved"][at + 2] = int(x["left"])
+        for i in range(4):
+            x["saved"][at + 3 + i] = q.last[ctx, i]
+        x["level"] = level + 1
+    elif not int(x["slow"]):
+        x["level"] = 0
+    x["cache"] = int(op["arg"])
+    x["gfp"] = int(op["gfp"])
+    x["slow"] = 1
+    x["paged"] = 0
+    x["held"] = END
+    x["left"] = 0
+    q.last[ctx, L_FAILED_ORDER] = -1
+
+
+@slow
+def leave_slow(q: Any, op: Any) -> None:
+    """___slab_alloc is done; the one that waited goes on."""
+    ctx = int(op["context"])
+    x = q.context[ctx]
+    x["slow"] = 0
+    level = int(x["level"]) - 1
+    if level >= 0:
+        at = level * 7
+        x["cache"] = int(x["saved"][at])
+        x["gfp"] = int(x["saved"][at + 1])
+        x["left"] = int(x["saved"][at + 2])
+        for i in range(4):
+            q.last[ctx, i] = int(x["saved"][at + 3 + i])
+        x["level"] = level
+        x["slow"] = 1
+        x["paged"] = 1
+
+
 @inner
 def slab_event(b: Any, s: Any, q: Any, op: Any) -> None:
     """kmalloc or kmem_cache_alloc: the kernel names the object."""
@@ -222,7 +271,8 @@ def slab_event(b: Any, s: Any, q: Any, op: Any) -> None:
     depth = int(x["depth"])
     if expected == 0:
         q.counters[S_FAILED] += 1
-        x["slow"] = 0
+        if int(x["slow"]):
+            leave_slow(q, op)
         return
     if depth == 0 and int(x["seen"]) == 0:
         q.counters[S_EARLY] += 1  # taken before the first dump, which shows it so
@@ -442,6 +492,7 @@ def page_request(s: Any, q: Any, op: Any) -> None:
 def page_got(q: Any, op: Any, failed: bool) -> None:
     """The block a context was given, or the order that was refused."""
     last = q.last[int(op["context"])]
+    q.context[int(op["context"])]["paged"] = 1
     if failed:
         last[L_FAILED_ORDER] = int(op["order"])
     else:
@@ -501,7 +552,7 @@ def load_slab(s: Any, q: Any, op: Any) -> None:
         fresh = int(x["fresh"])
         x["held"] = END
         x["fresh"] = 0
-        x["slow"] = 0
+        leave_slow(q, op)
         took(q, op, packed, fresh)
 
 
@@ -589,17 +640,12 @@ def slab_rare(b: Any, s: Any, q: Any, op: Any) -> None:
     x = q.context[ctx]
     c = int(x["cache"])
     if kind == SLAB_SLOW:
-        x["cache"] = int(op["arg"])
-        x["gfp"] = int(op["gfp"])
-        x["slow"] = 1
-        x["held"] = END
-        x["left"] = 0
-        q.last[ctx, L_FAILED_ORDER] = -1
+        enter_slow(q, op)
     elif kind == SLAB_REFILL:
         if c >= 0:
             packed = refill(s, c, cpu)
             if packed != END:
-                x["slow"] = 0
+                leave_slow(q, op)
                 took(q, op, packed, 0)
     elif kind == SLAB_CPU_PARTIAL:
         if c >= 0 and not take_cpu_partial(s, c, cpu):

@@ -14,6 +14,7 @@ import polars as pl
 from mmtwin.errors import CaptureError
 from mmtwin.recording.capture.probes import ZoneLayout
 from mmtwin.recording.capture.slab_snapshot import is_slub, slab_scalars, slab_tables
+from mmtwin.recording.capture.slab_snapshot_classic import classic_scalars, classic_tables, is_classic
 from mmtwin.recording.model import Snapshot
 
 logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what goes wrong is said in one line, by the exceptions below
@@ -202,6 +203,9 @@ class Dump:
         slub = slabs and is_slub(prog)
         if slub:
             scalars |= slab_scalars(prog)
+        classic = is_classic(prog)
+        if classic:
+            scalars |= classic_scalars(prog)
         return Snapshot(
             zones=pl.DataFrame(zones),
             free=pl.DataFrame(free, schema={"zone": pl.Int8, "order": pl.Int8, "migratetype": pl.Int8, "position": pl.Int32, "pfn": pl.Int64}, orient="row"),
@@ -216,6 +220,7 @@ class Dump:
             | {f"trace_entries_{c}": n for c, n in entries.items()}
             | {f"zone_address_{i}": int(node.node_zones[i].address_of_()) for i in range(len(zones))},
             **(slab_tables(prog, cpus, pages, self.page_offset) if slub else {}),
+            classic=classic_tables(prog, cpus, pages, self.page_offset) if classic else None,
         )
 
 

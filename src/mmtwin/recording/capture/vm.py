@@ -309,6 +309,11 @@ def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) ->
         from mmtwin.recording.capture.slab_probes import slab_probes
 
         wanted += slab_probes(symbols, slab_layout(guest.kernel / "vmlinux", int(config.get("NR_CPUS", "1"))))
+    if guest.slab and config.get("SLAB") == "y":
+        from mmtwin.recording.capture.slab_probes_classic import classic_probes
+        from mmtwin.recording.capture.slab_snapshot_classic import classic_layout
+
+        wanted += classic_probes(symbols, classic_layout(guest.kernel / "vmlinux"))
     with tempfile.TemporaryDirectory(prefix="mmtwin-") as scratch:
         return _record(guest, wanted, Path(scratch), progress)
 
