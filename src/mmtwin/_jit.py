@@ -76,6 +76,12 @@ def inner(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def maker(function: Callable[P, R]) -> Callable[P, R]:
+    """As `inner`, for a function that makes arrays (of memory that others own)."""
+    wrapped: Callable[P, R] = register_jitable(function)
+    return wrapped
+
+
 def slow(function: Callable[P, R]) -> Callable[P, R]:
     """Cold paths: as `inner`, but not inlined."""
     wrapped: Callable[P, R] = register_jitable(_nrt=False)(function)
@@ -92,9 +98,7 @@ def pointer(address: int) -> Any:
     return ctypes.c_void_p(address)
 
 
-@overload(pointer)
-def _pointer(address: Any) -> Any:
-    return lambda address: _inttoptr(address)
+overload(pointer)(lambda address: lambda address: _inttoptr(address))
 
 
 @intrinsic

@@ -58,3 +58,11 @@ class DoubleFree(MmtwinError):
 
 class BadFree(MmtwinError):
     """The block cannot be freed: it is not memory, is reserved, or was allocated with another order."""
+
+
+class WrongCache(BadFree):
+    """``kmem_cache_free`` with a cache that the object does not belong to."""
+
+
+class CacheBusy(MmtwinError):
+    """``kmem_cache_destroy`` of a cache that still has objects."""

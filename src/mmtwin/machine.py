@@ -27,12 +27,15 @@ from mmtwin.mm.page_alloc import (
     free_pages_kernel,
     free_pages_list_kernel,
 )
+from mmtwin.mm.slab_common import SlubConfig, slub_cpus
+from mmtwin.mm.slab_tables import Slub, copy_slub
 from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_PCP, Pgdat, copy_pgdat, new_pgdat
 from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
 from mmtwin.profiles import Profile, layout
 from mmtwin.profiles.layout import Frames, MemoryRange
+from mmtwin.slab_api import SlabAllocator, boot_caches, new_allocator
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -43,40 +46,57 @@ MAX_FRAMES = 1 << 30
 MAX_CPUS = 8192
 """CONFIG_NR_CPUS of the recorded kernels."""
 GFP_BITS = 0xFFFFFF
-FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks")
+SLAB_FRAMES = ("caches", "slabs", "objects")
+FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine:
+class Machine(SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
     caller runs on. Every method leaves the machine consistent; `validate` checks that.
 
+    :ivar cpus: CPUs, all online.
     :ivar state: the page allocator's tables (`mm.tables.Pgdat`), open to inspection and to compiled loops.
     :ivar profile: the kernel.
     :ivar ram: page frames that are memory, as (start, end) pairs.
     :ivar reserved: frames of `ram` that the kernel took before the page allocator had them; empty when not known.
     """
 
-    def __init__(self, state: Pgdat, profile: Profile, ram: Sequence[Frames] = (), reserved: Sequence[Frames] = ()) -> None:
+    def __init__(
+        self,
+        state: Pgdat,
+        profile: Profile,
+        ram: Sequence[Frames] = (),
+        reserved: Sequence[Frames] = (),
+        *,
+        slub: Slub | None = None,
+        cache_names: Sequence[str] = (),
+        slab_config: SlubConfig | None = None,
+    ) -> None:
         """Wraps existing tables; `boot` and `mmtwin.load` make machines.
 
         :param ram: page frames that are memory; empty: all that the zones span.
+        :param slub: the slab allocator's tables, with the caches' names by row; None: as it starts, with kmalloc's caches, all empty.
+        :param slab_config: boot options that concern slabs; None: none.
         """
-        self.state, self.profile = state, profile
+        self.state, self.profile, self.cpus = state, profile, int(state.config[0]["nr_cpus"])
         zones = [(int(zone["start_pfn"]), int(zone["end_pfn"])) for zone in state.zone if int(zone["present_pages"])]
         self.ram: tuple[Frames, ...] = tuple(layout.join(ram or zones))
         self.reserved: tuple[Frames, ...] = tuple(layout.join(reserved))
         usable = layout.subtract(self.ram, self.reserved)
         self._starts, self._ends = [start for start, _ in usable], [end for _, end in usable]
+        config = SlubConfig(cpus=slub_cpus(self.cpus, self.cpus)) if slab_config is None else slab_config
+        if slub is None:
+            slub, names, geometries = new_allocator(self.cpus, profile.page_offset, config)
+            self._set_slub(slub, [], config)
+            for cache, name, geometry in zip(boot_caches(config), names, geometries, strict=True):
+                self._add_cache(name, geometry, cache.usersize, cache.refcount)
+        else:
+            self._set_slub(slub, list(cache_names), config)
 
     def __repr__(self) -> str:
         return f"<Machine {self.profile.name}: {format_size(layout.count(self.ram) << PAGE_SHIFT)}, {self.cpus} CPUs, {self.free} of {self.managed} pages free>"
-
-    @property
-    def cpus(self) -> int:
-        """CPUs, all online."""
-        return int(self.state.config[0]["nr_cpus"])
 
     @property
     def managed(self) -> int:
@@ -206,7 +226,8 @@ class Machine:
         """State as a data frame.
 
         :param what: "zones" (one row per populated zone), "free" (blocks on the buddy lists with their positions), "buddyinfo" (their numbers by zone, type
-            and order), "pcp" (per-CPU lists' counts and sizes), "pcp_pages" (what is on them) or "pageblocks" (migrate types).
+            and order), "pcp" (per-CPU lists' counts and sizes), "pcp_pages" (what is on them), "pageblocks" (migrate types), "caches", "slabs", or "objects"
+            (all that is handed out, with its address).
         :raises RequestError: another word.
         """
         import polars as pl
@@ -247,20 +268,33 @@ class Machine:
         if what == "pageblocks":
             pfn = np.arange(len(self.state.pageblock), dtype=np.int64) << self.profile.pageblock_order
             return pl.DataFrame({"pfn": pfn, "migratetype": np.array(MIGRATETYPE_NAMES)[self.state.pageblock]})
+        if what in SLAB_FRAMES:
+            return self.slab_frame(what)
         raise RequestError(f"no frame {what!r}; there are: {', '.join(FRAMES_OF)}")
 
     def copy(self) -> Machine:
         """An independent copy, for a what-if."""
-        return Machine(copy_pgdat(self.state), self.profile, self.ram, self.reserved)
+        return Machine(
+            copy_pgdat(self.state),
+            self.profile,
+            self.ram,
+            self.reserved,
+            slub=copy_slub(self.slub),
+            cache_names=self._cache_names,
+            slab_config=self.slab_config,
+        )
 
     def validate(self) -> None:
         """Checks all invariants. :raises InvariantError: naming the first broken one."""
         validate(self.state)
+        from mmtwin.mm.validate_slub import validate_slub
+
+        validate_slub(self.slub, self.state)
 
     def digest(self) -> str:
         """SHA-256 of all tables: equal for machines that went through the same requests, compiled or interpreted."""
         total = hashlib.sha256()
-        for table in self.state:
+        for table in (*self.state, *self.slub):
             total.update(np.ascontiguousarray(table).view(np.uint8).data)
         return total.hexdigest()
 
@@ -355,6 +389,7 @@ def boot(
     reserved: Iterable[Frames] | None = None,
     initrd: str | int = 0,
     thp: bool | None = None,
+    cmdline: str = "",
 ) -> Machine:
     """A freshly booted machine, before anything was allocated from the page allocator.
 
@@ -371,6 +406,7 @@ def boot(
     :param memory_map: the firmware's map instead of that of a QEMU pc machine with `ram`.
     :param reserved: page frames kept from the allocator, instead of the model; () for a machine without a kernel image.
     :param initrd: size of an initial RAM disk: its memory is free in the end, but did not yet count when the watermarks were set.
+    :param cmdline: the kernel's command line; what concerns slabs is read (slub_min_objects, slub_max_order, slub_debug, slab_nomerge ...).
     :param thp: transparent huge pages on or off; None as the kernel decides: on from 512 MiB of managed memory.
     :raises ProfileError: unknown kernel, or too little memory for its image.
     :raises RequestError: impossible sizes.
@@ -406,7 +442,7 @@ def boot(
     free = layout.subtract(frames, reserve.kept)
     free_memory(state, free)
     _derive_constants(state, kernel, frames, free, reserve.freed, thp)
-    return Machine(state, kernel, frames, reserve.kept)
+    return Machine(state, kernel, frames, reserve.kept, slab_config=SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus)))
 
 
 def _size(name: str, value: str | int) -> int:

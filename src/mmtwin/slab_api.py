@@ -525,15 +525,13 @@ class SlabAllocator:
         if error == -EBUSY:
             number = object_entry(self._handle, self._physical(address))[0]
             return DoubleFree(f"BUG {self._cache_names[number]} (Not tainted): Object already free: {call}({at})")
-        cache, row, _, _ = object_entry(self._handle, self._physical(address) & -PAGE_SIZE)
         pfn = self._physical(address) // PAGE_SIZE
         inside = self._slab_row(pfn)
         if inside != END:
             slab = self.slub.slab[inside]
             name = self._cache_names[int(slab["cache"])]
             return BadFree(f"BUG {name} (Not tainted): Invalid object pointer {at}: {call} of an address inside an object or slab; free what was returned")
-        return BadFree(f"object pointer: {at}: {call} of an address that neither kmalloc nor a cache returned ({cache}, {row})" if False else
-                       f"object pointer: {at}: {call} of an address that neither kmalloc nor a cache has handed out")  # fmt: skip
+        return BadFree(f"object pointer: {at}: {call} of an address that neither kmalloc nor a cache has handed out")
 
     def _slab_row(self, pfn: int) -> int:
         if not 0 <= pfn < int(self.state.config[0]["nr_frames"]):
@@ -542,11 +540,18 @@ class SlabAllocator:
         return int(entry["next"]) if int(entry["flags"]) & 64 else END
 
 
-def new_allocator(cpus: int, page_offset: int, config: SlubConfig, memcg_kmem: bool = True) -> tuple[Slub, list[str], list[CacheGeometry]]:
-    """The slab allocator as it starts: ``kmem_cache``, ``kmem_cache_node`` and kmalloc's caches, all empty; names and geometries by id."""
+def boot_caches(config: SlubConfig) -> list[slab_common.BootCache]:
+    """``kmem_cache``, ``kmem_cache_node`` and kmalloc's caches, oldest first."""
+    return [*slab_common.create_boot_caches(), *slab_common.create_kmalloc_caches(True, True, config.nokmem)]
+
+
+def new_allocator(cpus: int, page_offset: int, config: SlubConfig) -> tuple[Slub, list[str], list[CacheGeometry]]:
+    """The slab allocator as it starts: tables that know kmalloc's caches, and names and geometries of the caches to be added, by id.
+
+    :raises RequestError: no slab between slub_min_order and slub_max_order holds an object of one of them.
+    """
     slub, names, found = new_slub(cpus, page_offset), list[str](), list[CacheGeometry]()
-    slub.kmalloc[:] = END
-    for cache in (*slab_common.create_boot_caches(), *slab_common.create_kmalloc_caches(memcg_kmem, True, config.nokmem)):
+    for cache in boot_caches(config):
         geometry = slab_common.open_cache(cache.name, cache.object_size, cache.align, cache.flags, False, config)
         if geometry is None:
             raise RequestError(f"cache {cache.name}: no slab order between slub_min_order and slub_max_order holds an object")
@@ -554,4 +559,6 @@ def new_allocator(cpus: int, page_offset: int, config: SlubConfig, memcg_kmem: b
             slub.kmalloc[cache.kind * KMALLOC_INDEXES + cache.row] = len(names)
         names.append(cache.name)
         found.append(geometry)
+    missing = slub.kmalloc == END
+    slub.kmalloc[missing] = np.tile(slub.kmalloc[:KMALLOC_INDEXES], len(slub.kmalloc) // KMALLOC_INDEXES)[missing]  # nokmem: the ordinary ones
     return slub, names, found

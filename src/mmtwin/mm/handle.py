@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmtwin._jit import carray, inner, pointer
+from mmtwin._jit import carray, maker, pointer
 from mmtwin.gfp import MAX_NR_ZONES
 from mmtwin.mm.slab_tables import KMEM_CACHE, KMEM_CACHE_CPU, SLAB, SLUB_CONFIG, Slub
 from mmtwin.mm.tables import CONFIG, FREE_AREA, PAGE, PCP, ZONE, Pgdat
@@ -26,7 +26,7 @@ def address_table(pages: Pgdat, slabs: Slub) -> npt.NDArray[np.int64]:
     return table
 
 
-@inner
+@maker
 def tables_at(handle: int) -> tuple[Any, Any]:
     """The tables behind an address table's address."""
     t = carray(pointer(handle), (NR_TABLES, 2), INT64)

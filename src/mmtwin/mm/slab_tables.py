@@ -83,15 +83,14 @@ SLUB_CONFIG = np.dtype(
         ("nr_cpus", "i8"),
         ("caches", "i8"),  # rows of `KMEM_CACHE` in use (also destroyed ones)
         ("slabs", "i8"),  # rows of `SLAB` ever used
-        ("free_slab", "i8"),  # first row to use again (chained by `next`), END if none
         ("slots", "i8"),  # slots ever used
         ("random_state", "i8"),  # the machine's own random numbers
         ("page_offset", "i8"),  # where the direct map begins: the address of page frame 0, as a signed number
         ("pages", "i8"),  # page frames of all slabs
     ]
 )
-FREE_SLOTS = 16
-"""`Slub.free_slots[k]`: first run of 2^k slots that can be used again (runs are chained through their first two slots)."""
+SLOT_CLASSES = 16
+"""A slab's slots are a run of 2^k; `Slub.free_rows[k]` is the first unused row that has such a run (chained by `next`), END if there is none."""
 KMALLOC_TYPES, KMALLOC_INDEXES = 4, 14
 """``enum kmalloc_cache_type`` (NORMAL, CGROUP, RECLAIM, DMA) and the size indexes of ``kmalloc_caches``."""
 
@@ -104,7 +103,7 @@ class Slub(NamedTuple):
     :param slab: `SLAB`; the first MAX_CACHES rows are list heads. Grows (`reserve`).
     :param slot: next free slot of each slot, END or ALLOCATED. Grows.
     :param random: the caches' permutations (``random_seq``), one behind the other.
-    :param free_slots: runs of slots to use again, by size.
+    :param free_rows: rows to use again, by the number of their slots; see SLOT_CLASSES.
     :param kmalloc: ``kmalloc_caches``: the cache of type t and index i at t * KMALLOC_INDEXES + i, -1 if there is none.
     :param config: `SLUB_CONFIG`, one row.
     """
@@ -114,7 +113,7 @@ class Slub(NamedTuple):
     slab: npt.NDArray[np.void]
     slot: npt.NDArray[np.int16]
     random: npt.NDArray[np.int32]
-    free_slots: npt.NDArray[np.int64]
+    free_rows: npt.NDArray[np.int64]
     kmalloc: npt.NDArray[np.int64]
     config: npt.NDArray[np.void]
 
@@ -127,7 +126,7 @@ def new_slub(nr_cpus: int, page_offset: int, slabs: int = 1024, slots: int = 1 <
     cpu = np.zeros(MAX_CACHES * nr_cpus, dtype=KMEM_CACHE_CPU)
     cpu["slab"] = cpu["freelist"] = cpu["partial"] = END
     config = np.zeros(1, dtype=SLUB_CONFIG)
-    config["nr_cpus"], config["slabs"], config["free_slab"] = nr_cpus, MAX_CACHES, END
+    config["nr_cpus"], config["slabs"] = nr_cpus, MAX_CACHES
     config["page_offset"] = np.array(page_offset & MASK, dtype=np.uint64).view(np.int64)
     config["random_state"] = 1
     return Slub(
@@ -136,7 +135,7 @@ def new_slub(nr_cpus: int, page_offset: int, slabs: int = 1024, slots: int = 1 <
         slab=slab,
         slot=np.full(slots, ALLOCATED, dtype=np.int16),
         random=np.zeros(0, dtype=np.int32),
-        free_slots=np.full(FREE_SLOTS, END, dtype=np.int64),
+        free_rows=np.full(SLOT_CLASSES, END, dtype=np.int64),
         kmalloc=np.full(KMALLOC_TYPES * KMALLOC_INDEXES, -1, dtype=np.int64),
         config=config,
     )

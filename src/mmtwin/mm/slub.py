@@ -92,8 +92,8 @@ def is_allocated(s: Any, packed: int) -> bool:
 
 @slow
 def slot_class(objects: int) -> int:
-    """Runs of slots have a power of two of them, at least two: a free run keeps the number of the next one in its first two."""
-    k = 1
+    """Runs of slots have a power of two of them, so that a row whose slab is gone serves any slab of about its size."""
+    k = 0
     while 1 << k < objects:
         k += 1
     return k
@@ -103,21 +103,16 @@ def slot_class(objects: int) -> int:
 def new_row(s: Any, cache: int, pfn: int, order: int, objects: int) -> int:
     """A row and slots for a slab; `slab_tables.reserve` has made sure that there is room. All its objects count as allocated."""
     config = s.config[0]
-    row = int(config["free_slab"])
+    k = slot_class(objects)
+    row = int(s.free_rows[k])
     if row == END:
         row = int(config["slabs"])
         config["slabs"] = row + 1
-    else:
-        config["free_slab"] = int(s.slab[row]["next"])
-    k = slot_class(objects)
-    first = int(s.free_slots[k])
-    if first == END:
         first = int(config["slots"])
         config["slots"] = first + (1 << k)
     else:
-        low, high = int(s.slot[first]), int(s.slot[first + 1])
-        following = (low & 0xFFFF) | (high & 0xFFFF) << 16
-        s.free_slots[k] = END if following == 0xFFFFFFFF else following << 1
+        s.free_rows[k] = int(s.slab[row]["next"])
+        first = int(s.slab[row]["slots"])
     for i in range(first, first + (1 << k)):
         s.slot[i] = ALLOCATED
     slab = s.slab[row]
@@ -144,16 +139,9 @@ def free_row(s: Any, row: int) -> None:
     slab = s.slab[row]
     config = s.config[0]
     k = slot_class(int(slab["objects"]))
-    first = int(slab["slots"])
-    following = int(s.free_slots[k])
-    word = 0xFFFFFFFF if following == END else following >> 1
-    low, high = word & 0xFFFF, word >> 16
-    s.slot[first] = low - 0x10000 if low & 0x8000 else low
-    s.slot[first + 1] = high - 0x10000 if high & 0x8000 else high
-    s.free_slots[k] = first
     slab["state"] = SLAB_UNUSED
-    slab["next"] = int(config["free_slab"])
-    config["free_slab"] = row
+    slab["next"] = int(s.free_rows[k])
+    s.free_rows[k] = row
     config["pages"] = int(config["pages"]) - (1 << int(slab["order"]))
 
 

@@ -39,6 +39,7 @@ LINUX_6_1 = Profile(
     swiotlb_pages=1 << 14,  # 64 MiB
     swiotlb_table_pages=194,
     image=IMAGE,
+    page_offset=0xFFFF_8880_0000_0000,
     node_stat_items=(
         "nr_inactive_anon", "nr_active_anon", "nr_inactive_file", "nr_active_file", "nr_unevictable", "nr_slab_reclaimable", "nr_slab_unreclaimable",
         "nr_isolated_anon", "nr_isolated_file", "workingset_nodes", "workingset_refault_anon", "workingset_refault_file", "workingset_activate_anon",

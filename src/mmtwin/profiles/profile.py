@@ -50,6 +50,7 @@ class Profile:
     :param swiotlb_pages: bounce buffer taken below 4 GiB when there is memory above.
     :param swiotlb_table_pages: bookkeeping of that buffer and of the memory above 4 GiB.
     :param image: the kernel image.
+    :param page_offset: address of page frame 0 in the direct map.
     :param node_stat_items: counters of a node in the order of /proc/zoneinfo.
     :param zone_stat_items: counters of a zone, likewise.
     :param numa_stat_items: NUMA counters of a zone, likewise; empty without CONFIG_NUMA.
@@ -78,6 +79,7 @@ class Profile:
     swiotlb_pages: int
     swiotlb_table_pages: int
     image: KernelImage
+    page_offset: int
     node_stat_items: tuple[str, ...]
     zone_stat_items: tuple[str, ...]
     numa_stat_items: tuple[str, ...]

@@ -9,6 +9,8 @@ from mmtwin.errors import RecordingError
 from mmtwin.machine import Machine
 from mmtwin.profiles import layout
 from mmtwin.profiles.layout import MemoryRange
+from mmtwin.mm.slab_common import SlubConfig, slub_cpus
+from mmtwin.recording import slab_state
 from mmtwin.recording.model import Provenance, Recording, Snapshot
 from mmtwin.recording.state import restore
 
@@ -43,5 +45,9 @@ def from_snapshot(snapshot: Snapshot, provenance: Provenance) -> Machine:
     state = restore(
         snapshot, int(config.get("PCP_BATCH_SCALE_MAX", profile.pcp_batch_scale_max)), config.get("TRANSPARENT_HUGEPAGE", "y" if profile.thp else "n") == "y"
     )
+    slub, names = slab_state.restore(snapshot, state, int(state.config[0]["nr_cpus"])) if slab_state.has_slabs(snapshot) else (None, [])
+    present = int(snapshot.scalars.get("present_cpus", provenance.cpus))
+    options = SlubConfig.from_cmdline(provenance.cmdline, slub_cpus(present, int(snapshot.scalars.get("possible_cpus", present))))
     ram = layout.ram_frames(MemoryRange(*row) for row in snapshot.memory_map.select("start", "size", "type").iter_rows())
-    return Machine(state, profile, layout.clip(ram, 0, int(state.config[0]["nr_frames"])))
+    frames = layout.clip(ram, 0, int(state.config[0]["nr_frames"]))
+    return Machine(state, profile, frames, slub=slub, cache_names=names, slab_config=options)
