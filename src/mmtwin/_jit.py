@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numba
-from numba import carray as carray
 from numba.core import cgutils, types
 from numba.core import config as numba_config
 from numba.extending import intrinsic, overload, register_jitable
@@ -98,12 +97,15 @@ def pointer(address: int) -> Any:
     return ctypes.c_void_p(address)
 
 
-overload(pointer)(lambda address: lambda address: _inttoptr(address))
-
-
-@intrinsic
-def _inttoptr(context: Any, address: Any) -> Any:
+def _typed_inttoptr(context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
+
+
+_inttoptr: Any = intrinsic(_typed_inttoptr)
+overload(pointer)(lambda address: lambda address: _inttoptr(address))
+_numba: Any = numba
+carray: Any = _numba.carray
+"""An array of memory that others own: pointer, shape, dtype."""

@@ -1,12 +1,13 @@
-"""/proc/buddyinfo, /proc/pagetypeinfo and /proc/zoneinfo in the kernel's exact text (mm/vmstat.c), as pure functions over the tables."""
+"""/proc/buddyinfo, /proc/pagetypeinfo, /proc/zoneinfo and /proc/slabinfo in the kernel's exact text (mm/vmstat.c, mm/slab_common.c), as pure functions over the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mmtwin.gfp import MIGRATE_TYPES
+from mmtwin.mm.slab_tables import Slub
 from mmtwin.mm.tables import NR_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Pgdat
 from mmtwin.mm.validate import free_blocks
 from mmtwin.profiles.profile import Profile
@@ -94,3 +95,26 @@ def zoneinfo(state: Pgdat, profile: Profile) -> str:
             text.append(f"\n  node_unreclaimable:  0\n  start_pfn:           {zone['start_pfn']}")
         text.append("\n")
     return "".join(text)
+
+
+def slabinfo(state: Slub, names: Sequence[str]) -> str:
+    """/proc/slabinfo, newest cache first (mm/slab_common.c, slab_show; mm/slub.c, get_slabinfo).
+
+    Active are all objects but those free on the node's partial list: what is free in CPU slabs and on CPU partial lists counts as active.
+    """
+    lines = [
+        "slabinfo - version: 2.1",
+        "# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> <batchcount> <sharedfactor> "
+        ": slabdata <active_slabs> <num_slabs> <sharedavail>",
+    ]
+    listed = state.slab["on_list"] == 1
+    free = np.bincount(state.slab["cache"][listed], (state.slab["objects"] - state.slab["inuse"])[listed], minlength=len(state.cache)).astype(np.int64)
+    for i in range(int(state.config[0]["caches"]) - 1, -1, -1):
+        cache = state.cache[i]
+        if int(cache["live"]):
+            total, slabs = int(cache["total_objects"]), int(cache["nr_slabs"])
+            lines.append(
+                f"{names[i]:<17} {total - free[i]:6} {total:6} {int(cache['size']):6} {int(cache['objects']):4} {1 << int(cache['order']):4}"
+                f" : tunables {0:4} {0:4} {0:4} : slabdata {slabs:6} {slabs:6} {0:6}"
+            )
+    return "\n".join(lines) + "\n"

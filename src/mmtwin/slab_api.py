@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mmtwin import procfs
 from mmtwin.errors import AllocationFailure, BadFree, CacheBusy, DoubleFree, RequestError, WrongCache
 from mmtwin.gfp import GFP_KERNEL, gfp_names
 from mmtwin.mm import slab_common
@@ -36,7 +37,7 @@ from mmtwin.mm.slab_entry import (
 from mmtwin.mm.slab_tables import ALLOCATED, END, KMALLOC_INDEXES, MAX_CACHES, SLAB_LIVE, Slub, new_slub, reserve
 from mmtwin.mm.slub import NO_ROOM
 from mmtwin.mm.tables import Pgdat
-from mmtwin.units import PAGE_SIZE, format_size
+from mmtwin.units import PAGE_SIZE, format_size, get_order
 
 if TYPE_CHECKING:
     import polars as pl
@@ -121,7 +122,14 @@ class SlabAllocator:
         :raises AllocationFailure: Linux returns NULL: above 4 MiB, or no memory (``.status``).
         :raises RequestError: a negative size, no such flags or CPU.
         """
-        if cpu.__class__ is int and 0 <= cpu < self.cpus and gfp.__class__ is int and 0 <= gfp <= GFP_MASK and size.__class__ is int and 0 < size <= KMALLOC_MAX_SIZE:
+        if (
+            cpu.__class__ is int
+            and 0 <= cpu < self.cpus
+            and gfp.__class__ is int
+            and 0 <= gfp <= GFP_MASK
+            and size.__class__ is int
+            and 0 < size <= KMALLOC_MAX_SIZE
+        ):
             physical = kmalloc_entry(self._handle, size, gfp, cpu)
             if physical >= 0:
                 return int(physical) + self.PAGE_OFFSET
@@ -135,7 +143,7 @@ class SlabAllocator:
             return ZERO_SIZE_PTR
         if size > KMALLOC_MAX_SIZE:
             text = f"kmalloc({size}): above KMALLOC_MAX_SIZE ({KMALLOC_MAX_SIZE} bytes): Linux warns once and returns NULL; use vmalloc or kvmalloc"
-            raise AllocationFailure(text, -12, slab_common.get_order(size), gfp, "order too large")
+            raise AllocationFailure(text, -12, get_order(size), gfp, "order too large")
         physical = NO_ROOM
         while physical == NO_ROOM:
             physical = int(kmalloc_entry(self._handle, size, gfp, cpu))
@@ -260,7 +268,9 @@ class SlabAllocator:
             return KmemCache(live[found], name, size)
         geometry = slab_common.new_cache(name, size, align, flags, ctor is not None, config)
         if geometry is None:
-            raise RequestError(f"kmem_cache_create({name!r}, {size}, {align}, 0x{flags:x}) failed with error -22: no slab can hold such an object, or the flags are not allowed")
+            raise RequestError(
+                f"kmem_cache_create({name!r}, {size}, {align}, 0x{flags:x}) failed with error -22: no slab can hold such an object, or the flags are not allowed"
+            )
         if count == MAX_CACHES:
             raise RequestError(f"kmem_cache_create({name!r}): this machine has {MAX_CACHES} caches, the most that it can have")
         number = self._add_cache(name, geometry, 0, 1, ctor is not None)
@@ -432,27 +442,7 @@ class SlabAllocator:
 
     def slabinfo(self) -> str:
         """/proc/slabinfo: newest cache first. As in Linux, objects that are free in CPU slabs and on CPU partial lists count as active."""
-        lines = [
-            "slabinfo - version: 2.1",
-            "# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> <batchcount> <sharedfactor> "
-            ": slabdata <active_slabs> <num_slabs> <sharedavail>",
-        ]
-        rows = self.slub.cache
-        for i in range(int(self.slub.config[0]["caches"]) - 1, -1, -1):
-            cache = rows[i]
-            if not int(cache["live"]):
-                continue
-            total, slabs = int(cache["total_objects"]), int(cache["nr_slabs"])
-            free, at = 0, int(self.slub.slab[i]["next"])
-            while at != i:
-                slab = self.slub.slab[at]
-                free += int(slab["objects"]) - int(slab["inuse"])
-                at = int(slab["next"])
-            lines.append(
-                f"{self._cache_names[i]:<17} {total - free:6} {total:6} {int(cache['size']):6} {int(cache['objects']):4} {1 << int(cache['order']):4}"
-                f" : tunables {0:4} {0:4} {0:4} : slabdata {slabs:6} {slabs:6} {0:6}"
-            )
-        return "\n".join(lines) + "\n"
+        return procfs.slabinfo(self.slub, self._cache_names)
 
     def slab_frame(self, what: str) -> pl.DataFrame:
         """`Machine.frame` of "caches" (one row per cache with its geometry and counts), "slabs" (every slab) or "objects" (every object that is
@@ -511,7 +501,7 @@ class SlabAllocator:
         words = f"{what}, mode:0x{gfp:x}({gfp_names(gfp)}), CPU {cpu}"
         status = "needs reclaim" if error == -11 else "failed"
         if number < 0:
-            return AllocationFailure(f"{words}: no block of {format_size(size)} in one piece", error, slab_common.get_order(size), gfp, status)
+            return AllocationFailure(f"{words}: no block of {format_size(size)} in one piece", error, get_order(size), gfp, status)
         row = self.slub.cache[number]
         text = (
             f"SLUB: Unable to allocate memory on node -1, gfp=0x{gfp:x}({gfp_names(gfp)}): {words}: cache: {self._cache_names[number]}, object size: "

@@ -29,6 +29,9 @@ INFERRED = {
     "zones_learnt": "the watermark test says different zones at two moments; the kernel's zone decided",
     "limits_learnt": "kswapd was just switching the limit of a per-CPU list; the kernel's free said which held",
     "ownership_learnt": "reclaim held pages off the LRU while a pageblock was stolen; the event said whether its type changed",
+    "first_of_fresh_slabs": "first objects of new slabs: where the kernel began in the cache's permutation is its random number, and is learnt",
+    "silent_slab_objects": "objects of bulk calls, which no event announces; predicted, and compared with what a probe saw",
+    "slab_failed_exchanges": "marks of an exchange that failed and was done again",
     "reserves_learnt": "no zone seemed above its watermark, but the kernel had one; answered without watermarks",
 }
 """What each kind of inferred event is, in a few words."""
@@ -59,8 +62,10 @@ def equality(result: Result) -> Table:
     for label, equal, total in (
         ("page frames", result.page_allocs_equal, result.page_allocs),
         ("requests refused", result.failed_allocs_equal, result.failed_allocs),
+        ("slab objects", result.slab_allocs_equal, result.slab_allocs),
     ):
-        table.add_row(label, _equal(equal, total))
+        if total or label != "slab objects":
+            table.add_row(label, _equal(equal, total))
     table.add_row("silent bulk pages", f"{result.bulk_pages:,} predicted" if result.bulk_pages else "none")
     table.add_row("pages freed", f"{result.frees:,}")
     for part in result.parts:
@@ -80,6 +85,7 @@ def warnings(result: Result) -> Iterator[str]:
 def verdict(result: Result) -> Text:
     """The last line."""
     different = result.page_allocs - result.page_allocs_equal + result.failed_allocs - result.failed_allocs_equal
+    different += result.slab_allocs - result.slab_allocs_equal
     if not result.page_allocs and not result.failed_allocs:
         answers = "No request to compare"
     elif different:
@@ -122,6 +128,15 @@ def _differences(differences: list[dict[str, Any]]) -> Table:
     for column in ("event", "kernel", "twin", "order", "CPU"):
         table.columns[columns.index(column)].justify = "right"
     for d in differences:
-        kernel, twin = (f"{d[side]:#x}" if d[side] >= 0 else "none" for side in ("expected", "predicted"))
-        table.add_row(f"{d['event']:,}", d["what"], kernel, twin, str(d["order"]), str(d["cpu"]), printable(d["gfp"]))
+        kernel, twin = (_value(d, side) for side in ("expected", "predicted"))
+        what = printable(f"{d['what']} ({d['cache']})") if d.get("cache") else d["what"]
+        table.add_row(f"{d['event']:,}", what, kernel, twin, str(d.get("order", "")), str(d["cpu"]), printable(d.get("gfp", "")))
     return table
+
+
+def _value(difference: dict[str, Any], side: str) -> str:
+    """A page frame number, or a slab's address as the kernel prints it."""
+    value = int(difference[side])
+    if "cache" in difference:
+        return f"{value & (1 << 64) - 1:#x}" if value else "none"
+    return f"{value:#x}" if value >= 0 else "none"

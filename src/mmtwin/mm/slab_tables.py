@@ -75,7 +75,7 @@ SLAB = np.dtype(
         ("frozen", "i1"),
         ("order", "i1"),
         ("state", "i1"),
-        ("on_list", "i1"),  # 1: on the node's partial list
+        ("on_list", "i1"),  # 1: on the node's partial list, 2: on a CPU's
     ]
 )
 SLUB_CONFIG = np.dtype(

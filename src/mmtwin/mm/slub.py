@@ -291,6 +291,7 @@ def take_cpu_partial(s: Any, c: int, cpu: int) -> bool:
         return False
     k["slab"] = row
     k["partial"] = int(s.slab[row]["next"])
+    s.slab[row]["on_list"] = 0
     return True
 
 
@@ -311,6 +312,7 @@ def put_cpu_partial(s: Any, c: int, cpu: int, row: int, drain: bool) -> int:
     slab = s.slab[row]
     slab["slabs"] = slabs + 1
     slab["next"] = old
+    slab["on_list"] = 2
     k["partial"] = row
     return unfreeze
 
@@ -328,6 +330,7 @@ def unfreeze_partials(s: Any, c: int, first: int) -> int:
         slab["frozen"] = 0
         if int(slab["inuse"]) == 0 and int(cache["nr_partial"]) >= int(cache["min_partial"]):
             slab["next"] = discard
+            slab["on_list"] = 0
             discard = row
         else:
             add_partial(s, row, DEACTIVATE_TO_TAIL)

@@ -1,7 +1,7 @@
 """Invariants of SLUB's tables, and of the page table's marks of slabs.
 
 Vectorised as `validate`: free lists and the nodes' lists are followed by pointer doubling, so the cost is a few passes over the slabs' slots and one
-over the page table. Short chains (a CPU's partial list, rows and runs to be used again) are followed step by step, all lists at once.
+over the page table. Short chains (the CPUs' partial lists) are followed step by step, all at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from mmtwin.errors import InvariantError
 from mmtwin.mm.slab_tables import (
     ALLOCATED,
     END,
-    FREE_SLOTS,
     KMALLOC_INDEXES,
     KMALLOC_TYPES,
     KMEM_CACHE,
@@ -26,6 +25,7 @@ from mmtwin.mm.slab_tables import (
     SLAB_DISCARDED,
     SLAB_LIVE,
     SLAB_UNUSED,
+    SLOT_CLASSES,
     SLUB_CONFIG,
     Slub,
 )
@@ -37,7 +37,7 @@ Bool = npt.NDArray[np.bool_]
 
 PAGE_SIZE = 4096
 NOWHERE, CPU, CPU_PARTIAL, NODE_PARTIAL = range(4)
-PLACES = ("no list", "a CPU's slab", "a CPU's partial list", "the node's partial list")
+PLACES = ("on no list", "a CPU's slab", "on a CPU's partial list", "on the node's partial list")
 
 
 class Used(NamedTuple):
@@ -76,7 +76,7 @@ class PerCpu(NamedTuple):
 def validate_slub(state: Slub, pages: Pgdat, allow_in_flight: bool = False) -> None:
     """Checks that SLUB's tables are consistent, as the kernel's own structures always are between two requests.
 
-    Checked, in this order: shapes of the tables; rows of caches; rows of slabs; rows and runs of slots to be used again; the marks in the page table; the
+    Checked, in this order: shapes of the tables; rows of caches; rows of slabs; rows to be used again and everyone's slots; the marks in the page table; the
     nodes' lists; the CPUs' slabs and partial lists; that each slab is in the one place that its frozen mark and its free objects say; free lists
     (in range, without rings, no object twice) and the counters of objects in use; the caches' counts.
 
@@ -88,7 +88,7 @@ def validate_slub(state: Slub, pages: Pgdat, allow_in_flight: bool = False) -> N
     _check_caches(state)
     used = used_slabs(state)
     _check_slabs(state, used, pages)
-    _check_reuse(state, used)
+    _check_reuse(state)
     _check_marks(used, pages)
     where = np.full(len(used.row), NOWHERE, dtype=np.int64)
     _node_lists(state, used, where)
@@ -121,7 +121,7 @@ def _check_tables(state: Slub) -> None:
         ("cpu", state.cpu, KMEM_CACHE_CPU, MAX_CACHES * cpus),
         ("slab", state.slab, SLAB, None),
         ("slot", state.slot, np.dtype(np.int16), None),
-        ("free_slots", state.free_slots, np.dtype(np.int64), FREE_SLOTS),
+        ("free_rows", state.free_rows, np.dtype(np.int64), SLOT_CLASSES),
         ("kmalloc", state.kmalloc, np.dtype(np.int64), KMALLOC_TYPES * KMALLOC_INDEXES),
     ):
         if table.dtype != dtype or (rows is not None and table.shape != (rows,)):
@@ -184,7 +184,8 @@ def used_slabs(state: Slub) -> Used:
     of = np.full(len(state.slab), -1, dtype=np.int64)
     of[row] = np.arange(len(row))
     table = state.slab[row]
-    return Used(row, *(_integers(table, slice(None), name) for name in Used._fields[1:-1]), of)
+    columns = {name: _integers(table, slice(None), name) for name in Used._fields if name not in ("row", "of")}
+    return Used(row=row, of=of, **columns)
 
 
 def _check_slabs(state: Slub, used: Used, pages: Pgdat) -> None:
@@ -209,67 +210,45 @@ def _check_slabs(state: Slub, used: Used, pages: Pgdat) -> None:
     named((used.inuse < 0) | (used.inuse > used.objects), "inuse", "expected 0 to its objects")
     named((used.freelist < END) | (used.freelist >= used.objects), "freelist", "the slab has not that many objects")
     named((used.frozen < 0) | (used.frozen > 1), "frozen", "expected 0 or 1")
-    named((used.on_list < 0) | (used.on_list > 1), "on_list", "expected 0 or 1")
+    named((used.on_list < 0) | (used.on_list > 2), "on_list", "expected 0, 1 or 2")
     named((used.slots < 0) | (used.slots + _run(used.objects) > slots), "slots", f"{slots} slots are in use")
 
 
 def _run(objects: Int) -> Int:
-    """Slots of a slab: the next power of two, at least two (`slub.slot_class`)."""
-    k: Int = np.int64(1) << np.maximum(np.ceil(np.log2(np.maximum(objects, 2))).astype(np.int64), 1)
-    return k
+    """Slots of a slab: the next power of two (`slub.slot_class`)."""
+    run: Int = np.int64(1) << np.ceil(np.log2(np.maximum(objects, 1))).astype(np.int64)
+    return run
 
 
-def _check_reuse(state: Slub, used: Used) -> None:
-    """Rows and runs of slots are either a slab's or wait in a chain, each once, and nothing is lost."""
+def _check_reuse(state: Slub) -> None:
+    """Rows are either a slab's or wait in a chain to be used again, each once; each keeps its own run of slots, and no slot is lost."""
     config = state.config[0]
-    last, following = int(config["slabs"]), state.slab["next"].tolist()
-    states = state.slab["state"].tolist()
-    waiting, at = set[int](), int(config["free_slab"])
-    while at != END:
-        if not MAX_CACHES <= at < last or states[at] != SLAB_UNUSED or at in waiting:
-            raise InvariantError(f"row {at} is in the chain of rows to be used again, but {'twice' if at in waiting else 'it is no unused row of a slab'}")
-        waiting.add(at)
-        at = following[at]
-    if len(waiting) != last - MAX_CACHES - len(used.row):
-        raise InvariantError(
-            f"{len(waiting)} rows wait to be used again, of {last - MAX_CACHES} {len(used.row)} are used: {last - MAX_CACHES - len(used.row) - len(waiting)} are lost"
-        )
-    slots = int(config["slots"])
-    starts, lengths = [used.slots], [_run(used.objects)]
-    for k in range(FREE_SLOTS):
-        runs, at = _free_runs(state, k, slots), 1 << k
-        starts.append(np.array(runs, dtype=np.int64))
-        lengths.append(np.full(len(runs), at, dtype=np.int64))
-    start, length = np.concatenate(starts), np.concatenate(lengths)
+    last, slots = int(config["slabs"]), int(config["slots"])
+    table = state.slab[MAX_CACHES:last]
+    states, following = table["state"].tolist(), table["next"].tolist()
+    start, run = _integers(table, slice(None), "slots"), _run(_integers(table, slice(None), "objects"))
+    runs = run.tolist()
+    waiting = set[int]()
+    for k in range(SLOT_CLASSES):
+        at = int(state.free_rows[k])
+        while at != END:
+            if not MAX_CACHES <= at < last or states[at - MAX_CACHES] != SLAB_UNUSED or at in waiting:
+                why = "twice" if at in waiting else "but it is no row that is free"
+                raise InvariantError(f"free_rows[{k}]: slab[{at}] is among the rows to be used again, {why}")
+            if runs[at - MAX_CACHES] != 1 << k:
+                raise InvariantError(f"free_rows[{k}]: slab[{at}] has {runs[at - MAX_CACHES]} slots; expected {1 << k}")
+            waiting.add(at)
+            at = following[at - MAX_CACHES]
+    unused = states.count(SLAB_UNUSED)
+    if len(waiting) != unused:
+        raise InvariantError(f"free_rows: {len(waiting)} rows wait to be used again, but {unused} are free")
     by_start = np.argsort(start, kind="stable")
-    start, end = start[by_start], (start + length)[by_start]
+    begins = np.append(start[by_start], slots)
+    ends = np.concatenate(([0], (start + run)[by_start]))
     _first(
-        start[1:] != end[:-1],
-        lambda i: (
-            f"slots {end[i]} to {start[i + 1]} belong to nothing"
-            if start[i + 1] > end[i]
-            else f"slot {start[i + 1]} belongs to two slabs, or to one and to the runs to be used again"
-        ),
+        begins != ends,
+        lambda i: f"slot {min(begins[i], ends[i])} of {slots} belongs to " + ("no row of slabs" if begins[i] > ends[i] else "two rows of slabs"),
     )
-    if len(start) and (start[0] != 0 or end[-1] != slots) or not len(start) and slots:
-        raise InvariantError(
-            f"{slots} slots are in use, but those of slabs and the runs to be used again are {start[0] if len(start) else 0} to {end[-1] if len(end) else 0}"
-        )
-
-
-def _free_runs(state: Slub, k: int, slots: int) -> list[int]:
-    """Runs of 2^k slots to be used again."""
-    runs: list[int] = []
-    seen = set[int]()
-    at = int(state.free_slots[k])
-    while at != END:
-        if k == 0 or not 0 <= at <= slots - (1 << k) or at in seen:
-            raise InvariantError(f"free_slots[{k}]: the run at {at} is {'in the chain twice' if at in seen else f'outside the {slots} slots in use'}")
-        seen.add(at)
-        runs.append(at)
-        word = (int(state.slot[at]) & 0xFFFF) | (int(state.slot[at + 1]) & 0xFFFF) << 16
-        at = END if word == 0xFFFFFFFF else word << 1
-    return runs
 
 
 def _check_marks(used: Used, pages: Pgdat) -> None:
@@ -304,7 +283,7 @@ def _check_marks(used: Used, pages: Pgdat) -> None:
 def _node_lists(state: Slub, used: Used, where: Int) -> None:
     """Follows every node's partial list; `where` is filled for what is on them."""
     caches = int(state.config[0]["caches"])
-    listed = np.flatnonzero(used.on_list)
+    listed = np.flatnonzero(used.on_list == 1)
     rows = np.concatenate((np.arange(caches, dtype=np.int64), used.row[listed]))
     following, preceding = (_integers(state.slab, rows, name) for name in ("next", "prev"))
     number = np.full(len(state.slab), -1, dtype=np.int64)
@@ -394,7 +373,8 @@ def _put(used: Used, per_cpu: PerCpu, where: Int, owner: Int, at: Int, place: in
     cache = per_cpu.cache[owner]
 
     def name(i: int) -> str:
-        return f"slab[{used.row[at[i]]}] is {PLACES[place].replace('a CPU', f'CPU {per_cpu.cpu[owner[i]]}')} of cache {cache[i]}"
+        what = PLACES[place].replace("a CPU's", f"CPU {per_cpu.cpu[owner[i]]}'s")
+        return f"slab[{used.row[at[i]]}] is {what} of cache {cache[i]}"
 
     _first(used.cache[at] != cache, lambda i: f"{name(i)} but belongs to cache {used.cache[at[i]]}")
     _first(used.state[at] != SLAB_LIVE, lambda i: f"{name(i)} but is discarded")
@@ -412,11 +392,7 @@ def _check_places(used: Used, where: Int, allow_in_flight: bool) -> None:
     frozen, on_cpu = used.frozen == 1, (where == CPU) | (where == CPU_PARTIAL)
 
     def name(i: int) -> str:
-        return (
-            f"slab[{used.row[i]}] of cache {used.cache[i]} is on {PLACES[where[i]]}"
-            if where[i] != CPU
-            else f"slab[{used.row[i]}] of cache {used.cache[i]} is a CPU's slab"
-        )
+        return f"slab[{used.row[i]}] of cache {used.cache[i]} is {PLACES[where[i]]}"
 
     _first(on_cpu & ~frozen, lambda i: f"{name(i)} but not frozen")
     _first((where == NODE_PARTIAL) & frozen, lambda i: f"{name(i)} but frozen")

@@ -7,9 +7,9 @@ from pathlib import Path
 from mmtwin import profiles
 from mmtwin.errors import RecordingError
 from mmtwin.machine import Machine
+from mmtwin.mm.slab_common import SlubConfig, slub_cpus
 from mmtwin.profiles import layout
 from mmtwin.profiles.layout import MemoryRange
-from mmtwin.mm.slab_common import SlubConfig, slub_cpus
 from mmtwin.recording import slab_state
 from mmtwin.recording.model import Provenance, Recording, Snapshot
 from mmtwin.recording.state import restore

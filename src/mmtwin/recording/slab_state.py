@@ -91,6 +91,7 @@ def _slabs(state: Slub, slabs: pl.DataFrame, pages: Pgdat) -> dict[int, int]:
             entry["on_list"] = 1
         elif slab["where"] == CPU_PARTIAL:
             partial.setdefault((slab["cache"], slab["cpu"]), []).append(row)
+            entry["on_list"] = 2
         elif slab["where"] == DISCARDED:
             entry["state"] = SLAB_DISCARDED
         end = min(slab["pfn"] + (1 << slab["order"]), frames)
@@ -165,8 +166,13 @@ class Frames:
             if int(slab["state"]) == SLAB_DISCARDED:
                 where, cpu, position = DISCARDED, -1, -1
             slabs.append(
-                (*(int(slab[c]) for c in ("pfn", "cache", "order", "objects", "inuse", "frozen")), where, cpu, position)
-                + (int(slab["slabs"]) if where == CPU_PARTIAL else 0,)
+                (
+                    *(int(slab[c]) for c in ("pfn", "cache", "order", "objects", "inuse", "frozen")),
+                    where,
+                    cpu,
+                    position,
+                    int(slab["slabs"]) if where == CPU_PARTIAL else 0,
+                )
             )
             objects += _chain(state, row, int(slab["freelist"]), 0)
         columns = ["pfn", "cache", "order", "objects", "inuse", "frozen", "where", "cpu", "position", "slabs"]
@@ -179,7 +185,7 @@ class Frames:
 
 
 def _partials(state: Slub, first: int) -> list[int]:
-    found = []
+    found: list[int] = []
     while first != END and len(found) <= len(state.slab):
         found.append(first)
         first = int(state.slab[first]["next"])
@@ -187,7 +193,8 @@ def _partials(state: Slub, first: int) -> list[int]:
 
 
 def _chain(state: Slub, row: int, head: int, which: int) -> list[tuple[int, int, int, int]]:
-    pfn, first, found = int(state.slab[row]["pfn"]), int(state.slab[row]["slots"]), []
+    pfn, first = int(state.slab[row]["pfn"]), int(state.slab[row]["slots"])
+    found: list[tuple[int, int, int, int]] = []
     while head >= 0 and len(found) <= int(state.slab[row]["objects"]):
         found.append((pfn, which, len(found), head))
         head = int(state.slot[first + head])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_l
 from mmtwin.replay.engine import Outcome, run
 from mmtwin.replay.part import Part
 from mmtwin.replay.placement import ALLOC, ALLOC_FAILED, ISOLATED, ROTATE, Placement, place
-from mmtwin.replay.slab_check import compare_slabs
+from mmtwin.replay.slab_check import compare_slabs, compare_texts
+from mmtwin.replay.slab_classic import ClassicResult, replay_classic
 from mmtwin.replay.slab_names import slab_names
 from mmtwin.replay.slabs import SLAB_COUNTERS, WHATS
 
@@ -66,8 +67,8 @@ class Result:
     @property
     def equal(self) -> bool:
         """Whether the twin answered all requests as the kernel did and ended in the same state."""
-        requests = self.page_allocs_equal == self.page_allocs and self.failed_allocs_equal == self.failed_allocs
-        return requests and not self.differences and all(p.equal == p.total for p in self.parts)
+        requests = self.page_allocs_equal == self.page_allocs and self.failed_allocs_equal == self.failed_allocs and self.slab_allocs_equal == self.slab_allocs
+        return requests and not self.differences and not self.slab.get("wrong_frees") and all(p.equal == p.total for p in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, for JSON."""
@@ -89,7 +90,8 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
     before = recording.before
     scale = int(recording.provenance.kernel_config.get("PCP_BATCH_SCALE_MAX", 5))
     state = restore(before, scale, recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y", recording.provenance.cpus)
-    slub, names, meanings = None, [], None
+    slub, meanings = None, None
+    names: list[str] = []
     if slab_state.has_slabs(before) and any(p.startswith("slab_take") for p in recording.provenance.probes):
         slub, names = slab_state.restore(before, state, int(state.config[0]["nr_cpus"]))
         meanings, slub = slab_names(recording.events, before, recording.after, slub, names)
@@ -105,9 +107,26 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
         twin = meanings.caches.look_up(addresses, np.full(len(addresses), len(recording.events)))
         ids = dict(zip(recording.after.caches["id"].to_list(), twin.tolist(), strict=True))
         parts += compare_slabs(outcome.slub, names, ids, recording.after)
+        parts += compare_texts(outcome.slub, names, recording.provenance)
+        parts += _counted(outcome.counters)
+    classic = None
+    if before.classic is not None and any(p.startswith("cslab_") for p in recording.provenance.probes):
+        classic, _ = replay_classic(recording, check=check)
+        parts += classic.parts
     if check:
         parts.append(_values("derived constants", list(constants.compare(before, recording.provenance))))
-    return _result(recording, placement, outcome, parts, seconds, names), state
+    return _result(recording, placement, outcome, parts, seconds, names, classic), state
+
+
+def _counted(c: Mapping[str, int]) -> list[Part]:
+    """What is compared on the way, besides the addresses."""
+    pairs = (
+        ("slab page requests", "slab_page_requests_equal", "slab_page_requests"),
+        ("slab pages freed", "slab_page_frees_equal", "slab_page_frees"),
+        ("silent slab objects", "slab_bulk_equal", "slab_bulk_objects"),
+        ("bytes_alloc of kmalloc", "slab_sizes_equal", "slab_kmallocs"),
+    )
+    return [Part(name, c[equal], c[total]) for name, equal, total in pairs]
 
 
 def _signed(address: int) -> int:
@@ -122,7 +141,9 @@ def warm_up() -> None:
     run(new_pgdat(512, 1), Placement(np.zeros(1, dtype=OP), 0, 0, 0, 0, np.zeros(0, np.int64)))
 
 
-def _result(recording: Recording, placement: Placement, outcome: Outcome, parts: list[Part], seconds: float, names: list[str]) -> Result:
+def _result(
+    recording: Recording, placement: Placement, outcome: Outcome, parts: list[Part], seconds: float, names: list[str], classic: ClassicResult | None
+) -> Result:
     c, ops = outcome.counters, placement.ops["op"]
     inferred = {
         "late_allocations": placement.late,
@@ -137,15 +158,18 @@ def _result(recording: Recording, placement: Placement, outcome: Outcome, parts:
         "limits_learnt": c["limits_learnt"],
         "ownership_learnt": c["ownership_learnt"],
         "reserves_learnt": c["reserve_learnt"],
+        "first_of_fresh_slabs": c["slab_learnt"],
+        "silent_slab_objects": c["slab_bulk_objects"],
+        "slab_failed_exchanges": placement.retried,
     }
     return Result(
         cpus=recording.provenance.cpus,
         events=len(recording.events),
         page_allocs=c["page_allocs"],
         page_allocs_equal=c["page_allocs_equal"],
-        slab_allocs=c["slab_allocs"],
-        slab_allocs_equal=c["slab_allocs_equal"],
-        slab={name: c[name] for name in SLAB_COUNTERS},
+        slab_allocs=c["slab_allocs"] if classic is None else classic.slab_allocs,
+        slab_allocs_equal=c["slab_allocs_equal"] if classic is None else classic.slab_allocs_equal,
+        slab={name: c[name] for name in SLAB_COUNTERS} if classic is None else {"wrong_frees": classic.wrong_frees, "unmatched": classic.unmatched},
         vmap_allocs=0,
         vmap_allocs_equal=0,
         final_state_equal=all(p.equal == p.total for p in parts if p.name != "derived constants") if recording.after is not None and parts else None,

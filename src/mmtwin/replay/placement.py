@@ -84,6 +84,8 @@ from mmtwin.recording.model import KIND, KINDS, Snapshot
     SLAB_SHUTDOWN_LOCK,
     SLAB_DEAD_CPU,
 ) = range(32, 59)
+RETRIED = 31
+"""An exchange that failed: nothing to be done."""
 """Operations of the slab allocator: `slabs` executes them. Each is already at its true place, because its mark is raised where the work is done."""
 
 OP = np.dtype(
@@ -115,6 +117,7 @@ CONTEXT = np.dtype(
         ("isolate", "i8"),
         ("walk", "i8"), ("walk_flags", "i8"),  # the zones have been tested, with these flags
         ("take", "i8"), ("give", "i8"),  # a slab's exchange that may yet turn out to have failed
+        ("refill", "i8"),  # whether it got an object is known by what comes next
     ]
 )  # fmt: skip
 """What is going on in one context (a task, or an interrupt level of a CPU)."""
@@ -174,6 +177,7 @@ class Placement(NamedTuple):
     :param late: allocations that were printed after something that really came later.
     :param unplaced: allocations without any event inside a lock.
     :param objects: pointers of the slab's silent bulk calls, one call behind the other.
+    :param retried: marks of exchanges that failed and were done again.
     """
 
     ops: npt.NDArray[np.void]
@@ -182,6 +186,7 @@ class Placement(NamedTuple):
     late: int
     unplaced: int
     objects: npt.NDArray[np.int64]
+    retried: int = 0
 
 
 @inner
@@ -272,6 +277,7 @@ def _slab_op(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np.voi
     """An operation of the slab allocator.
 
     The mark of an exchange (``cmpxchg16b``) is raised before it, and the exchange may fail: then the kernel tries again, and only the last one counts.
+    A refill that another CPU raced with is told by what came next: it went on looking, or it had its object (`contended`).
     An allocation's has failed if the same context goes for the same cache once more before its event; a free's if the same object comes again.
     """
     n = _add(ops, n, kind, e, i)
@@ -281,18 +287,25 @@ def _slab_op(e: Events, i: int, c: npt.NDArray[np.void], ops: npt.NDArray[np.voi
     op["arg2"] = e.arg[i]
     if kind == SLAB_TAKE or kind == SLAB_SLOW:
         if int(c["take"]) >= 0 and int(ops[int(c["take"])]["arg"]) == e.cache[i]:
-            ops[int(c["take"])]["op"] = NOP
+            ops[int(c["take"])]["op"] = RETRIED
         c["take"] = n - 1 if kind == SLAB_TAKE else -1
         c["give"] = -1
+        c["refill"] = -1
     elif kind == SLAB_GIVE or kind == SLAB_EXCHANGE:
         op["pfn"] = e.pfn[i]
         if int(c["give"]) >= 0 and int(ops[int(c["give"])]["arg2"]) == e.arg[i]:
-            ops[int(c["give"])]["op"] = NOP
+            ops[int(c["give"])]["op"] = RETRIED
         c["give"] = n - 1
         c["take"] = -1
     else:
         c["give"] = -1
         c["take"] = -1
+        if int(c["refill"]) >= 0:
+            if kind == SLAB_CPU_PARTIAL or kind == SLAB_NODE_PARTIAL or kind == SLAB_NEW or kind == SLAB_REFILL:
+                ops[int(c["refill"])]["contended"] = 1
+            c["refill"] = -1
+        if kind == SLAB_REFILL:
+            c["refill"] = n - 1
         if kind == SLAB_ALLOC_EVENT:
             op["arg"] = e.bytes_alloc[i]
             op["arg2"] = e.bytes_req[i]
@@ -422,7 +435,7 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
     e = Events(kind=np.ascontiguousarray(kind), context=contexts, cache=cache, objects=where, **column)
     e = Events(*(np.require(a, np.int64, ["C", "W"]) for a in e))
     context_table = np.zeros(max(count, 1), dtype=CONTEXT)
-    for name in ("group", "mark", "bulk", "bulk_end", "free", "drain", "isolate", "take", "give"):
+    for name in ("group", "mark", "bulk", "bulk_end", "free", "drain", "isolate", "take", "give", "refill"):
         context_table[name] = -1
     probed = bool(np.any(kind == K_PCP_FREE))
     batched = np.zeros(len(kind), dtype=np.uint8) if probed else _batched(e)
@@ -434,13 +447,15 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
     ops = np.zeros(room, dtype=OP)
     n, bulks = _place(e, context_table, ops, batched, probed, chunk, batch_scale_max, caches is not None)
     ops = ops[:n]
+    retried = int(np.count_nonzero(ops["op"] == RETRIED))
+    ops["op"][ops["op"] == RETRIED] = NOP
     words = ops.view(np.int64).reshape(len(ops), OP.itemsize // 8)  # moving whole rows as words is ten times as fast as moving records
     ops = words.take(np.argsort(ops["at"], kind="stable"), axis=0).view(OP).ravel()
     requests = (ops["op"] == ALLOC) | (ops["op"] == PCP_FREE) | (ops["op"] == BUDDY_FREE) | (ops["op"] == PREPARE)
     printed = ops["event"][requests]
     later = np.minimum.accumulate(printed[::-1])[::-1]
     late = int(np.count_nonzero((printed > later) & (ops["op"][requests] == ALLOC)))
-    return Placement(ops, bulks, count, late, int(np.count_nonzero((ops["op"] == ALLOC) & (ops["placed"] == 0))), objects)
+    return Placement(ops, bulks, count, late, int(np.count_nonzero((ops["op"] == ALLOC) & (ops["placed"] == 0))), objects, retried)
 
 
 def _slab_columns(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 
 import polars as pl
 
+from mmtwin.mm.slab_common import CMPXCHG_DOUBLE, OBJECT_POISON, Mergeable, SlubConfig, open_cache, slub_cpus, sysfs_name
 from mmtwin.mm.slab_tables import Slub
-from mmtwin.recording.model import Snapshot
+from mmtwin.procfs import slabinfo
+from mmtwin.recording.model import Provenance, Snapshot
 from mmtwin.recording.slab_state import COUNTS, Frames
 from mmtwin.replay.part import Part
 
@@ -34,6 +37,48 @@ def compare_slabs(state: Slub, names: list[str], ids: Mapping[int, int], after: 
     listed = after.free_objects.select(pl.col(columns).cast(pl.Int64)).join(owner, on="slab", how="inner")
     own = mine.free_objects.join(mine.slabs.select(pl.col("pfn").alias("slab"), "cache"), on="slab", how="inner")
     yield _tables("free objects, in order", own, listed, ["slab", "list", "position"], "cache", label)
+
+
+def compare_texts(state: Slub, names: list[str], provenance: Provenance) -> Iterator[Part]:
+    """What the guest's own files say: /proc/slabinfo line by line, and the caches' geometry in /sys/kernel/slab."""
+    theirs = provenance.procfs.get("slabinfo", "").splitlines()
+    if theirs:
+        mine = slabinfo(state, names).splitlines()
+        differ = [(a, b) for a, b in zip_longest(mine, theirs, fillvalue="") if a != b]
+        yield Part("lines of /proc/slabinfo", max(len(mine), len(theirs)) - len(differ), max(len(mine), len(theirs)), f"{differ[0][1]}" if differ else "")
+    found: dict[str, dict[str, int]] = {}
+    for line in provenance.procfs.get("sys_kernel_slab", "").splitlines():
+        words = line.split()
+        if len(words) >= 3 and words[0] != "alias" and words[1] in SYSFS_FILES and words[2].isdecimal():
+            found.setdefault(words[0], {})[words[1]] = int(words[2])
+    if found:
+        yield _geometry(state, names, provenance, found)
+
+
+SYSFS_FILES = ("slab_size", "objs_per_slab", "order", "min_partial", "cpu_partial")
+
+
+def _geometry(state: Slub, names: list[str], provenance: Provenance, found: Mapping[str, Mapping[str, int]]) -> Part:
+    """Every cache's geometry, computed from its object size, alignment and flags, beside /sys/kernel/slab."""
+    config = SlubConfig.from_cmdline(provenance.cmdline, slub_cpus(provenance.cpus, provenance.cpus))
+    total, first = 0, []
+    for i in range(int(state.config[0]["caches"])):
+        row = state.cache[i]
+        if not int(row["live"]):
+            continue
+        total += 1
+        flags = int(row["flags"]) & ~(CMPXCHG_DOUBLE | OBJECT_POISON)
+        geometry = open_cache(names[i], int(row["object_size"]), int(row["align"]), flags, bool(row["ctor"]), config)
+        merge = Mergeable(*(int(row[c]) for c in ("flags", "size", "ctor", "usersize", "refcount")))
+        theirs = found.get(sysfs_name(names[i], merge, config), found.get(names[i], {}))
+        mine = (
+            {}
+            if geometry is None
+            else dict(zip(SYSFS_FILES, (geometry.size, geometry.objects, geometry.order, geometry.min_partial, geometry.cpu_partial), strict=True))
+        )
+        if dict(theirs) != mine:
+            first.append(f"{names[i]}: {mine}, the kernel's is {dict(theirs)}")
+    return Part("geometry in /sys/kernel/slab", total - len(first), total, first[0] if first else "")
 
 
 def _renumbered(table: pl.DataFrame, column: str, ids: Mapping[int, int]) -> pl.DataFrame:

@@ -93,10 +93,11 @@ SLAB_COUNTERS = (
     "slab_allocs", "slab_allocs_equal", "slab_frees", "slab_learnt", "slab_bulk_objects", "slab_bulk_equal", "slab_bulk_frees", "slab_page_requests",
     "slab_page_requests_equal", "slab_page_frees", "slab_page_frees_equal", "slab_paths", "slab_failed", "slab_unknown_frees", "slab_sizes_equal", "slab_kmallocs",
     "slab_early",
+    "slab_races",
 )  # fmt: skip
 (
     S_ALLOCS, S_EQUAL, S_FREES, S_LEARNT, S_BULK, S_BULK_EQUAL, S_BULK_FREES, S_REQUESTS, S_REQUESTS_EQUAL, S_PAGE_FREES, S_PAGE_FREES_EQUAL, S_PATHS, S_FAILED,
-    S_UNKNOWN, S_SIZES, S_KMALLOCS, S_EARLY,
+    S_UNKNOWN, S_SIZES, S_KMALLOCS, S_EARLY, S_RACES,
 ) = range(len(SLAB_COUNTERS))  # fmt: skip
 
 SLAB_DIFFERENCE = np.dtype([("event", "i8"), ("expected", "i8"), ("predicted", "i8"), ("cache", "i8"), ("cpu", "i8"), ("what", "i8")])
@@ -137,6 +138,7 @@ class Slabs(NamedTuple):
     :param objects: `Placement.objects`; `packed` the same as slab and slot.
     :param bulk: objects of a context's bulk allocation.
     :param last: the last page block that each context got: pfn, order, gfp; and the order that was refused to a slow path, -1 if none.
+    :param race: the slab that was exchanged last and by which context; the slab whose refill waits for an exchange, its context and CPU.
     """
 
     counters: npt.NDArray[np.int64]
@@ -147,8 +149,10 @@ class Slabs(NamedTuple):
     packed: npt.NDArray[np.int64]
     bulk: npt.NDArray[np.int64]
     last: npt.NDArray[np.int64]
+    race: npt.NDArray[np.int64]
 
 
+R_EXCHANGED, R_EXCHANGER, R_WAITING, R_WAITER, R_CPU = range(5)
 L_PFN, L_ORDER, L_GFP, L_FAILED_ORDER = range(4)
 KEPT = 100
 
@@ -169,6 +173,7 @@ def new_slabs(placement: Placement) -> Slabs:
         np.full(len(placement.objects), END, np.int64),
         np.full((contexts, BULK), END, np.int64),
         last,
+        np.full(5, END, np.int64),
     )
 
 
@@ -377,7 +382,7 @@ def extract_object(b: Any, s: Any, address: int) -> None:
         slab["freelist"] = unlink_slot(s, row, int(slab["freelist"]), slot)
         if is_allocated(s, packed):
             slab["inuse"] = int(slab["inuse"]) + 1
-            if int(slab["freelist"]) == END and int(slab["on_list"]):
+            if int(slab["freelist"]) == END and int(slab["on_list"]) == 1:
                 remove_partial(s, row)
             return
     s.slot[int(slab["slots"]) + slot] = ALLOCATED  # it was on the list of a slab that a slow path holds
@@ -429,8 +434,15 @@ def free_slow(s: Any, q: Any, op: Any, row: int, head: int, tail: int, count: in
     """``__slab_free``'s exchange."""
     x = q.context[int(op["context"])]
     left = free_slowpath(s, row, head, tail, count)
+    q.race[R_EXCHANGED] = row
+    q.race[R_EXCHANGER] = int(op["context"])
     if left == PUT_CPU_PARTIAL:
-        x["put"] = row
+        if int(s.slab[row]["on_list"]):
+            differ_slab(q, op, D_PATH, SLAB_PUT_PARTIAL, 0, int(s.slab[row]["cache"]))
+        else:
+            x["put"] = row
+    if q.race[R_WAITING] == row:
+        refill_late(s, q, op)
     elif left == DISCARD:
         discard_slab(s, row)
 
@@ -538,6 +550,52 @@ def new_slab(b: Any, s: Any, q: Any, op: Any) -> None:
 
 
 @slow
+def refill_now(s: Any, q: Any, op: Any, c: int) -> None:
+    """``redo:`` of ___slab_alloc. Another CPU may be freeing into the same slab at this very moment: then only what the kernel did next
+    (`contended` of the operation: it went on without an object) says which exchange came first."""
+    ctx = int(op["context"])
+    cpu = int(op["cpu"])
+    k = s.cpu[c * int(s.config[0]["nr_cpus"]) + cpu]
+    row = int(k["slab"])
+    if row != END and int(k["freelist"]) == END:
+        slab = s.slab[row]
+        empty = int(slab["freelist"]) == END
+        if empty and not int(op["contended"]):
+            q.race[R_WAITING] = row
+            q.race[R_WAITER] = ctx
+            q.race[R_CPU] = cpu
+            q.counters[S_RACES] += 1
+            return
+        if not empty and int(op["contended"]) and q.race[R_EXCHANGED] == row:
+            k["slab"] = END  # the kernel saw it empty and let it go; the exchange then froze it for the other CPU
+            slab["frozen"] = 1
+            q.context[q.race[R_EXCHANGER]]["put"] = row
+            q.counters[S_RACES] += 1
+            return
+    packed = refill(s, c, cpu)
+    if packed != END:
+        leave_slow(q, op)
+        took(q, op, packed, 0)
+
+
+@slow
+def refill_late(s: Any, q: Any, op: Any) -> None:
+    """The exchange has come that a refill on another CPU had seen already."""
+    row = q.race[R_WAITING]
+    q.race[R_WAITING] = END
+    ctx, cpu = q.race[R_WAITER], q.race[R_CPU]
+    packed = refill(s, int(s.slab[row]["cache"]), cpu)
+    x = q.context[ctx]
+    depth = int(x["depth"])
+    if packed != END and depth < STACK:
+        x["slow"] = 0
+        x["object"][depth] = packed
+        x["depth"] = depth + 1
+        x["seen"] = 1
+        q.learnt[ctx] &= ~(1 << depth)
+
+
+@slow
 def load_slab(s: Any, q: Any, op: Any) -> None:
     """``retry_load_slab``: the slab that was found becomes the CPU's; one that came in between is flushed first."""
     x = q.context[int(op["context"])]
@@ -560,7 +618,7 @@ def load_slab(s: Any, q: Any, op: Any) -> None:
 def drop_slab(b: Any, s: Any, row: int) -> None:
     """Resync: the kernel has no slab here any more."""
     slab = s.slab[row]
-    if int(slab["on_list"]):
+    if int(slab["on_list"]) == 1:
         remove_partial(s, row)
     cpus = int(s.config[0]["nr_cpus"])
     c = int(slab["cache"])
@@ -643,10 +701,7 @@ def slab_rare(b: Any, s: Any, q: Any, op: Any) -> None:
         enter_slow(q, op)
     elif kind == SLAB_REFILL:
         if c >= 0:
-            packed = refill(s, c, cpu)
-            if packed != END:
-                leave_slow(q, op)
-                took(q, op, packed, 0)
+            refill_now(s, q, op, c)
     elif kind == SLAB_CPU_PARTIAL:
         if c >= 0 and not take_cpu_partial(s, c, cpu):
             differ_slab(q, op, D_PATH, kind, 0, c)
