@@ -1,5 +1,6 @@
 #!/usr/bin/env sh
-# Makes every bundled recording anew: a kernel from Debian's packages, QEMU, the workloads beside this file. About 5 minutes.
+# Makes every bundled recording anew: a kernel from Debian's packages, QEMU, the workloads beside this file. About 10 minutes, and half an hour more
+# where the kernel with the classic SLAB has to be built ($MMTWIN_SLAB_KERNEL names a built one), and 10 minutes for the slab answers of a real kernel.
 #   make.sh MMTWIN [NAME ...]      MMTWIN is the mmtwin program; NAMEs restrict which recordings are made
 set -eu
 mmtwin=$1
@@ -26,6 +27,11 @@ mmap-4g-4cpu                 | mmap      | 4G    | 4 |
 pressure-128m-1cpu           | pressure  | 128M  | 1 |
 pressure-128m-4cpu           | pressure  | 128M  | 4 |
 settings-256m-2cpu           | settings  | 256M  | 2 |
+slabs-256m-1cpu-slab         | slabs     | 256M  | 1 | --slab
+modules-512m-1cpu-slab       | modules   | 512M  | 1 | --slab
+files-256m-1cpu-slab         | files     | 256M  | 1 | --slab
+pressure-128m-2cpu-slab      | pressure  | 128M  | 2 | --slab
+slabs-512m-4cpu-slab         | slabs     | 512M  | 4 | --slab
 '
 echo "$recordings" | while IFS='|' read -r name workload memory cpus options; do
   name=$(echo $name)
@@ -36,4 +42,15 @@ echo "$recordings" | while IFS='|' read -r name workload memory cpus options; do
   # shellcheck disable=SC2086
   "$mmtwin" record --vm "$kernel" --workload "$here/workloads/$(echo $workload).sh" --mem $memory --smp $cpus $options --force -o "$root/tests/recordings/$name.mmrec" < /dev/null
 done
+wanted() { [ $# -gt 1 ] || return 0; name=$1; shift; case " $* " in *" $name "*) return 0 ;; esac; return 1; }
+if wanted slab-classic-1cpu "$@"; then
+  slab=${MMTWIN_SLAB_KERNEL:-$here/kernel-slab}
+  [ -f "$slab/vmlinux" ] || "$here/slab-kernel.sh" "$slab"
+  "$mmtwin" record --vm "$slab" --workload "$here/slab-kernel-workload.sh" --mem 128M --smp 1 --slab --force -o "$root/tests/data/slab-classic-1cpu.mmrec" < /dev/null
+fi
+if wanted sys-slab "$@"; then "$here/sys-slab.sh" "$kernel" "$root/tests/data/sys-kernel-slab.json.gz"; fi
+if wanted kmalloc-probe "$@"; then
+  "$here/module/build.sh" "$here/module-build" "$(cat "$kernel/release")"
+  "$here/module/run.sh" "$kernel" "$here/module-build/$(cat "$kernel/release")/kmalloc_probe.ko" "$root/tests/data/kmalloc-probe-6.1.txt.gz"
+fi
 cp "$root/tests/recordings/files-256m-2cpu.mmrec" "$root/src/mmtwin/data/demo.mmrec"

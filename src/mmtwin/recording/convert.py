@@ -155,13 +155,14 @@ def parse_format(text: str) -> EventFormat:
 
 
 def _context(flags: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-    """0 task, 1 soft interrupt, 2 hard interrupt (trace_flag_type: 0x40 NMI, 0x08 hard, 0x10 soft; include/linux/trace_events.h).
+    """0 task, 1 soft interrupt, 2 hard interrupt, 3 hard interrupt in a soft one (trace_flag_type: 0x40 NMI, 0x08 hard, 0x10 soft; include/linux/trace_events.h).
 
     A kprobe on an instruction is a breakpoint, whose handler counts as NMI and as hard interrupt: what it interrupted is then known
     only down to "soft interrupt or not", and a hard interrupt passes for the task (page allocation in one is all but unknown).
     """
     hard = (flags & 0x08 != 0) & (flags & 0x40 == 0)
-    return np.select([hard, flags & 0x10 != 0], [2, 1], 0).astype(np.int8)
+    soft = flags & 0x10 != 0
+    return np.select([hard & soft, hard, soft], [3, 2, 1], 0).astype(np.int8)
 
 
 def _strings(data: npt.NDArray[np.uint8], at: npt.NDArray[np.int64], where: npt.NDArray[np.int64]) -> list[str]:

@@ -38,7 +38,7 @@ EVENTS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "time": pl.Int64,  # the trace clock: with clock "counter" one number per event over all CPUs, else nanoseconds
     "cpu": pl.Int16,
     "pid": pl.Int32,
-    "context": pl.Int8,  # 0 task, 1 soft interrupt, 2 hard interrupt
+    "context": pl.Int8,  # 0 task, 1 soft interrupt, 2 hard interrupt, 3 hard interrupt in a soft one
     "kind": pl.Enum(KINDS),
     "pfn": pl.Int64,  # page frame number; -1 where there is none (a failed mm_page_alloc)
     "order": pl.Int8,

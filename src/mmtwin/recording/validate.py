@@ -146,7 +146,7 @@ def check_events(events: pl.DataFrame, cpus: int, snapshot: Snapshot | None, lab
     check_columns(events, EVENTS_SCHEMA, label)
     column = {name: events[name].to_numpy() for name in ("cpu", "context", "pfn", "order", "migratetype", "gfp")}
     _range(label, "cpu", column["cpu"], 0, cpus - 1)
-    _range(label, "context", column["context"], 0, 2)
+    _range(label, "context", column["context"], 0, 3)
     _range(label, "gfp", column["gfp"], 0, (1 << 32) - 1)
     for name in ("pfn", "order", "migratetype"):
         _range(label, name, column[name], -1, {"pfn": (1 << 52) - 1, "order": 63, "migratetype": 15}[name])

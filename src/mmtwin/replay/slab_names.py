@@ -32,6 +32,8 @@ def slab_names(events: pl.DataFrame, before: Snapshot, after: Snapshot | None, s
         row = state.cache[cache]
         _describe(row, event, known.get(event["ptr"]) or known.get(event["ptr"] & 0xFFFFFFFFFFFFFFFF))
         sequence = _sequence(events, event["at"], int(row["size"]))
+        if sorted(sequence.tolist()) != list(range(int(row["objects"]))):
+            sequence = sequence[:0]  # cut off, or none: objects in ascending order
         row["random_seq"] = count if len(sequence) else -1
         random.append(sequence)
         count += len(sequence)
@@ -44,7 +46,7 @@ def _describe(row: np.void, event: dict[str, int], after: dict[str, int] | None)
     """What a new cache is: as its creation says; what that leaves out, as the second snapshot does (if it lives as long)."""
     from mmtwin.mm.slab_common import calculate_sizes
 
-    size, oo = int(event["bytes_alloc"]), int(event["arg"])
+    size, oo = max(int(event["bytes_alloc"]), 8), max(int(event["arg"]), 1)
     row["flags"], row["size"], row["object_size"], row["align"] = event["gfp"], size, event["bytes_req"], event["node"]
     row["order"], row["objects"], row["min_partial"], row["refcount"] = oo >> 16, oo & 0xFFFF, event["pfn"], 1
     if after is not None and after["name"] == event["name"]:

@@ -521,7 +521,7 @@ def new_slab(b: Any, s: Any, q: Any, op: Any) -> None:
     c = int(x["cache"])
     first = int(op["pfn"])
     last = q.last[ctx]
-    if first == 0 or c < 0:
+    if first == 0 or c < 0 or int(last[L_PFN]) < 0:
         return
     cache = s.cache[c]
     order = int(last[L_ORDER])
@@ -662,8 +662,8 @@ def bulk_got(b: Any, s: Any, q: Any, op: Any) -> None:
     """A bulk allocation is done: its objects, as far as they were recorded."""
     ctx = int(op["context"])
     x = q.context[ctx]
-    count = min(int(op["arg2"]), BULK)
     at = int(op["gfp"])
+    count = max(0, min(int(op["arg2"]), BULK, len(q.objects) - at))
     x["bulk_cache"] = END
     for i in range(count):
         q.counters[S_BULK] += 1
@@ -748,9 +748,10 @@ def slab_rare(b: Any, s: Any, q: Any, op: Any) -> None:
     elif kind == SLAB_BULK_GOT:
         bulk_got(b, s, q, op)
     elif kind == SLAB_BULK_FREE:
+        left = max(0, min(int(op["arg2"]), len(q.objects) - int(op["gfp"])))
         x["bulk_at"] = int(op["gfp"])
-        x["bulk_left"] = int(op["arg2"])
-        for i in range(int(op["gfp"]), int(op["gfp"]) + int(op["arg2"])):
+        x["bulk_left"] = left
+        for i in range(int(op["gfp"]), int(op["gfp"]) + left):
             q.packed[i] = object_at(b, s, q.objects[i])
     elif kind == SLAB_FLUSH or kind == SLAB_SHRINK or kind == SLAB_DESTROY:
         x["cache"] = int(op["arg"])
