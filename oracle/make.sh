@@ -53,4 +53,4 @@ if wanted kmalloc-probe "$@"; then
   "$here/module/build.sh" "$here/module-build" "$(cat "$kernel/release")"
   "$here/module/run.sh" "$kernel" "$here/module-build/$(cat "$kernel/release")/kmalloc_probe.ko" "$root/tests/data/kmalloc-probe-6.1.txt.gz"
 fi
-cp "$root/tests/recordings/files-256m-2cpu.mmrec" "$root/src/mmtwin/data/demo.mmrec"
+cp "$root/tests/recordings/slabs-512m-4cpu-slab.mmrec" "$root/src/mmtwin/data/demo.mmrec"

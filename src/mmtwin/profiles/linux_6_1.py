@@ -9,7 +9,7 @@ from mmtwin.profiles.profile import KernelImage, Profile
 
 IMAGE = KernelImage(
     kept=((4096, 7682), (8192, 10279), (10752, 12314), (12976, 13827)),
-    freed=((7682, 8192), (10279, 10752), (12314, 12976), (13827, 14336)),
+    freed=((7682, 8192), (10279, 10752), (12314, 12967), (13827, 14336)),
     near=17,
     top=370,
     top_per_cpu=61,

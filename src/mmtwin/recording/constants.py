@@ -18,6 +18,8 @@ from mmtwin.units import PAGE_SIZE
 
 THP_ENABLED = 3
 """Bits of ``transparent_hugepage_flags``: always, madvise."""
+SMP_LOCKS = 9
+"""Pages of the table of SMP locks, which the kernel frees before it sets the watermarks; recordings without `smp_locks_pages` count them as freed late."""
 MARKS = ("min", "low", "high", "promo")
 
 
@@ -60,13 +62,14 @@ def _derive(snapshot: Snapshot, provenance: Provenance, kernel: Profile, rows: d
     state = new_pgdat(1, provenance.cpus)
     for z, row in rows.items():
         state.zone[z]["present_pages"], state.zone[z]["managed_pages"] = row["present_pages"], row["managed_pages"]
-    late = snapshot.scalars["late_freed_image_pages"] + -(-provenance.initrd_bytes // PAGE_SIZE)
+    image = snapshot.scalars["late_freed_image_pages"] - snapshot.scalars.get("smp_locks_pages", SMP_LOCKS)
+    late = image + -(-provenance.initrd_bytes // PAGE_SIZE)
     state.zone[ZONE_DMA32]["managed_pages"] -= np.int64(late)
     state.config["watermark_boost_factor"], state.config["watermark_scale_factor"] = kernel.watermark_boost_factor, kernel.watermark_scale_factor
     state.config["percpu_pagelist_high_fraction"] = kernel.percpu_pagelist_high_fraction
     derive_constants(state, kernel, bool(snapshot.scalars["hugepage_flags"] & THP_ENABLED))
     for z, row in rows.items():
         state.zone[z]["managed_pages"], state.zone[z]["percpu_drift_mark"] = row["managed_pages"], row["percpu_drift_mark"]
-    state.zone[ZONE_DMA32]["managed_pages"] -= np.int64(snapshot.scalars["late_freed_image_pages"])
+    state.zone[ZONE_DMA32]["managed_pages"] -= np.int64(image)
     set_pgdat_percpu_threshold(state, False)  # kswapd's first sleep: the initial RAM disk has been freed, the image's spare pages not yet
     return state

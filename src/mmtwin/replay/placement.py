@@ -345,6 +345,9 @@ def _place(
             ops[n - 1]["arg2"] = e.arg[i]
             c["walk"] = 1
             c["walk_flags"] = e.arg[i]
+            if int(c["refill"]) >= 0:  # it needed a new slab
+                ops[int(c["refill"])]["contended"] = 1
+                c["refill"] = -1
         elif kind == K_PCP_ALLOC:
             c["mark"] = int(c["group"]) if int(c["group"]) >= 0 else i
             c["mark_cpu"] = e.cpu[i]

@@ -198,7 +198,7 @@ class Dump:
             "page_size_bytes": pages.size,
             "page_offset_base": self.page_offset,
         }
-        scalars |= {"late_freed_image_pages": late_freed_image_pages(prog)}
+        scalars |= {"late_freed_image_pages": late_freed_image_pages(prog), "smp_locks_pages": 0}
         scalars |= {"zone_lock_offset": int(drgn.offsetof(prog.type("struct zone"), "lock"))}
         slub = slabs and is_slub(prog)
         if slub:
@@ -225,12 +225,11 @@ class Dump:
 
 
 def late_freed_image_pages(prog: Any) -> int:
-    """Pages of the kernel's image that it frees when it has booted: init code, the SMP lock table, the gaps around read-only data, and the spare part of
+    """Pages of the kernel's image that it frees when it has booted: init code, the gaps around read-only data, and the spare part of
     the data shared with an encrypting hypervisor (arch/x86/mm/init_64.c, mem_encrypt_amd.c)."""
     address = {name: int(prog.symbol(name).address) for name in IMAGE_SYMBOLS}
     ranges = (
         ("__init_begin", "__init_end"),
-        ("__smp_locks", "__smp_locks_end"),
         ("_etext", "__start_rodata"),
         ("__end_rodata", "_sdata"),
         ("__start_bss_decrypted_unused", "__end_bss_decrypted"),
@@ -241,8 +240,6 @@ def late_freed_image_pages(prog: Any) -> int:
 IMAGE_SYMBOLS = (
     "__init_begin",
     "__init_end",
-    "__smp_locks",
-    "__smp_locks_end",
     "_etext",
     "__start_rodata",
     "__end_rodata",
