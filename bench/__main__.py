@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import boot, first_result, pairs, peer_perf_kmem, recorded, stream
+from bench import boot, first_result, pairs, peer_perf_kmem, recorded, slab_pairs, slab_peer, slabs, soak, stream
 from bench.measure import Figures, say
 
 SCHEMA = 1
@@ -25,6 +25,10 @@ def _steps(quick: bool, figures: Figures) -> list[tuple[str, dict[str, str], Cal
         ("Replay of real recordings", recorded.ABOUT, partial(recorded.measure, *((5_000_000,) if quick else ()))),
         ("Replay of one long stream", stream.ABOUT, partial(stream.measure, *((2_000_000, 500_000) if quick else ()))),
         ("The peer: perf kmem", peer_perf_kmem.ABOUT, partial(peer_perf_kmem.measure, figures, *((2, 1) if quick else ()))),
+        ("Replay of slab recordings", slabs.ABOUT, partial(slabs.measure, *((2_000_000,) if quick else ()))),
+        ("The peer for slabs: perf kmem stat --slab", slab_peer.ABOUT, partial(slab_peer.measure, *((1, 1) if quick else ()))),
+        ("Cost of a kmalloc and its kfree", slab_pairs.ABOUT, partial(slab_pairs.measure, *((20_000, 2) if quick else ()))),
+        ("Soak of the slab allocator", soak.ABOUT, partial(soak.measure, *((1_000_000, 250_000) if quick else ()))),
         ("Boot and memory", boot.ABOUT, partial(boot.measure, *((1,) if quick else ()))),
         ("Cost of an allocation and its free", pairs.ABOUT, partial(pairs.measure, *((3, QUICK_SIZES, 1 << 20) if quick else ()))),
         ("Time to the first result", first_result.ABOUT, partial(first_result.measure, *((False, 1) if quick else ()))),

@@ -122,5 +122,3 @@ class SlubMachine:
             found.append(at)
             at = int(self.slub.slab[at]["next"])
         return found
-
-

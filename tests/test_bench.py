@@ -12,19 +12,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for plain `pytest`, which does not put the directory there
 
-from bench import boot, first_result, pairs, peer_perf_kmem, recorded, stream
+from bench import boot, first_result, pairs, peer_perf_kmem, recorded, slab_pairs, slab_peer, slabs, soak, stream
 
-MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, boot, pairs, first_result)
+MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, slabs, slab_peer, slab_pairs, soak, boot, pairs, first_result)
 CONTRACT = {
     "page_events_per_second", "page_requests_per_second", "peer_perf_kmem_events_per_second", "page_events_ratio_to_perf_kmem", "bytes_per_frame", "boot_1tib_seconds",
     "first_result_cold_seconds", "first_result_warm_seconds", "alloc_free_pair_ns_256mib", "alloc_free_pair_ns_4gib", "alloc_free_pair_ns_64gib", "alloc_free_pair_ns_1tib",
+    "slab_events_per_second", "slab_ops_per_second", "kmalloc_pair_microseconds", "glibc_malloc_pair_microseconds", "soak_operations", "soak_broken_invariants",
 }  # fmt: skip
 
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark's own loops uncompiled: compiling them takes longer than a tiny run."""
-    for module, name in ((stream, "generate"), (pairs, "fill_and_free")):
+    for module, name in ((stream, "generate"), (pairs, "fill_and_free"), (soak, "churn"), (soak, "give_all")):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, getattr(function, "py_func", function))
 
@@ -69,6 +70,43 @@ def test_pairs() -> None:
     measured = {key for key, value in figures.items() if value is not None}
     assert measured == {key for key in pairs.ABOUT if key.endswith("ns_256mib")}
     assert all(float(figures[key] or 0) > 0 for key in measured)
+
+
+def test_slabs() -> None:
+    files = [path for path in recorded.paths() if path.name == "pipes-512m-1cpu-slab.mmrec"]
+    assert files, "the recording with slab marks is missing"
+    figures = slabs.measure(1, files, rounds=1)
+    assert figures.keys() == slabs.ABOUT.keys()
+    assert figures["slab_recordings"] == 1
+    assert figures["slab_allocs_unequal"] == 0
+    assert 0 < float(figures["slab_events_per_second"] or 0) < float(figures["slab_ops_per_second"] or 0) < float(figures["slab_and_page_ops_per_second"] or 0)
+
+
+def test_slabs_without_recordings() -> None:
+    figures = slabs.measure(1, [])
+    assert figures.pop("slab_recordings") == 0
+    assert set(figures.values()) == {None}
+
+
+def test_kmalloc_pairs() -> None:
+    figures = slab_pairs.measure(20, 1)
+    assert figures.keys() == slab_pairs.ABOUT.keys()
+    assert float(figures["kmalloc_pair_microseconds"] or 0) > 0
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_soak() -> None:
+    figures = soak.measure(1500, 500, 64, "64MiB")
+    assert figures.keys() == soak.ABOUT.keys()
+    assert figures["soak_operations"] == 1500
+    assert figures["soak_checks"] == 4
+    assert figures["soak_broken_invariants"] == figures["soak_failed_operations"] == figures["soak_slab_pages_left"] == 0
+
+
+def test_missing_slab_peer_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(slab_peer.shutil, "which", lambda name: None)
+    assert slab_peer.measure() == dict.fromkeys(slab_peer.ABOUT)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_boot() -> None:

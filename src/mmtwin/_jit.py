@@ -94,7 +94,7 @@ def is_compiled(entry_point: str) -> bool:
 
 def pointer(address: int) -> Any:
     """An address as a pointer for `carray`; compiled code has its own version."""
-    return ctypes.c_void_p(address)
+    return ctypes.c_void_p(int(address))
 
 
 def _typed_inttoptr(context: Any, address: Any) -> Any:

@@ -66,3 +66,82 @@ class WrongCache(BadFree):
 
 class CacheBusy(MmtwinError):
     """``kmem_cache_destroy`` of a cache that still has objects."""
+
+
+class ReportedError(MmtwinError):
+    """A misuse of memory that a debugging kernel reports.
+
+    :ivar report: the kernel's whole report; several if one call led to several.
+    :ivar address: what the call returned nonetheless, as the kernel repairs what it found and goes on; None if nothing.
+    """
+
+    def __init__(self, message: str, report: str = "", address: int | None = None) -> None:
+        super().__init__(message)
+        self.report, self.address = report, address
+
+    def __reduce__(self) -> tuple[type[ReportedError], tuple[str, str, int | None]]:
+        return type(self), (str(self), self.report, self.address)
+
+
+class SlubError(ReportedError):
+    """What ``slub_debug`` found."""
+
+
+class RedZoneOverwritten(SlubError):
+    """Bytes just before or behind an object were written."""
+
+
+class PoisonOverwritten(SlubError):
+    """A free object was written."""
+
+
+class PaddingOverwritten(SlubError):
+    """The filler behind an object's metadata, or at the end of a slab, was written."""
+
+
+class FreePointerCorrupt(SlubError):
+    """The pointer from one free object to the next was written."""
+
+
+class WrongObjectCount(SlubError):
+    """A slab's counter of objects in use contradicts its free list."""
+
+
+class ObjectAlreadyFree(SlubError, DoubleFree):
+    """The object is on its slab's free list already, or has never been handed out."""
+
+
+class InvalidObjectPointer(SlubError, BadFree):
+    """No object begins at this address."""
+
+
+class SlabDisabled(SlubError, BadFree):
+    """The slab was given up after an earlier finding: its objects count as used for ever."""
+
+
+class WrongCacheReported(SlubError, WrongCache):
+    """``kmem_cache_free`` with a cache that the object does not belong to; it was freed to its own."""
+
+
+class ObjectsRemaining(SlubError, CacheBusy):
+    """``kmem_cache_destroy`` of a cache that still has objects, which the report lists."""
+
+
+class KasanError(ReportedError):
+    """What KASAN found."""
+
+
+class SlabOutOfBounds(KasanError):
+    """An access to bytes of a slab that belong to no object's requested size."""
+
+
+class UseAfterFree(KasanError):
+    """An access to an object that was freed, or never handed out."""
+
+
+class KasanDoubleFree(KasanError, DoubleFree):
+    """The object is free already."""
+
+
+class KasanInvalidFree(KasanError, BadFree):
+    """A free of an address inside an object."""

@@ -41,6 +41,8 @@ from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
 if TYPE_CHECKING:
     import polars as pl
 
+    from mmtwin.slub_debug import Watch
+
 MAX_FRAMES = 1 << 30
 """4 TiB: row numbers are 32 bits wide."""
 MAX_CPUS = 8192
@@ -73,13 +75,16 @@ class Machine(SlabAllocator):
         slub: Slub | None = None,
         cache_names: Sequence[str] = (),
         slab_config: SlubConfig | None = None,
+        kasan: bool = False,
     ) -> None:
         """Wraps existing tables; `boot` and `mmtwin.load` make machines.
 
         :param ram: page frames that are memory; empty: all that the zones span.
         :param slub: the slab allocator's tables, with the caches' names by row; None: as it starts, with kmalloc's caches, all empty.
         :param slab_config: boot options that concern slabs; None: none.
+        :param kasan: every access of an object's bytes is checked.
         """
+        self._watch: Watch | None = None
         self.state, self.profile, self.cpus = state, profile, int(state.config[0]["nr_cpus"])
         zones = [(int(zone["start_pfn"]), int(zone["end_pfn"])) for zone in state.zone if int(zone["present_pages"])]
         self.ram: tuple[Frames, ...] = tuple(layout.join(ram or zones))
@@ -94,6 +99,8 @@ class Machine(SlabAllocator):
                 self._add_cache(name, geometry, cache.usersize, cache.refcount)
         else:
             self._set_slub(slub, list(cache_names), config)
+        if kasan:
+            self._watched(True)
 
     def __repr__(self) -> str:
         return f"<Machine {self.profile.name}: {format_size(layout.count(self.ram) << PAGE_SHIFT)}, {self.cpus} CPUs, {self.free} of {self.managed} pages free>"
@@ -272,8 +279,63 @@ class Machine(SlabAllocator):
             return self.slab_frame(what)
         raise RequestError(f"no frame {what!r}; there are: {', '.join(FRAMES_OF)}")
 
+    # Contents of memory, and what debugging finds (slub_debug.py)
+
+    def _watched(self, kasan: bool = False) -> Watch:
+        if self._watch is None:
+            from mmtwin.slub_debug import Watch
+
+            self._watch = Watch(self, kasan)
+            self._watch.install()
+        self._watch.kasan |= kasan
+        return self._watch
+
+    def read(self, address: int, n: int) -> bytes:
+        """`n` bytes of memory from an address of the direct map on; what was never written reads as zeros.
+
+        :raises RequestError: outside of memory.
+        :raises KasanError: with KASAN, some of them belong to no object in use.
+        """
+        physical = self.virt_to_phys(address)
+        return bytes(self._check_length(n, physical)) if self._watch is None else self._watch.read(physical, self._check_length(n, physical))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Puts `data` into memory. From the first write on the machine keeps contents: __GFP_ZERO clears, krealloc copies.
+
+        :raises RequestError: outside of memory.
+        :raises KasanError: with KASAN, some of the bytes belong to no object in use; they were written all the same.
+        """
+        physical = self.virt_to_phys(address)
+        self._check_length(len(data), physical)
+        self._watched().write(physical, bytes(data))
+
+    def _check_length(self, n: int, physical: int) -> int:
+        n, end = operator.index(n), int(self.state.config[0]["nr_frames"]) << PAGE_SHIFT
+        if not 0 <= n <= end - physical:
+            raise RequestError(f"{n} bytes at address 0x{self.phys_to_virt(physical):x}: expected 0 to {end - physical}, where memory ends")
+        return n
+
+    def leaks(self, by: str = "callsite") -> pl.DataFrame:
+        """Objects that are handed out, by who allocated them, as ``alloc_traces`` of /sys/kernel/debug/slab.
+
+        :param by: "callsite" (the caller's Python file and line, and cache), "cache", or "object" (each of them with its address).
+        :raises RequestError: no owners are recorded: boot with ``slub_debug=U`` or ``kasan=on``; or another word.
+        """
+        if by not in ("callsite", "cache", "object"):
+            raise RequestError(f"no leaks by {by!r}; there are: callsite, cache, object")
+        if self._watch is None or not (self._watch.kasan or self._watch.stores_users()):
+            raise RequestError('owners are not recorded; boot with cmdline="slub_debug=U" (or FZPU), or "kasan=on"')
+        return self._watch.leaks(by)
+
     def copy(self) -> Machine:
         """An independent copy, for a what-if."""
+        other = self._copy_tables()
+        if self._watch is not None:
+            other._watch = self._watch.copy(other)
+            other._watch.install()
+        return other
+
+    def _copy_tables(self) -> Machine:
         return Machine(
             copy_pgdat(self.state),
             self.profile,
@@ -390,6 +452,7 @@ def boot(
     initrd: str | int = 0,
     thp: bool | None = None,
     cmdline: str = "",
+    kasan: bool = False,
 ) -> Machine:
     """A freshly booted machine, before anything was allocated from the page allocator.
 
@@ -406,7 +469,8 @@ def boot(
     :param memory_map: the firmware's map instead of that of a QEMU pc machine with `ram`.
     :param reserved: page frames kept from the allocator, instead of the model; () for a machine without a kernel image.
     :param initrd: size of an initial RAM disk: its memory is free in the end, but did not yet count when the watermarks were set.
-    :param cmdline: the kernel's command line; what concerns slabs is read (slub_min_objects, slub_max_order, slub_debug, slab_nomerge ...).
+    :param cmdline: the kernel's command line; what concerns slabs is read (slub_min_objects, slub_max_order, slub_debug, slab_nomerge, kasan ...).
+    :param kasan: as ``kasan=on`` on the command line: every `Machine.read` and `Machine.write` of an object's bytes is checked.
     :param thp: transparent huge pages on or off; None as the kernel decides: on from 512 MiB of managed memory.
     :raises ProfileError: unknown kernel, or too little memory for its image.
     :raises RequestError: impossible sizes.
@@ -442,7 +506,8 @@ def boot(
     free = layout.subtract(frames, reserve.kept)
     free_memory(state, free)
     _derive_constants(state, kernel, frames, free, reserve.freed, thp)
-    return Machine(state, kernel, frames, reserve.kept, slab_config=SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus)))
+    config = SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus))
+    return Machine(state, kernel, frames, reserve.kept, slab_config=config, kasan=kasan or "kasan=on" in cmdline.split())
 
 
 def _size(name: str, value: str | int) -> int:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 GFP_ZERO = 0x100
 GFP_NOWARN = 0x2000
 GFP_DMA32_HIGHMEM = 0x6
+GFP_TYPES = 0x18
+"""__GFP_MOVABLE and __GFP_RECLAIMABLE: together no migrate type."""
 GFP_MASK = 0xFFFFFF
 NULL_POINTERS = (0, ZERO_SIZE_PTR)
 
@@ -57,12 +59,22 @@ class KmemCache:
     :ivar name: as it was created; /proc/slabinfo shows the name of the one it was merged with.
     :ivar object_size: bytes of an object, as asked for.
     :ivar ctor: called with the address of each object of a new slab, or None.
+    :ivar merged_with: the name of the cache that it was merged with, "" if it is one of its own.
     """
 
     id: int
     name: str
     object_size: int
     ctor: Callable[[int], None] | None = field(default=None, compare=False)
+    merged_with: str = ""
+
+
+def _whole(value: int, what: str) -> int:
+    """`value` as an int. :raises RequestError: it is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise RequestError(f"{what} {value!r}: expected a whole number") from None
 
 
 class SlabAllocator:
@@ -87,6 +99,14 @@ class SlabAllocator:
         self._table = address_table(self.state, self.slub)
         self._handle = self._table.ctypes.data
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without addresses of memory, which mean nothing to an unpickled machine."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_table", "_handle")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._bind()
+
     def _grow(self) -> None:
         """Room for many more slabs."""
         most = int(self.slub.cache["objects"].max(initial=1))
@@ -97,14 +117,18 @@ class SlabAllocator:
 
     def virt_to_phys(self, address: int) -> int:
         """The physical address: a constant offset from the virtual one. :raises RequestError: not an address of the direct map."""
-        physical = operator.index(address) - self.PAGE_OFFSET
+        address = _whole(address, "address")
+        physical = address - self.PAGE_OFFSET
         if not 0 <= physical < int(self.state.config[0]["nr_frames"]) * PAGE_SIZE:
             raise RequestError(f"address 0x{address:x}: not in the direct map, which begins at 0x{self.PAGE_OFFSET:x}")
         return physical
 
     def phys_to_virt(self, physical: int) -> int:
-        """The address of a physical address in the direct map."""
-        return operator.index(physical) + self.PAGE_OFFSET
+        """The address of a physical address in the direct map. :raises RequestError: it is not below the end of memory."""
+        physical = _whole(physical, "physical address")
+        if not 0 <= physical < int(self.state.config[0]["nr_frames"]) * PAGE_SIZE:
+            raise RequestError(f"physical address 0x{physical:x}: this machine's memory ends at 0x{int(self.state.config[0]['nr_frames']) * PAGE_SIZE:x}")
+        return physical + self.PAGE_OFFSET
 
     def virt_to_page(self, address: int) -> int:
         """The page frame number of an address of the direct map."""
@@ -127,6 +151,7 @@ class SlabAllocator:
             and 0 <= cpu < self.cpus
             and gfp.__class__ is int
             and 0 <= gfp <= GFP_MASK
+            and gfp & GFP_TYPES != GFP_TYPES
             and size.__class__ is int
             and 0 < size <= KMALLOC_MAX_SIZE
         ):
@@ -136,7 +161,7 @@ class SlabAllocator:
         return self._kmalloc_slow(size, gfp, cpu)
 
     def _kmalloc_slow(self, size: int, gfp: int, cpu: int) -> int:
-        size, cpu, gfp = operator.index(size), self._cpu(cpu), self._slab_gfp(gfp)
+        size, cpu, gfp = _whole(size, "size"), self._slab_cpu(cpu), self._slab_gfp(gfp)
         if size < 0:
             raise RequestError(f"size {size}: expected 0 or more bytes")
         if size == 0:
@@ -155,14 +180,14 @@ class SlabAllocator:
 
     def kzalloc(self, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
         """``kzalloc``: `kmalloc` with __GFP_ZERO."""
-        return self.kmalloc(size, gfp | GFP_ZERO, cpu)
+        return self.kmalloc(size, self._slab_gfp(gfp) | GFP_ZERO, cpu)
 
     def kmalloc_array(self, n: int, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
         """``kmalloc_array``: an array of `n` elements.
 
         :raises AllocationFailure: also when the product does not fit 64 bits (Linux returns NULL).
         """
-        n, size = operator.index(n), operator.index(size)
+        n, size, gfp, cpu = _whole(n, "number"), _whole(size, "size"), self._slab_gfp(gfp), self._slab_cpu(cpu)
         if n < 0 or size < 0:
             raise RequestError(f"{n} elements of {size} bytes: expected 0 or more")
         if n * size > SIZE_MAX:
@@ -171,14 +196,17 @@ class SlabAllocator:
 
     def kcalloc(self, n: int, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
         """``kcalloc``: `kmalloc_array` with __GFP_ZERO."""
-        return self.kmalloc_array(n, size, gfp | GFP_ZERO, cpu)
+        return self.kmalloc_array(n, size, self._slab_gfp(gfp) | GFP_ZERO, cpu)
 
     def krealloc(self, address: int, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
         """``krealloc``: the same address if the object is large enough already (it never shrinks), else a new one; the old one is freed.
 
         `size` 0 frees and gives ZERO_SIZE_PTR; `address` 0 or ZERO_SIZE_PTR is `kmalloc`.
         """
-        if operator.index(size) == 0:
+        address, size, gfp, cpu = _whole(address, "address"), _whole(size, "size"), self._slab_gfp(gfp), self._slab_cpu(cpu)
+        if size < 0:
+            raise RequestError(f"size {size}: expected 0 or more bytes")
+        if size == 0:
             self.kfree(address, cpu)
             return ZERO_SIZE_PTR
         if address not in NULL_POINTERS and self.ksize(address) >= size:
@@ -198,10 +226,12 @@ class SlabAllocator:
         :raises DoubleFree: it is free already.
         :raises BadFree: nothing that was handed out begins at this address.
         """
+        if not (cpu.__class__ is int and 0 <= cpu < self.cpus):
+            cpu = self._slab_cpu(cpu)
+        if address.__class__ is not int:
+            address = _whole(address, "address")
         if address in NULL_POINTERS:
             return
-        if not (cpu.__class__ is int and 0 <= cpu < self.cpus):
-            cpu = self._cpu(cpu)
         error = kfree_entry(self._handle, self._physical(address), cpu)
         if error:
             raise self._bad_object(int(error), address, "kfree")
@@ -219,6 +249,7 @@ class SlabAllocator:
 
         :raises BadFree: nothing that was handed out begins there.
         """
+        address = _whole(address, "address")
         if address in NULL_POINTERS:
             return 0
         cache, _row, slot, allocated = object_entry(self._handle, self._physical(address))
@@ -236,20 +267,34 @@ class SlabAllocator:
     @staticmethod
     def kmalloc_size_roundup(size: int) -> int:
         """``kmalloc_size_roundup``: the bytes that kmalloc(size) really gives."""
-        return slab_common.kmalloc_size_roundup(size)
+        return slab_common.kmalloc_size_roundup(_whole(size, "size"))
 
     # Caches
 
-    def kmem_cache_create(self, name: str, size: int, align: int = 0, flags: int = 0, ctor: Callable[[int], None] | None = None) -> KmemCache:
+    def kmem_cache_create(
+        self,
+        name: str,
+        size: int,
+        align: int = 0,
+        flags: int = 0,
+        ctor: Callable[[int], None] | None = None,
+        *,
+        useroffset: int = 0,
+        usersize: int = 0,
+    ) -> KmemCache:
         """``kmem_cache_create``: a cache of objects of one size, or one that exists already and fits (merging).
 
         :param size: bytes of an object.
         :param align: alignment, a power of two; 0: a word, with SLAB_HWCACHE_ALIGN a cache line or the part of one that an object fits into.
         :param flags: SLAB_* of `mm.slab_common`.
         :param ctor: constructor, called with each object's address when a slab is new.
+        :param useroffset: with `usersize` the region that may be copied to user space (``kmem_cache_create_usercopy``); a cache with one is never merged.
         :raises RequestError: where the kernel returns NULL with -EINVAL: impossible size, alignment or flags.
         """
-        size, align = operator.index(size), operator.index(align)
+        size, align, flags = _whole(size, "size"), _whole(align, "alignment"), _whole(flags, "flags")
+        useroffset, usersize = slab_common.usercopy_region(size, _whole(useroffset, "useroffset"), _whole(usersize, "usersize"))
+        if ctor is not None and not callable(ctor):
+            raise RequestError(f"kmem_cache_create({name!r}): constructor {ctor!r}: expected a function of an object's address")
         if not isinstance(name, str) or not name:
             raise RequestError(f"kmem_cache_create({name!r}): expected a name")
         if size < 1 or align < 0 or align & (align - 1):
@@ -259,13 +304,13 @@ class SlabAllocator:
         count = int(self.slub.config[0]["caches"])
         live = [i for i in range(count) if int(cache[i]["live"])]
         candidates = [slab_common.Mergeable(*(int(cache[i][c]) for c in ("flags", "size", "ctor", "usersize", "refcount"))) for i in live]
-        found = slab_common.find_mergeable(candidates, size, align, flags, name, ctor is not None, 0, config.nomerge, config.debug)
+        found = slab_common.find_mergeable(candidates, size, align, flags, name, ctor is not None, usersize, config.nomerge, config.debug)
         if slab_common.kmem_cache_sanity_check(name, size, flags) == 0 and found is not None:
             row = cache[live[found]]
             row["refcount"] = int(row["refcount"]) + 1
             row["object_size"] = max(int(row["object_size"]), size)
             row["inuse"] = max(int(row["inuse"]), -(-size // 8) * 8)
-            return KmemCache(live[found], name, size)
+            return KmemCache(live[found], name, size, None, self._cache_names[live[found]])
         geometry = slab_common.new_cache(name, size, align, flags, ctor is not None, config)
         if geometry is None:
             raise RequestError(
@@ -273,7 +318,7 @@ class SlabAllocator:
             )
         if count == MAX_CACHES:
             raise RequestError(f"kmem_cache_create({name!r}): this machine has {MAX_CACHES} caches, the most that it can have")
-        number = self._add_cache(name, geometry, 0, 1, ctor is not None)
+        number = self._add_cache(name, geometry, usersize, 1, ctor is not None)
         if ctor is not None:
             self._ctors[number] = ctor
         return KmemCache(number, name, size, ctor)
@@ -293,6 +338,8 @@ class SlabAllocator:
             self.slub = self.slub._replace(random=np.concatenate([self.slub.random, self._permutation(geometry.objects)]))
         self._cache_names.append(name)
         self._bind()
+        if geometry.flags & slab_common.SLAB_DEBUG_FLAGS:
+            self._watched()
         return number
 
     def _permutation(self, count: int) -> npt.NDArray[np.int32]:
@@ -310,7 +357,7 @@ class SlabAllocator:
         :raises AllocationFailure: no memory.
         :raises RequestError: the cache was destroyed or is another machine's, or no such flags or CPU.
         """
-        number, cpu, gfp = self._cache(cache), self._cpu(cpu), self._slab_gfp(gfp)
+        number, cpu, gfp = self._cache(cache), self._slab_cpu(cpu), self._slab_gfp(gfp)
         slabs = int(self.slub.cache[number]["nr_slabs"])
         physical = NO_ROOM
         while physical == NO_ROOM:
@@ -319,11 +366,12 @@ class SlabAllocator:
                 self._grow()
         if physical < 0:
             raise self._slab_failure(physical, f"kmem_cache_alloc({cache.name!r})", number, cache.object_size, gfp, cpu)
-        if number in self._ctors and int(self.slub.cache[number]["nr_slabs"]) > slabs:
-            self._construct(number, physical)
+        ctor = cache.ctor or self._ctors.get(number)
+        if ctor is not None and int(self.slub.cache[number]["nr_slabs"]) > slabs:
+            self._construct(number, physical, ctor)
         return physical + self.PAGE_OFFSET
 
-    def _construct(self, number: int, physical: int) -> None:
+    def _construct(self, number: int, physical: int, ctor: Callable[[int], None]) -> None:
         """Calls the constructor for all objects of a new slab, in the order in which they will be handed out."""
         _, row, slot, _ = object_entry(self._handle, physical)
         slab, cache = self.slub.slab[row], self.slub.cache[number]
@@ -335,11 +383,11 @@ class SlabAllocator:
             order.append(at)
             at = int(self.slub.slot[int(slab["slots"]) + at])
         for number_in_slab in order:
-            self._ctors[number](base + number_in_slab * int(cache["size"]))
+            ctor(base + number_in_slab * int(cache["size"]))
 
     def kmem_cache_zalloc(self, cache: KmemCache, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
         """``kmem_cache_zalloc``: `kmem_cache_alloc` with __GFP_ZERO."""
-        return self.kmem_cache_alloc(cache, gfp | GFP_ZERO, cpu)
+        return self.kmem_cache_alloc(cache, self._slab_gfp(gfp) | GFP_ZERO, cpu)
 
     def kmem_cache_free(self, cache: KmemCache, address: int, cpu: int = 0) -> None:
         """``kmem_cache_free``.
@@ -348,7 +396,7 @@ class SlabAllocator:
         :raises DoubleFree: it is free already.
         :raises BadFree: no object begins there.
         """
-        number, cpu = self._cache(cache), self._cpu(cpu)
+        number, cpu = self._cache(cache), self._slab_cpu(cpu)
         error = int(cache_free_entry(self._handle, number, self._physical(address), cpu))
         if error == -ENOENT:
             other = self._cache_names[object_entry(self._handle, self._physical(address))[0]]
@@ -361,11 +409,19 @@ class SlabAllocator:
 
         :raises AllocationFailure: not all could be had; those that could are given back.
         """
-        number, cpu, gfp, n = self._cache(cache), self._cpu(cpu), self._slab_gfp(gfp), operator.index(n)
-        if n < 0:
-            raise RequestError(f"{n} objects: expected 0 or more")
-        if number in self._ctors:
-            return [self.kmem_cache_alloc(cache, gfp, cpu) for _ in range(n)]
+        number, cpu, gfp, n = self._cache(cache), self._slab_cpu(cpu), self._slab_gfp(gfp), _whole(n, "number of objects")
+        most = int(self.state.config[0]["nr_frames"]) * PAGE_SIZE // int(self.slub.cache[number]["size"])
+        if not 0 <= n <= most:
+            raise RequestError(f"{n} objects: expected 0 to {most}, what this machine's memory has room for")
+        if cache.ctor is not None or number in self._ctors:
+            objects: list[int] = []
+            try:
+                while len(objects) < n:
+                    objects.append(self.kmem_cache_alloc(cache, gfp, cpu))
+            except BaseException:
+                self._free_bulk(number, objects, cpu)
+                raise
+            return objects
         out = np.zeros(n, dtype=np.int64)
         done = 0
         while done < n:
@@ -383,8 +439,11 @@ class SlabAllocator:
         self._free_bulk(self._cache(cache), addresses, cpu)
 
     def _free_bulk(self, number: int, addresses: Iterable[int], cpu: int) -> None:
-        listed = [operator.index(a) for a in addresses]
-        cpu = self._cpu(cpu)
+        cpu = self._slab_cpu(cpu)
+        try:
+            listed = [_whole(a, "address") for a in addresses]
+        except TypeError:
+            raise RequestError(f"addresses {addresses!r}: expected a list of addresses") from None
         seen: set[int] = set()
         for address in listed:
             if address in seen:
@@ -414,19 +473,22 @@ class SlabAllocator:
 
         :returns: slabs that are left (the kernel: whether any are).
         """
-        return int(shrink_entry(self._handle, self._cache(cache), self._cpu(cpu)))
+        return int(shrink_entry(self._handle, self._cache(cache), self._slab_cpu(cpu)))
 
     def kmem_cache_destroy(self, cache: KmemCache, cpu: int = 0) -> None:
         """``kmem_cache_destroy``: all its slabs go back to the page allocator. One that others were merged with only loses a user.
 
-        :raises CacheBusy: there are still objects; the cache stays.
+        :raises CacheBusy: there are still objects; the cache stays, only its empty slabs are gone.
+        :raises RequestError: one of kmalloc's caches, or no cache of this machine.
         """
-        number = self._cache(cache)
+        number, cpu = self._cache(cache), self._slab_cpu(cpu)
         row = self.slub.cache[number]
+        if int(row["refcount"]) < 0 or int(row["flags"]) & slab_common.SLAB_KMALLOC:
+            raise RequestError(f"kmem_cache_destroy({cache.name!r}): the allocator itself uses this cache; destroy only what kmem_cache_create made")
         if int(row["refcount"]) > 1:
             row["refcount"] = int(row["refcount"]) - 1
             return
-        if int(destroy_entry(self._handle, number, self._cpu(cpu))):
+        if int(destroy_entry(self._handle, number, cpu)):
             left = int(row["total_objects"])
             raise CacheBusy(f"kmem_cache_destroy {cache.name}: Slab cache still has objects (in {int(row['nr_slabs'])} slabs of {left} objects)")
         row["live"] = 0
@@ -473,19 +535,33 @@ class SlabAllocator:
     def _cpu(self, cpu: int) -> int:
         raise NotImplementedError
 
+    def _watched(self) -> object:
+        """From now on contents are kept and debugged caches checked."""
+        raise NotImplementedError
+
+    def _slab_cpu(self, cpu: int) -> int:
+        return self._cpu(_whole(cpu, "CPU"))
+
     def _physical(self, address: int) -> int:
-        at = operator.index(address) - self.PAGE_OFFSET
+        at = _whole(address, "address") - self.PAGE_OFFSET
         return at if -(1 << 62) < at < 1 << 62 else -1
 
     def _cache(self, cache: KmemCache) -> int:
-        if not isinstance(cache, KmemCache) or not 0 <= cache.id < int(self.slub.config[0]["caches"]) or not int(self.slub.cache[cache.id]["live"]):
+        if (
+            not isinstance(cache, KmemCache)
+            or not 0 <= cache.id < int(self.slub.config[0]["caches"])
+            or not int(self.slub.cache[cache.id]["live"])
+            or self._cache_names[cache.id] != (cache.merged_with or cache.name)
+        ):
             raise RequestError(f"{cache!r}: no cache of this machine; kmem_cache_create makes one, kmem_caches() lists them")
         return cache.id
 
     def _slab_gfp(self, gfp: int) -> int:
-        gfp = operator.index(gfp)
+        gfp = _whole(gfp, "gfp")
         if gfp < 0 or gfp & ~GFP_MASK:
             raise RequestError(f"gfp 0x{gfp:x}: bits 0x{gfp & ~GFP_MASK & SIZE_MAX:x} are no GFP flags")
+        if gfp & GFP_TYPES == GFP_TYPES:
+            raise RequestError(f"gfp 0x{gfp:x} ({gfp_names(gfp)}): __GFP_MOVABLE and __GFP_RECLAIMABLE exclude each other")
         return gfp
 
     def _kmalloc_cache(self, size: int, gfp: int) -> int:

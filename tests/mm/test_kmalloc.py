@@ -29,7 +29,9 @@ def test_compiled_rules_equal_those_in_data() -> None:
 
 
 @pytest.mark.parametrize(("size", "name"), [(1, "8"), (8, "8"), (9, "16"), (70, "96"), (97, "128"), (129, "192"), (193, "256"), (4097, "8k"), (8192, "8k")])
-@pytest.mark.parametrize(("gfp", "prefix"), [(KERNEL, "kmalloc-"), (ATOMIC, "kmalloc-"), (DMA, "dma-kmalloc-"), (RECLAIMABLE, "kmalloc-rcl-"), (ACCOUNT, "kmalloc-cg-")])
+@pytest.mark.parametrize(
+    ("gfp", "prefix"), [(KERNEL, "kmalloc-"), (ATOMIC, "kmalloc-"), (DMA, "dma-kmalloc-"), (RECLAIMABLE, "kmalloc-rcl-"), (ACCOUNT, "kmalloc-cg-")]
+)
 def test_the_cache_of_a_size(machine: SlubMachine, size: int, name: str, gfp: int, prefix: str) -> None:
     physical = machine.kmalloc(size, gfp)
     packed = machine.packed(physical)

@@ -386,7 +386,14 @@ class Model:
             assert int(entry["freelist"]) == (slab.free[0] if slab.free else -1)
 
 
-CACHES = [("c8k", 8192, 0, 0), ("c96", 96, 0, 0), ("c512", 512, 64, RECLAIM_ACCOUNT), ("one", 20000, 0, 0), ("c2k", 2000, 0, 0), ("debug", 700, 0, CONSISTENCY | RED_ZONE)]
+CACHES = [
+    ("c8k", 8192, 0, 0),
+    ("c96", 96, 0, 0),
+    ("c512", 512, 64, RECLAIM_ACCOUNT),
+    ("one", 20000, 0, 0),
+    ("c2k", 2000, 0, 0),
+    ("debug", 700, 0, CONSISTENCY | RED_ZONE),
+]
 
 
 class Requests(RuleBasedStateMachine):
@@ -400,7 +407,7 @@ class Requests(RuleBasedStateMachine):
         self.machine = SlubMachine(cpus=cpus, caches=CACHES, shuffled=shuffled, kmalloc=False, slabs=2)
         for index in range(3, 14):  # kmalloc of some sizes; the others share the caches of this test
             self.machine.slub.kmalloc[index] = self.machine["c8k"]
-        self.machine.slub.kmalloc[1] = self.machine["c96"]
+        self.machine.slub.kmalloc[[1, 2]] = self.machine["c96"], self.machine["c512"]
         self.start = self.machine.free_pages()
         self.models = {c: Model(self.machine, c) for c in range(len(CACHES)) if CACHES[c][0] != "debug"}
         self.held: dict[int, int] = {}
@@ -558,9 +565,7 @@ def test_one_digest() -> None:
     path = os.pathsep.join(["", *sys.path]).lstrip(os.pathsep)
     found = {}
     for mode, extra in MODES.items():
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM], env={**os.environ, "PYTHONPATH": path, **extra}, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", PROGRAM], env={**os.environ, "PYTHONPATH": path, **extra}, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (mode, done.stderr[-2000:])
         found[mode] = json.loads(done.stdout)
     assert found["compiled"] == found["bounds-checked"] == found["interpreted"]

@@ -56,7 +56,11 @@ def cpu_slab(m: SlubMachine) -> int:
 def full_slab(m: SlubMachine) -> int:
     slab = m.slub.slab
     placed = {int(k["slab"]) for k in m.slub.cpu}
-    return next(r for r in range(MAX_CACHES, int(m.slub.config[0]["slabs"])) if slab[r]["state"] == 1 and not slab[r]["frozen"] and slab[r]["freelist"] == END and r not in placed)
+    return next(
+        r
+        for r in range(MAX_CACHES, int(m.slub.config[0]["slabs"]))
+        if slab[r]["state"] == 1 and not slab[r]["frozen"] and slab[r]["freelist"] == END and r not in placed
+    )
 
 
 def free_object(m: SlubMachine) -> tuple[int, int]:

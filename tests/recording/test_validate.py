@@ -86,7 +86,7 @@ def test_an_impossible_snapshot_is_named(small: Recording, table: str, column: s
         ("gfp", 1, -1, "gfp -1"),
         ("arg", 6, 2, "in drain_zone"),
         ("arg", 4, 2, "in mm_page_alloc_zone_locked"),
-        ("context", 0, 3, "context 3"),
+        ("context", 0, 4, "context 4"),
         ("time", 2, 5, "earlier"),
         ("kind", 2, None, "no kind"),
     ],

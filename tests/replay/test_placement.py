@@ -140,7 +140,7 @@ def test_turned_lists_and_walks(events: Events) -> None:
     )
     placed = place(table)
     assert [int(o) for o in placed.ops["op"]] == [WALK, ROTATE, ALLOC]
-    assert (placed.ops[2]["arg"], placed.ops[2]["arg2"]) == (0, 0x801)
+    assert (placed.ops[2]["arg"], placed.ops[2]["arg2"], placed.ops[2]["context"]) == (1, 0x801, placed.ops[0]["context"])
 
 
 def test_without_probes_the_printed_order_stands(events: Events) -> None:

@@ -432,8 +432,9 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
     """
     kind = events["kind"].cast(pl.Enum(KINDS)).to_physical().cast(pl.Int64).to_numpy()
     contexts, count = _context_ids(events, bool(np.any(kind == K_PCP_FREE)))
-    columns = ("cpu", "pfn", "order", "migratetype", "gfp", "arg", "bytes_req", "bytes_alloc", "ptr")
+    columns = ("cpu", "pfn", "order", "migratetype", "gfp", "arg", "bytes_req", "bytes_alloc")
     column = {c: np.ascontiguousarray(events[c].cast(pl.Int64).to_numpy()) for c in columns}
+    column["ptr"] = column["arg"] if caches is None else np.ascontiguousarray(events["ptr"].cast(pl.Int64).to_numpy())
     cache, where, objects = _slab_columns(kind, column["ptr"], caches)
     e = Events(kind=np.ascontiguousarray(kind), context=contexts, cache=cache, objects=where, **column)
     e = Events(*(np.require(a, np.int64, ["C", "W"]) for a in e))
