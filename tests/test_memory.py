@@ -80,7 +80,7 @@ def test_a_machine_keeps_contents_from_the_first_write_on() -> None:
 
 def test_addresses_outside() -> None:
     m = mmtwin.boot(ram="128MiB", cpus=1)
-    end = m.phys_to_virt(128 << 20)
+    end = m.PAGE_OFFSET + (int(m.state.config[0]["nr_frames"]) << 12)
     for address, n in ((0, 1), (end, 1), (end - 1, 2), (m.PAGE_OFFSET, -1)):
         with pytest.raises(RequestError):
             m.read(address, n)

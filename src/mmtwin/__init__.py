@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         CaptureError,
         DoubleFree,
         InvariantError,
+        KasanError,
         MmtwinError,
         ProfileError,
         RecordingError,
         RequestError,
+        SlubError,
         TraceError,
     )
     from mmtwin.gfp import (
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = (
     "GFP", "GFP_ATOMIC", "GFP_DMA", "GFP_DMA32", "GFP_HIGHUSER", "GFP_HIGHUSER_MOVABLE", "GFP_KERNEL", "GFP_KERNEL_ACCOUNT", "GFP_NOFS", "GFP_NOIO", "GFP_NOWAIT",
-    "GFP_TRANSHUGE", "GFP_TRANSHUGE_LIGHT", "GFP_USER", "AllocationFailure", "BadFree", "CaptureError", "DoubleFree", "InvariantError", "Machine", "Migratetype",
-    "MmtwinError", "ProfileError", "RecordingError", "RequestError", "TraceError", "boot", "gfp_names", "load",
+    "GFP_TRANSHUGE", "GFP_TRANSHUGE_LIGHT", "GFP_USER", "AllocationFailure", "BadFree", "CaptureError", "DoubleFree", "InvariantError", "KasanError", "Machine", "Migratetype",
+    "MmtwinError", "ProfileError", "RecordingError", "RequestError", "SlubError", "TraceError", "boot", "gfp_names", "load",
 )  # fmt: skip
 
 _HOMES = ("mmtwin.errors", "mmtwin.gfp", "mmtwin.machine", "mmtwin.recording.load")

@@ -529,7 +529,7 @@ TestRequests: Any = Requests.TestCase
 TestRequests.settings = settings(max_examples=25, stateful_step_count=20)
 
 
-# One source, three ways to run it
+# One source, two ways to run it (the replay's test has the third, with bounds checks: these entry points take a minute to compile)
 
 PROGRAM = """
 import hashlib, json
@@ -543,12 +543,12 @@ table = address_table(machine.pages, machine.slub)
 handle, rng, held = table.ctypes.data, np.random.default_rng(3), []
 for i in range(4000):
     what, cpu = int(rng.integers(100)), int(rng.integers(2))
-    if what < 50 or not held:
+    if what < 60 or not held:
         held.append(slab_entry.kmalloc_entry(handle, int(rng.integers(1, 9000)), (0xCC0, 0xA20, 0xCD0, 0x400CC0)[int(rng.integers(4))], cpu))
     elif what < 96:
         slab_entry.kfree_entry(handle, held.pop(int(rng.integers(len(held)))), cpu)
     elif what < 98:
-        out = np.array([held.pop() for _ in range(min(20, len(held)))], dtype=np.int64)
+        out = np.array([held.pop() for _ in range(min(9, len(held)))], dtype=np.int64)
         slab_entry.free_bulk_entry(handle, -1, cpu, out)
     else:
         slab_entry.shrink_entry(handle, int(rng.integers(len(machine.names))), cpu)
@@ -558,7 +558,7 @@ for part in (*machine.pages, *machine.slub):
     digest.update(part.tobytes())
 print(json.dumps([digest.hexdigest(), len(held), min(held) >= 0, int(machine.slub.config[0]["pages"])]))
 """
-MODES = {"compiled": {}, "bounds-checked": {"NUMBA_BOUNDSCHECK": "1"}, "interpreted": {"NUMBA_DISABLE_JIT": "1"}}
+MODES = {"compiled": {}, "interpreted": {"NUMBA_DISABLE_JIT": "1"}}
 
 
 def test_one_digest() -> None:
@@ -568,5 +568,5 @@ def test_one_digest() -> None:
         done = subprocess.run([sys.executable, "-c", PROGRAM], env={**os.environ, "PYTHONPATH": path, **extra}, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (mode, done.stderr[-2000:])
         found[mode] = json.loads(done.stdout)
-    assert found["compiled"] == found["bounds-checked"] == found["interpreted"]
+    assert found["compiled"] == found["interpreted"]
     assert found["compiled"][2] and found["compiled"][3] > 100
