@@ -28,7 +28,26 @@ from mmtwin.slab_api import KmemCache, boot_caches
 ZERO_SIZE_PTR = 16
 PAGE = 4096
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "kmalloc.md"
-SIZES = (*range(1, 8193), 8193, 10000, 12288, 16384, 16385, 40000, 65536, 100000, 1 << 17, 200000, 1 << 18, 1 << 19, 600000, 1 << 20, 1 << 21, (4 << 20) - 1, 4 << 20)
+SIZES = (
+    *range(1, 8193),
+    8193,
+    10000,
+    12288,
+    16384,
+    16385,
+    40000,
+    65536,
+    100000,
+    1 << 17,
+    200000,
+    1 << 18,
+    1 << 19,
+    600000,
+    1 << 20,
+    1 << 21,
+    (4 << 20) - 1,
+    4 << 20,
+)
 
 
 def shrink_all(m: Machine) -> None:
@@ -58,7 +77,7 @@ def test_every_size(cmdline: str) -> None:
         assert room == m.kmalloc_size_roundup(size) >= size
         promised = 1 << size.bit_length() - 1 if power(size) == size else 8
         assert address % max(8, promised) == 0
-        assert debug and room <= 8192 or address % power(room) == 0
+        assert (debug and room <= 8192) or address % power(room) == 0
         assert m.virt_to_phys(address) == address - m.PAGE_OFFSET and m.virt_to_phys(address + room - 1) == m.virt_to_phys(address) + room - 1
         assert m.phys_to_virt(m.virt_to_phys(address)) == address and m.virt_to_page(address) == (address - m.PAGE_OFFSET) >> 12
         if size > 8192:
@@ -410,7 +429,9 @@ def test_the_document() -> None:
 
 def test_the_documents_table() -> None:
     """The size table is what a machine with as many CPUs boots with."""
-    rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in DOCUMENT.read_text().splitlines() if line.startswith("| ") and line[2:3].isdigit()]
+    rows = [
+        [cell.strip() for cell in line.strip("| \n").split("|")] for line in DOCUMENT.read_text().splitlines() if line.startswith("| ") and line[2:3].isdigit()
+    ]
     machines = {cpus: boot(cpus=cpus).frame("caches") for cpus in (1, 4, 8)}
     assert len(rows) == 13
     last = 0

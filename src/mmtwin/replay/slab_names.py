@@ -53,7 +53,10 @@ def _describe(row: np.void, event: dict[str, int], after: dict[str, int] | None)
         for name in GEOMETRY:
             row[name] = after[name]
         return
-    geometry = calculate_sizes(int(event["bytes_req"]), int(event["node"]), int(event["gfp"]), False, 1)
+    align = int(event["node"])
+    geometry = calculate_sizes(max(int(event["bytes_req"]), 1), align if align > 0 and align & (align - 1) == 0 else 8, int(event["gfp"]), False, 1)
+    if geometry is None:
+        return
     for name in ("inuse", "offset", "red_left_pad", "min_order", "min_objects", "allocflags", "cpu_partial", "cpu_partial_slabs"):
         row[name] = getattr(geometry, name)
     row["cpu_partial_slabs"] = -(-int(row["cpu_partial"]) * 2 // max(int(row["objects"]), 1))

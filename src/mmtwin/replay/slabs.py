@@ -51,7 +51,7 @@ from mmtwin.mm.slub import (
     take_partials,
     unfreeze_partials,
 )
-from mmtwin.mm.tables import PG_SLAB
+from mmtwin.mm.tables import PG_ALLOCATED, PG_SLAB
 from mmtwin.replay.placement import (
     SLAB_BULK_ALLOC,
     SLAB_BULK_FREE,
@@ -415,7 +415,7 @@ def slab_give(b: Any, s: Any, q: Any, op: Any) -> None:
     packed = object_at(b, s, int(x["freeing"]))
     q.counters[S_FREES] += 1
     slot = packed & SLOT_MASK
-    if packed < 0 or not is_allocated(s, packed) or not give_fast(s, int(op["arg"]), int(op["cpu"]), packed >> SLOT_BITS, slot, slot):
+    if packed < 0 or int(op["arg"]) < 0 or not is_allocated(s, packed) or not give_fast(s, int(op["arg"]), int(op["cpu"]), packed >> SLOT_BITS, slot, slot):
         give_differs(b, s, q, op, packed)
 
 
@@ -537,6 +537,9 @@ def new_slab(b: Any, s: Any, q: Any, op: Any) -> None:
     pfn = int(last[L_PFN])
     at = (first - int(s.config[0]["page_offset"])) - (pfn << PAGE_SHIFT) - int(cache["red_left_pad"])
     slot = at // int(cache["size"])
+    if not int(b.page[pfn]["flags"]) & PG_ALLOCATED or int(b.page[pfn]["order"]) != order:
+        differ_slab(q, op, D_PAGE_REQUEST, pfn, order, c)
+        return
     if slab_of_page(b, pfn) != END:
         drop_slab(b, s, slab_of_page(b, pfn))
     row = own_slab(b, s, c, pfn, order)
@@ -753,6 +756,9 @@ def slab_rare(b: Any, s: Any, q: Any, op: Any) -> None:
         x["bulk_left"] = left
         for i in range(int(op["gfp"]), int(op["gfp"]) + left):
             q.packed[i] = object_at(b, s, q.objects[i])
+            if q.packed[i] >= 0 and not is_allocated(s, q.packed[i]):
+                q.packed[i] = END
+                q.counters[S_UNKNOWN] += 1
     elif kind == SLAB_FLUSH or kind == SLAB_SHRINK or kind == SLAB_DESTROY:
         x["cache"] = int(op["arg"])
     elif kind == SLAB_FLUSH_SLAB:
