@@ -9,6 +9,7 @@ import json
 import pickle
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_every_size(cmdline: str) -> None:
         assert begin <= address and address + room <= begin + (PAGE << int(slab["order"])), "in one block of pages"
         held.append((address, room))
     held.sort()
-    assert all(a + room <= b for (a, room), (b, _) in zip(held, held[1:], strict=False)), "objects do not overlap"
+    assert all(a + room <= b for (a, room), (b, _) in pairwise(held)), "objects do not overlap"
     m.validate()
     random.Random(1).shuffle(held)
     for number, (address, _) in enumerate(held):

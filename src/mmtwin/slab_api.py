@@ -461,7 +461,7 @@ class SlabAllocator:
             raise WrongCache(f"cache_from_obj: Wrong slab cache. {self._cache_names[number]} but object is from {self._cache_names[cache]}: 0x{address:x}")
         if cache >= 0 and not allocated:
             raise self._bad_object(-EBUSY, address, "kmem_cache_free_bulk")
-        if slot < 0 and (allocated < 0 or number >= 0 or not self._is_large(self._physical(address) // PAGE_SIZE)):
+        if slot < 0 and (allocated < 0 or number >= 0 or address % PAGE_SIZE or not self._is_large(self._physical(address) // PAGE_SIZE)):
             raise self._bad_object(-22, address, "kmem_cache_free_bulk")
 
     def kmem_cache_size(self, cache: KmemCache) -> int:
