@@ -138,7 +138,7 @@ def warm_up() -> None:
     from mmtwin.mm.tables import new_pgdat
     from mmtwin.replay.placement import OP
 
-    run(new_pgdat(512, 1), Placement(np.zeros(1, dtype=OP), 0, 0, 0, 0, np.zeros(0, np.int64)))
+    run(new_pgdat(512, 1), Placement(np.zeros(1, dtype=OP), 0, 0, 0, 0, np.zeros(0, np.int64), 0, np.zeros(0, np.int64)))
 
 
 def _result(

@@ -68,9 +68,11 @@ from mmtwin.replay.placement import (
     RECLAIM_SET,
     ROTATE,
     SLAB_ALLOC_EVENT,
+    SLAB_EXCHANGE,
     SLAB_FREE_EVENT,
     SLAB_GIVE,
-    SLAB_NEW,
+    SLAB_REFILL,
+    SLAB_SLOW,
     SLAB_TAKE,
     STAT_THRESHOLDS,
     THRESHOLDS,
@@ -84,10 +86,13 @@ from mmtwin.replay.slabs import (
     SLAB_COUNTERS,
     SLAB_DIFFERENCE,
     Slabs,
+    enter_slow,
+    exchange,
     free_event,
     new_slabs,
     page_got,
     page_request,
+    refill_now,
     slab_event,
     slab_give,
     slab_page_freed,
@@ -530,6 +535,12 @@ def replay_ops(b: Pgdat, s: Slub, r: Progress, q: Slabs, ops: npt.NDArray[np.voi
                 slab_event(b, s, q, op)
             elif kind == SLAB_FREE_EVENT:
                 free_event(q, op)
+            elif kind == SLAB_EXCHANGE:
+                exchange(b, s, q, op)
+            elif kind == SLAB_REFILL:
+                refill_now(s, q, op)
+            elif kind == SLAB_SLOW:
+                enter_slow(q, op)
             else:
                 slab_rare(b, s, q, op)
         elif kind == ALLOC:
@@ -600,7 +611,8 @@ def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = la
     slub = new_slub(1, 0, slabs=0, slots=0) if slub is None else slub
     for start in range(0, len(placement.ops), CHUNK):
         ops = placement.ops[start : start + CHUNK]
-        fresh = int(np.count_nonzero(ops["op"] == SLAB_NEW))
+        first, last = np.searchsorted(placement.fresh, (start, start + CHUNK))
+        fresh = int(last - first)
         if fresh:
             slub = reserve(slub, fresh, fresh << slot_class(int(slub.cache["objects"].max(initial=1))))
         replay_ops(state, slub, r, q, ops)

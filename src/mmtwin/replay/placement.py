@@ -178,6 +178,7 @@ class Placement(NamedTuple):
     :param unplaced: allocations without any event inside a lock.
     :param objects: pointers of the slab's silent bulk calls, one call behind the other.
     :param retried: marks of exchanges that failed and were done again.
+    :param fresh: which operations make a slab, ascending: the tables must have room for it.
     """
 
     ops: npt.NDArray[np.void]
@@ -186,7 +187,8 @@ class Placement(NamedTuple):
     late: int
     unplaced: int
     objects: npt.NDArray[np.int64]
-    retried: int = 0
+    retried: int
+    fresh: npt.NDArray[np.int64]
 
 
 @inner
@@ -459,7 +461,8 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
     printed = ops["event"][requests]
     later = np.minimum.accumulate(printed[::-1])[::-1]
     late = int(np.count_nonzero((printed > later) & (ops["op"][requests] == ALLOC)))
-    return Placement(ops, bulks, count, late, int(np.count_nonzero((ops["op"] == ALLOC) & (ops["placed"] == 0))), objects, retried)
+    unplaced = int(np.count_nonzero((ops["op"] == ALLOC) & (ops["placed"] == 0)))
+    return Placement(ops, bulks, count, late, unplaced, objects, retried, np.flatnonzero(ops["op"] == SLAB_NEW))
 
 
 def _slab_columns(

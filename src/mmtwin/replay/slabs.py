@@ -62,7 +62,6 @@ from mmtwin.replay.placement import (
     SLAB_DEACTIVATE,
     SLAB_DEAD_CPU,
     SLAB_DESTROY,
-    SLAB_EXCHANGE,
     SLAB_FLUSH,
     SLAB_FLUSH_PARTIAL,
     SLAB_FLUSH_SLAB,
@@ -70,11 +69,9 @@ from mmtwin.replay.placement import (
     SLAB_NEW,
     SLAB_NODE_PARTIAL,
     SLAB_PUT_PARTIAL,
-    SLAB_REFILL,
     SLAB_SHRINK,
     SLAB_SHRINK_LOCK,
     SLAB_SHUTDOWN_LOCK,
-    SLAB_SLOW,
     SLAB_UNFREEZE,
     Placement,
 )
@@ -106,27 +103,28 @@ WHATS = ("slab object", "slab path", "slab page request", "slab page free", "sla
 
 SLAB_CONTEXT = np.dtype(
     [
-        ("object", "i8", (STACK,)),  # taken, and their events are still to come
-        ("depth", "i8"),
+        # what every event reads comes first, in one cache line
+        ("depth", "i8"),  # objects on the stack
+        ("freeing", "i8"),  # address whose free event came
+        ("bulk_cache", "i8"),  # a bulk allocation is under way
+        ("bulk_left", "i8"),  # a bulk free is under way: its objects are bulk_at to bulk_at + bulk_left
+        ("seen", "i8"),  # 1: something has been taken since the recording began
         ("cache", "i8"),  # of the slow path that is under way
+        ("slow", "i8"),  # 1: in the slow path
+        ("paged", "i8"),  # 1: and it has been given pages
+        ("object", "i8", (STACK,)),  # taken, and their events are still to come
         ("gfp", "i8"),
         ("held", "i8"),  # the slab that the slow path has found, with its free list
         ("fresh", "i8"),  # that slab is new: its first object is learnt
-        ("seen", "i8"),  # 1: something has been taken since the recording began
-        ("slow", "i8"),  # 1: in the slow path
-        ("paged", "i8"),  # 1: and it has been given pages
         ("level", "i8"),  # slow paths that wait for this one: a new slab may need a vector of cgroup pointers, which is allocated meanwhile
         ("saved", "i8", (LEVELS * 7,)),  # of each: cache, gfp, left, and the last page block
         ("left", "i8"),  # slabs on the node's list when the slow path went for new pages
-        ("freeing", "i8"),  # address whose free event came
         ("put", "i8"),  # slab that __slab_free has frozen, to go on the CPU's partial list
         ("unfreeze", "i8"),  # first slab of a partial list that was taken away
         ("flushed", "i8"),  # a CPU slab with its free list, to be deactivated
-        ("bulk_cache", "i8"),  # a bulk allocation is under way
         ("bulk_want", "i8"),
         ("bulk_done", "i8"),
-        ("bulk_at", "i8"),  # a bulk free is under way: its objects are bulk_at to bulk_at + bulk_left
-        ("bulk_left", "i8"),
+        ("bulk_at", "i8"),
     ]
 )
 
@@ -217,7 +215,7 @@ def took(q: Any, op: Any, packed: int, fresh: int) -> None:
     q.learnt[ctx] = (q.learnt[ctx] & ~(1 << depth)) | fresh << depth
 
 
-@slow
+@inner
 def enter_slow(q: Any, op: Any) -> None:
     """___slab_alloc begins; the slow path that it is part of, if any, waits."""
     ctx = int(op["context"])
@@ -242,7 +240,7 @@ def enter_slow(q: Any, op: Any) -> None:
     q.last[ctx, L_FAILED_ORDER] = -1
 
 
-@slow
+@inner
 def leave_slow(q: Any, op: Any) -> None:
     """___slab_alloc is done; the one that waited goes on."""
     ctx = int(op["context"])
@@ -426,10 +424,10 @@ def give_differs(b: Any, s: Any, q: Any, op: Any, packed: int) -> None:
     q.counters[S_UNKNOWN] += 1
     differ_slab(q, op, D_FREE, int(x["freeing"]), packed, int(op["arg"]))
     if packed >= 0 and is_allocated(s, packed):
-        free_slow(s, q, op, packed >> SLOT_BITS, packed & SLOT_MASK, packed & SLOT_MASK, 1)
+        free_slow_cold(s, q, op, packed >> SLOT_BITS, packed & SLOT_MASK, packed & SLOT_MASK, 1)
 
 
-@slow
+@inner
 def free_slow(s: Any, q: Any, op: Any, row: int, head: int, tail: int, count: int) -> None:
     """``__slab_free``'s exchange."""
     x = q.context[int(op["context"])]
@@ -445,6 +443,10 @@ def free_slow(s: Any, q: Any, op: Any, row: int, head: int, tail: int, count: in
         refill_late(s, q, op)
     elif left == DISCARD:
         discard_slab(s, row)
+
+
+# A call that is not inlined hands over all tables by value, some 200 words: the frequent operations are inlined, the rare ones share one copy.
+free_slow_cold = slow(free_slow)
 
 
 @slow
@@ -467,10 +469,10 @@ def give_bulk(b: Any, s: Any, q: Any, op: Any, exchange: bool) -> None:
         if not exchange:
             differ_slab(q, op, D_FREE, int(op["arg2"]), row, c)
             q.counters[S_UNKNOWN] += 1
-        free_slow(s, q, op, row, head, tail, count)
+        free_slow_cold(s, q, op, row, head, tail, count)
 
 
-@slow
+@inner
 def exchange(b: Any, s: Any, q: Any, op: Any) -> None:
     """``cmpxchg_double_slab``: a slow free, or a slab that is deactivated."""
     x = q.context[int(op["context"])]
@@ -552,12 +554,15 @@ def new_slab(b: Any, s: Any, q: Any, op: Any) -> None:
     x["fresh"] = 1
 
 
-@slow
-def refill_now(s: Any, q: Any, op: Any, c: int) -> None:
+@inner
+def refill_now(s: Any, q: Any, op: Any) -> None:
     """``redo:`` of ___slab_alloc. Another CPU may be freeing into the same slab at this very moment: then only what the kernel did next
     (`contended` of the operation: it went on without an object) says which exchange came first."""
     ctx = int(op["context"])
     cpu = int(op["cpu"])
+    c = int(q.context[ctx]["cache"])
+    if c < 0:
+        return
     k = s.cpu[c * int(s.config[0]["nr_cpus"]) + cpu]
     row = int(k["slab"])
     if row != END and int(k["freelist"]) == END:
@@ -694,18 +699,13 @@ def discard_all(s: Any, first: int) -> None:
 
 @slow
 def slab_rare(b: Any, s: Any, q: Any, op: Any) -> None:
-    """Everything but the fast paths and the events."""
+    """Everything that is not frequent."""
     kind = int(op["op"])
     ctx = int(op["context"])
     cpu = int(op["cpu"])
     x = q.context[ctx]
     c = int(x["cache"])
-    if kind == SLAB_SLOW:
-        enter_slow(q, op)
-    elif kind == SLAB_REFILL:
-        if c >= 0:
-            refill_now(s, q, op, c)
-    elif kind == SLAB_CPU_PARTIAL:
+    if kind == SLAB_CPU_PARTIAL:
         if c >= 0 and not take_cpu_partial(s, c, cpu):
             differ_slab(q, op, D_PATH, kind, 0, c)
     elif kind == SLAB_DEACTIVATE:
@@ -719,8 +719,6 @@ def slab_rare(b: Any, s: Any, q: Any, op: Any) -> None:
         new_slab(b, s, q, op)
     elif kind == SLAB_LOAD:
         load_slab(s, q, op)
-    elif kind == SLAB_EXCHANGE:
-        exchange(b, s, q, op)
     elif kind == SLAB_PUT_PARTIAL:
         if int(op["arg2"]):
             row = int(x["put"])
