@@ -31,7 +31,7 @@ from mmtwin import (
 from mmtwin.machine import FRAMES_OF, Machine, boot
 from mmtwin.mm.validate import free_blocks
 from mmtwin.profiles import get
-from mmtwin.profiles.layout import MemoryRange
+from mmtwin.profiles.physical import MemoryRange
 
 REQUESTS = (GFP_KERNEL, GFP_HIGHUSER_MOVABLE, GFP_ATOMIC, GFP_NOWAIT, GFP_KERNEL | 0x10, GFP_KERNEL | 0x1, GFP_KERNEL | 0x4, GFP_KERNEL | 0x20000)
 

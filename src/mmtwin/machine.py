@@ -33,8 +33,8 @@ from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_PC
 from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
-from mmtwin.profiles import Profile, layout
-from mmtwin.profiles.layout import Frames, MemoryRange
+from mmtwin.profiles import Profile, physical
+from mmtwin.profiles.physical import Frames, MemoryRange
 from mmtwin.slab_api import SlabAllocator, boot_caches, new_allocator
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
 
@@ -87,9 +87,9 @@ class Machine(SlabAllocator):
         self._watch: Watch | None = None
         self.state, self.profile, self.cpus = state, profile, int(state.config[0]["nr_cpus"])
         zones = [(int(zone["start_pfn"]), int(zone["end_pfn"])) for zone in state.zone if int(zone["present_pages"])]
-        self.ram: tuple[Frames, ...] = tuple(layout.join(ram or zones))
-        self.reserved: tuple[Frames, ...] = tuple(layout.join(reserved))
-        usable = layout.subtract(self.ram, self.reserved)
+        self.ram: tuple[Frames, ...] = tuple(physical.join(ram or zones))
+        self.reserved: tuple[Frames, ...] = tuple(physical.join(reserved))
+        usable = physical.subtract(self.ram, self.reserved)
         self._starts, self._ends = [start for start, _ in usable], [end for _, end in usable]
         config = SlubConfig(cpus=slub_cpus(self.cpus, self.cpus)) if slab_config is None else slab_config
         if slub is None:
@@ -103,7 +103,9 @@ class Machine(SlabAllocator):
             self._watched(True)
 
     def __repr__(self) -> str:
-        return f"<Machine {self.profile.name}: {format_size(layout.count(self.ram) << PAGE_SHIFT)}, {self.cpus} CPUs, {self.free} of {self.managed} pages free>"
+        return (
+            f"<Machine {self.profile.name}: {format_size(physical.count(self.ram) << PAGE_SHIFT)}, {self.cpus} CPUs, {self.free} of {self.managed} pages free>"
+        )
 
     @property
     def managed(self) -> int:
@@ -223,7 +225,7 @@ class Machine(SlabAllocator):
 
     def pagetypeinfo(self) -> str:
         """/proc/pagetypeinfo."""
-        return procfs.pagetypeinfo(self.state, self.profile, layout.sections(self.ram, self.profile.section_order))
+        return procfs.pagetypeinfo(self.state, self.profile, physical.sections(self.ram, self.profile.section_order))
 
     def zoneinfo(self) -> str:
         """/proc/zoneinfo; counters that mmtwin does not keep are 0 (see `procfs.zoneinfo`)."""
@@ -459,7 +461,7 @@ def boot(
     Firmware map, zones, present pages, free memory handed to the buddy lists in ascending order, then the constants in the kernel's order: the CPUs come
     online, min_free_kbytes, watermarks, thresholds, reserves, list sizes, khugepaged's raise, and last the memory that is freed late (init code and initrd).
 
-    What the kernel keeps for itself is a model, `layout.boot_reserve`: managed pages of each zone equal those of all recorded Debian 6.1 cloud
+    What the kernel keeps for itself is a model, `physical.boot_reserve`: managed pages of each zone equal those of all recorded Debian 6.1 cloud
     guests, to the page (difference 0 at 128, 256, 512, 1024 and 4096 MiB with 1, 2 or 4 CPUs); where inside memory it lies is simplified. A real
     machine has also allocated some ten thousand pages by the time a shell runs.
 
@@ -482,28 +484,28 @@ def boot(
     ram_bytes, initrd_bytes = _size("ram", ram), _size("initrd", initrd)
     if memory_map is None and not 1 << 21 <= ram_bytes <= (MAX_FRAMES - (1 << 19)) << PAGE_SHIFT:
         raise RequestError(f"ram {ram!r}: expected 2 MiB to just below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
-    frames = layout.ram_frames(layout.qemu_pc_memory_map(ram_bytes) if memory_map is None else memory_map)
+    frames = physical.ram_frames(physical.qemu_pc_memory_map(ram_bytes) if memory_map is None else memory_map)
     if not frames or frames[-1][1] > MAX_FRAMES:
         raise RequestError(f"memory map: expected memory, all of it below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
-    spans = layout.zone_spans(frames, kernel.zone_limits, len(kernel.zone_names))
+    spans = physical.zone_spans(frames, kernel.zone_limits, len(kernel.zone_names))
     initrd_pages = -(-initrd_bytes // PAGE_SIZE)
     if reserved is None:
-        reserve = layout.boot_reserve(kernel, frames, spans, cpus, initrd_pages)
+        reserve = physical.boot_reserve(kernel, frames, spans, cpus, initrd_pages)
         least = kernel.image.kept[-1][1] + kernel.image.near
-        missing = layout.subtract([(kernel.image.kept[0][0], least)], frames)
-        if missing or layout.count(reserve.freed) < initrd_pages:
+        missing = physical.subtract([(kernel.image.kept[0][0], least)], frames)
+        if missing or physical.count(reserve.freed) < initrd_pages:
             size = format_size(ram_bytes if memory_map is None else frames[-1][1] << PAGE_SHIFT)
             raise ProfileError(
                 f"{size} of memory: {kernel.name} itself reaches to {-(-least // 256)} MiB; give more, or reserved=() for a machine without a kernel"
             )
     else:
         mine = list(reserved)
-        reserve = layout.BootReserve(mine, layout.take_top(layout.subtract(frames, mine), initrd_pages))
+        reserve = physical.BootReserve(mine, physical.take_top(physical.subtract(frames, mine), initrd_pages))
     state = new_pgdat(frames[-1][1], cpus, kernel.gfp_zones)
     for z, span in enumerate(spans):
         zone = state.zone[z]
         zone["start_pfn"], zone["end_pfn"], zone["present_pages"] = span
-    free = layout.subtract(frames, reserve.kept)
+    free = physical.subtract(frames, reserve.kept)
     free_memory(state, free)
     _derive_constants(state, kernel, frames, free, reserve.freed, thp)
     config = SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus))
@@ -529,7 +531,7 @@ def free_memory(state: Pgdat, free: Sequence[Frames]) -> None:
     """
     config = state.config[0]
     for z, zone in enumerate(state.zone):
-        runs = layout.clip(layout.join(free), int(zone["start_pfn"]), int(zone["end_pfn"]))
+        runs = physical.clip(physical.join(free), int(zone["start_pfn"]), int(zone["end_pfn"]))
         blocks: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(NR_ORDERS)]
         for start, end in runs:
             _split(start, end, blocks)
@@ -544,7 +546,7 @@ def free_memory(state: Pgdat, free: Sequence[Frames]) -> None:
             state.page[pfns] = page
             state.page[head]["next"], state.page[head]["prev"] = pfns[0], pfns[-1]
             state.free_area[z * NR_ORDERS + order]["nr_free"] = len(pfns)
-        zone["managed_pages"] = zone["nr_free_pages"] = layout.count(runs)
+        zone["managed_pages"] = zone["nr_free_pages"] = physical.count(runs)
 
 
 def _split(start: int, end: int, blocks: list[list[npt.NDArray[np.int64]]]) -> None:
@@ -562,21 +564,21 @@ def _derive_constants(state: Pgdat, kernel: Profile, ram: Sequence[Frames], free
     config["watermark_boost_factor"], config["watermark_scale_factor"] = kernel.watermark_boost_factor, kernel.watermark_scale_factor
     config["percpu_pagelist_high_fraction"], config["pcp_batch_scale_max"] = kernel.percpu_pagelist_high_fraction, kernel.pcp_batch_scale_max
     config["thp"], config["nofragment_zone"] = kernel.thp, kernel.nofragment_zone
-    spans = [layout.ZoneSpan(start, end, int(zone["present_pages"])) for (start, end), zone in zip(zones, state.zone, strict=True)]
-    config["page_group_by_mobility_disabled"] = layout.estimated_kernel_pages(spans, kernel.struct_page_size) < kernel.pageblock_nr_pages * MIGRATE_TYPES
+    spans = [physical.ZoneSpan(start, end, int(zone["present_pages"])) for (start, end), zone in zip(zones, state.zone, strict=True)]
+    config["page_group_by_mobility_disabled"] = physical.estimated_kernel_pages(spans, kernel.struct_page_size) < kernel.pageblock_nr_pages * MIGRATE_TYPES
     final = state.zone["managed_pages"].copy()
-    late_pages = np.array([layout.count(layout.clip(late, *zone)) for zone in zones])
+    late_pages = np.array([physical.count(physical.clip(late, *zone)) for zone in zones])
     if int(config["online_cpus"]) > 1:
         # each CPU that comes online sets the thresholds; the watermarks are still 0, so every zone gets a drift mark, and keeps it
-        early = layout.subtract(free, late)
-        deferred = layout.first_deferred(ram, max(start for start, _ in zones), kernel.section_order) if kernel.deferred_init else None
+        early = physical.subtract(free, late)
+        deferred = physical.first_deferred(ram, max(start for start, _ in zones), kernel.section_order) if kernel.deferred_init else None
         if deferred is not None:
-            early = layout.clip(early, 0, deferred)
-        state.zone["managed_pages"] = [layout.count(layout.clip(early, *zone)) for zone in zones]
+            early = physical.clip(early, 0, deferred)
+        state.zone["managed_pages"] = [physical.count(physical.clip(early, *zone)) for zone in zones]
         refresh_zone_stat_thresholds(state)
     state.zone["managed_pages"] = final - late_pages
     derive_constants(state, kernel, thp)
-    image = np.array([layout.count(layout.clip(kernel.image.freed, *zone)) for zone in zones]) if late else 0
+    image = np.array([physical.count(physical.clip(kernel.image.freed, *zone)) for zone in zones]) if late else 0
     state.zone["managed_pages"] = final - image
     set_pgdat_percpu_threshold(state, False)  # kswapd's first sleep: the initial RAM disk has been freed, the image's spare pages not yet
     state.zone["managed_pages"] = final

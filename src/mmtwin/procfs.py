@@ -33,7 +33,7 @@ def buddyinfo(state: Pgdat, profile: Profile) -> str:
 def pagetypeinfo(state: Pgdat, profile: Profile, sections: Iterable[tuple[int, int]] | None = None) -> str:
     """/proc/pagetypeinfo: free blocks by zone, migrate type and order, then pageblocks by zone and type.
 
-    :param sections: page frames that have a ``struct page`` (`layout.sections`); the kernel does not count pageblocks in holes.
+    :param sections: page frames that have a ``struct page`` (`physical.sections`); the kernel does not count pageblocks in holes.
         None counts all that the zones span.
     """
     free = free_blocks(state)

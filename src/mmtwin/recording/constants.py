@@ -11,8 +11,8 @@ from mmtwin.gfp import MAX_NR_ZONES, ZONE_DMA32
 from mmtwin.machine import derive_constants
 from mmtwin.mm.tables import Pgdat, new_pgdat
 from mmtwin.mm.vmstat import set_pgdat_percpu_threshold
-from mmtwin.profiles import Profile, layout
-from mmtwin.profiles.layout import MemoryRange
+from mmtwin.profiles import Profile, physical
+from mmtwin.profiles.physical import MemoryRange
 from mmtwin.recording.model import Provenance, Snapshot
 from mmtwin.units import PAGE_SIZE
 
@@ -36,8 +36,8 @@ def compare(snapshot: Snapshot, provenance: Provenance) -> Iterator[tuple[str, i
     rows = {int(row["index"]): row for row in snapshot.zones.iter_rows(named=True)}
     plain = not any(word in provenance.cmdline for word in ("movablecore", "kernelcore", "mem="))
     if plain:
-        ram = layout.ram_frames(MemoryRange(*r) for r in snapshot.memory_map.select("start", "size", "type").iter_rows())
-        for z, span in enumerate(layout.zone_spans(ram, kernel.zone_limits, len(kernel.zone_names))):
+        ram = physical.ram_frames(MemoryRange(*r) for r in snapshot.memory_map.select("start", "size", "type").iter_rows())
+        for z, span in enumerate(physical.zone_spans(ram, kernel.zone_limits, len(kernel.zone_names))):
             yield f"{kernel.zone_names[z]} spanned", span.end - span.start, rows[z]["spanned_pages"]
             yield f"{kernel.zone_names[z]} present", span.present, rows[z]["present_pages"]
     for z, row in rows.items():

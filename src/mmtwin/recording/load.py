@@ -8,8 +8,8 @@ from mmtwin import profiles
 from mmtwin.errors import RecordingError
 from mmtwin.machine import Machine
 from mmtwin.mm.slab_common import SlubConfig, slub_cpus
-from mmtwin.profiles import layout
-from mmtwin.profiles.layout import MemoryRange
+from mmtwin.profiles import physical
+from mmtwin.profiles.physical import MemoryRange
 from mmtwin.recording import slab_state
 from mmtwin.recording.model import Provenance, Recording, Snapshot
 from mmtwin.recording.state import restore
@@ -48,6 +48,6 @@ def from_snapshot(snapshot: Snapshot, provenance: Provenance) -> Machine:
     slub, names = slab_state.restore(snapshot, state, int(state.config[0]["nr_cpus"])) if slab_state.has_slabs(snapshot) else (None, [])
     present = int(snapshot.scalars.get("present_cpus", provenance.cpus))
     options = SlubConfig.from_cmdline(provenance.cmdline, slub_cpus(present, int(snapshot.scalars.get("possible_cpus", present))))
-    ram = layout.ram_frames(MemoryRange(*row) for row in snapshot.memory_map.select("start", "size", "type").iter_rows())
-    frames = layout.clip(ram, 0, int(state.config[0]["nr_frames"]))
+    ram = physical.ram_frames(MemoryRange(*row) for row in snapshot.memory_map.select("start", "size", "type").iter_rows())
+    frames = physical.clip(ram, 0, int(state.config[0]["nr_frames"]))
     return Machine(state, profile, frames, slub=slub, cache_names=names, slab_config=options)

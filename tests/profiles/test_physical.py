@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtwin.profiles import get, layout
-from mmtwin.profiles.layout import (
+from mmtwin.profiles import get, physical
+from mmtwin.profiles.physical import (
     MemoryRange,
     boot_reserve,
     clip,
@@ -64,7 +64,7 @@ def test_take_top(a: list[tuple[int, int]], pages: int) -> None:
 def test_memory_map(ram: int, low: int, high: int) -> None:
     found = qemu_pc_memory_map(ram)
     assert all(a.start + a.size <= b.start for a, b in pairwise(found))
-    assert sum(r.size for r in found if r.start >= 4 * GIB and r.type == layout.RAM) == high
+    assert sum(r.size for r in found if r.start >= 4 * GIB and r.type == physical.RAM) == high
     assert max(r.start + r.size for r in found if r.start < low) == low
 
 
