@@ -25,11 +25,13 @@ NIL = 0
 """No row."""
 RB_RED, RB_BLACK = 0, 1
 
-AREA_UNUSED, AREA_HELD, AREA_FREE, AREA_BUSY, AREA_LAZY, AREA_POOL, AREA_PRELOAD = range(7)
-"""Where a row of `VMAP_AREA` is: in nobody's use; an object that a request holds; the free tree; a busy tree; a lazy tree; a pool (6.12); a CPU's spare for splits."""
+AREA_UNUSED, AREA_HELD, AREA_FREE, AREA_BUSY, AREA_LAZY, AREA_PURGE, AREA_POOL, AREA_PRELOAD = range(8)
+"""Where a row of `VMAP_AREA` is: in nobody's use; an object that a request holds; the free tree; a busy tree; a lazy tree; a list of areas being purged; a pool
+(6.12); a CPU's spare for splits."""
 
 TREE_FREE = 0
-"""Row of `VMAP_TREE`; the busy trees are `TREE_BUSY` + node, then come the lazy ones, one for use within a function, and the heads of the pools."""
+"""Row of `VMAP_TREE`; the busy trees are `TREE_BUSY` + node. Behind them, node by node: the lazy trees, the lists of areas that are being purged (no trees);
+then one tree for use within a function, and the heads of the pools."""
 TREE_BUSY = 1
 MAX_VA_SIZE_PAGES = 256
 """Pools of a node, one for each number of pages (6.9 and later)."""
@@ -118,6 +120,7 @@ VMAP_CONFIG = np.dtype(
         ("nr_nodes", "i8"),  # vmap nodes: 1 before 6.9
         ("zone_shift", "i8"),  # log2(vmap_zone_size)
         ("lazy_tree", "i8"),  # tree of node 0's lazy areas
+        ("purge_tree", "i8"),  # list of node 0's areas that are being purged
         ("local_tree", "i8"),  # tree for use within a function
         ("pool_base", "i8"),  # head of node 0's first pool
         ("heads", "i8"),  # rows of `VMAP_TREE`: the first row of `VMAP_AREA` that is an area
@@ -133,6 +136,7 @@ VMAP_CONFIG = np.dtype(
         ("free_block", "i8"),
         ("blocks_in_use", "i8"),
         ("lazy_nr", "i8"),  # vmap_lazy_nr, in pages
+        ("skip_populate", "i8"),  # 1: the purge at hand fills no pools (6.12)
         ("nr_vmalloc_pages", "i8"),
         ("freed", "i8"),  # rows of `VMAP_FREED` filled: the caller frees these objects and sets it to 0
         ("flush_start", "i8"),  # the range that the last purge flushes from the TLB, biased
@@ -220,7 +224,7 @@ def new_vmalloc(
     """
     nodes = vmap_nodes(version, bits_per_long, nr_cpus)
     pools = nodes * MAX_VA_SIZE_PAGES if version >= 609 else 0
-    pool_base = TREE_BUSY + 2 * nodes + 1
+    pool_base = TREE_BUSY + 3 * nodes + 1
     heads = pool_base + pools
     config = np.zeros(1, dtype=VMAP_CONFIG)
     values = {
@@ -236,7 +240,8 @@ def new_vmalloc(
         "nr_nodes": nodes,
         "zone_shift": 16 if nodes > 1 else 0,
         "lazy_tree": TREE_BUSY + nodes,
-        "local_tree": TREE_BUSY + 2 * nodes,
+        "purge_tree": TREE_BUSY + 2 * nodes,
+        "local_tree": TREE_BUSY + 3 * nodes,
         "pool_base": pool_base,
         "heads": heads,
         "block_pages": block_pages(bits_per_long, config_nr_cpus),
@@ -265,8 +270,8 @@ def new_vmalloc(
     )
 
 
-def _grown(table: npt.NDArray[np.void], used: int, in_use: int, more: int) -> npt.NDArray[np.void]:
-    if used - in_use + len(table) - used >= more:
+def _grown(table: npt.NDArray[np.void], in_use: int, more: int) -> npt.NDArray[np.void]:
+    if len(table) - in_use >= more:
         return table
     return np.concatenate([table, np.zeros(max(more, len(table)), dtype=table.dtype)])
 
@@ -277,9 +282,9 @@ def reserve_areas(state: Vmalloc, areas: int = 4, vms: int = 0, blocks: int = 0)
     An allocation uses two areas at most (its own and a spare), with a nested page array four.
     """
     config = state.config[0]
-    area = _grown(state.area, int(config["areas"]), int(config["areas_in_use"]) + int(config["heads"]), areas)
-    vm = _grown(state.vm, int(config["vms"]), int(config["vms_in_use"]) + 1, vms)
-    block = _grown(state.block, int(config["blocks"]), int(config["blocks_in_use"]) + int(config["block_heads"]), blocks)
+    area = _grown(state.area, int(config["areas_in_use"]) + int(config["heads"]), areas)
+    vm = _grown(state.vm, int(config["vms_in_use"]) + 1, vms)
+    block = _grown(state.block, int(config["blocks_in_use"]) + int(config["block_heads"]), blocks)
     if area is state.area and vm is state.vm and block is state.block:
         return state
     freed = state.freed
