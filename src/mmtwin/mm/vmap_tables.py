@@ -25,8 +25,8 @@ NIL = 0
 """No row."""
 RB_RED, RB_BLACK = 0, 1
 
-AREA_UNUSED, AREA_HELD, AREA_FREE, AREA_BUSY, AREA_LAZY, AREA_PURGE, AREA_POOL, AREA_PRELOAD = range(8)
-"""Where a row of `VMAP_AREA` is: in nobody's use; an object that a request holds; the free tree; a busy tree; a lazy tree; a list of areas being purged; a pool
+AREA_UNUSED, AREA_HELD, AREA_FREE, AREA_BUSY, AREA_LAZY, AREA_POOL, AREA_PRELOAD = range(7)
+"""Where a row of `VMAP_AREA` is: in nobody's use; an object that a request holds; the free tree; a busy tree; a lazy tree or a list of areas being purged; a pool
 (6.12); a CPU's spare for splits."""
 
 TREE_FREE = 0
@@ -136,6 +136,7 @@ VMAP_CONFIG = np.dtype(
         ("free_block", "i8"),
         ("blocks_in_use", "i8"),
         ("lazy_nr", "i8"),  # vmap_lazy_nr, in pages
+        ("drain", "i8"),  # 1: drain_vmap_work is scheduled; whoever runs it sets this to 0
         ("skip_populate", "i8"),  # 1: the purge at hand fills no pools (6.12)
         ("nr_vmalloc_pages", "i8"),
         ("freed", "i8"),  # rows of `VMAP_FREED` filled: the caller frees these objects and sets it to 0
