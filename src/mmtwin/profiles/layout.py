@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mmtwin.errors import ProfileError
@@ -20,7 +20,7 @@ from mmtwin.profiles.physical import Frames
 from mmtwin.profiles.profile import Profile
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 
-__all__ = ("AddressSpace", "Bases", "Region", "Rules", "address_space", "bases_of", "i386_space", "memparse", "rules_for", "words", "x86_64_space")
+__all__ = ("AddressSpace", "Bases", "Region", "Rules", "address_space", "i386_space", "memparse", "rules_for", "words", "x86_64_space")
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 TOP_32, TOP_64 = 1 << 32, 1 << 64
@@ -37,8 +37,6 @@ FIXADDR_TOP_64 = 0xFFFF_FFFF_FF7F_F000
 FIXADDR_TOP_32 = 0xFFFF_F000
 P4D_SIZE = 1 << 39
 PUD_SIZE = 1 << 30
-BTMAPS = 512
-"""Slots of the fixmap for early_ioremap: TOTAL_FIX_BTMAPS."""
 
 
 class Region(NamedTuple):
@@ -62,18 +60,16 @@ class Region(NamedTuple):
 
 
 class Bases(NamedTuple):
-    """What address randomisation of x86-64 draws (CONFIG_RANDOMIZE_MEMORY, CONFIG_RANDOMIZE_BASE).
+    """What address randomisation of x86-64 draws (CONFIG_RANDOMIZE_MEMORY); what is kept fixed are their order and sizes.
 
     :param page_offset: start of the direct map (page_offset_base).
     :param vmalloc: start of the vmalloc space (vmalloc_base).
     :param vmemmap: start of the array of ``struct page`` (vmemmap_base).
-    :param text: address of the kernel's text (_text).
     """
 
     page_offset: int
     vmalloc: int
     vmemmap: int
-    text: int = START_KERNEL_MAP + 16 * MIB
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,9 @@ class Rules:
     :param version: (major, minor, patch) whose formulas are used: (2, 6, 24), (3, 6, 0), (6, 1, 0) and (6, 12, 0) are known.
     :param nr_cpus: CONFIG_NR_CPUS.
     :param fixed: slots of the fixmap that every CPU shares, hole and APICs included (fixmap.h up to FIX_KMAP_BEGIN, and what comes behind the kmaps).
-    :param kmaps: slots of the fixmap for temporary mappings, per CPU.
-    :param late_fixed: slots of the fixmap behind the early mappings.
+    :param kmaps: slots of the fixmap for temporary mappings, per CPU (KM_TYPE_NR, KM_MAX_IDX).
+    :param early: slots of the fixmap for early_ioremap (TOTAL_FIX_BTMAPS).
+    :param late_fixed: slots of the fixmap behind those.
     :param entry_area_pages: pages of ``struct cpu_entry_area`` (i386; there the area's size moves what is below it).
     :param page_offset: CONFIG_PAGE_OFFSET (i386).
     :param pae: CONFIG_X86_PAE.
@@ -105,6 +102,7 @@ class Rules:
     fixed: int
     late_fixed: int
     kmaps: int = 0
+    early: int = 512
     entry_area_pages: int = 0
     page_offset: int = 0xC000_0000
     pae: bool = False
@@ -132,25 +130,38 @@ class Rules:
     def all_slots(self) -> int:
         """__end_of_fixed_addresses: the early mappings follow the permanent ones, moved to where one page table holds them all."""
         permanent = self.permanent_slots
-        if self.version < (2, 6, 25):
-            return permanent + 16 + self.late_fixed
-        crosses = (permanent ^ (permanent + BTMAPS - 1)) & -self.ptrs_per_pte
-        early = permanent + BTMAPS - (permanent & (BTMAPS - 1)) if crosses else permanent
-        return early + BTMAPS + self.late_fixed
+        begin = permanent
+        if self.version >= (2, 6, 25) and (permanent ^ (permanent + self.early - 1)) & -self.ptrs_per_pte:
+            begin = permanent + self.early - (permanent & (self.early - 1))
+        return begin + self.early + self.late_fixed
 
 
 X86_64_FIXED = 511 + 1 + 2 + 1 + 128 + 1 + 2
 """Slots down to the vsyscall page and the page itself, two early consoles, the local APIC, 128 I/O APICs, Xen's boot map, two for GHES."""
 I386_FIXED = 1 + 2 + 1 + 64 + 1 + 2
 """A hole, two early consoles, the local APIC, 64 I/O APICs, PCI MMCONFIG, two for GHES."""
+I386_3_6_FIXED = 2 + 2 + 1 + 64 + 1 + 1 + 2
+"""A hole and the vDSO, two early consoles, the local APIC, 64 I/O APICs, PCI MMCONFIG, a paravirtual boot map, two for text_poke."""
+I386_2_6_24_FIXED = 2 + 2 + 1 + 64 + 1 + 4 + 1 + 1
+"""A hole and the vDSO, two early consoles, the local APIC, 64 I/O APICs, the IDT (for processors with the F00F bug, which have no PAE), four for ACPI, PCI MMCONFIG, a paravirtual boot map."""
 
+_DEBIAN_686 = Rules(
+    "linux-6.1-686", ("linux-6.1-i386", "linux-6.1-i686", "6.1-686"), 32, (6, 1, 0), 32, I386_FIXED, 1,
+    kmaps=16, entry_area_pages=43, highmem=True, image_size=GIB // 2,
+)  # fmt: skip
+_OLD = Rules("linux-3.6-i386", ("3.6-i386",), 32, (3, 6, 0), 8, I386_3_6_FIXED, 1, kmaps=20, early=256, highmem=True, image_size=GIB // 2)
 RULES = (
     Rules("linux-6.1", ("6.1", "linux-6.1-x86_64", "linux-6.1-cloud-amd64"), 64, (6, 1, 0), 8192, X86_64_FIXED, 1, five_level=True),
     Rules("linux-6.12", ("6.12", "linux-6.12-x86_64", "linux-6.12-cloud-amd64"), 64, (6, 12, 0), 8192, X86_64_FIXED, 1, five_level=True),
-    Rules("linux-6.1-686", ("linux-6.1-i386", "linux-6.1-i686", "6.1-686"), 32, (6, 1, 0), 32, I386_FIXED, 1, kmaps=16, entry_area_pages=43, highmem=True, image_size=GIB // 2),
-    Rules("linux-6.1-686-pae", ("linux-6.1-i386-pae", "6.1-686-pae"), 32, (6, 1, 0), 32, I386_FIXED, 1, kmaps=16, entry_area_pages=43, pae=True, highmem=True, image_size=GIB // 2),
-)  # fmt: skip
-"""Of Debian's kernels; the constants are counted from the headers with their configurations and compared with modules built for them."""
+    _DEBIAN_686,
+    replace(_DEBIAN_686, name="linux-6.1-686-pae", aliases=("linux-6.1-i386-pae", "6.1-686-pae"), pae=True),
+    _OLD,
+    replace(_OLD, name="linux-3.6-i386-pae", aliases=("3.6-i386-pae",), pae=True),
+    replace(_OLD, name="linux-2.6.24-i386", aliases=("2.6.24-i386",), version=(2, 6, 24), fixed=I386_2_6_24_FIXED, kmaps=13, early=16),
+    replace(_OLD, name="linux-2.6.24-i386-pae", aliases=("2.6.24-i386-pae",), version=(2, 6, 24), fixed=I386_2_6_24_FIXED - 1, kmaps=13, early=16, pae=True),
+)
+"""The 6.1 and 6.12 ones are Debian's: the constants are counted from the headers with their configurations and compared with modules built for
+them. The older ones are as distributions built them for 8 CPUs, compared with boot logs."""
 
 
 @dataclass(frozen=True)
@@ -359,17 +370,10 @@ def x86_64_space(rules: Rules, max_pfn: int, five_level: bool = False, bases: Ba
 
 def _check_bases(rules: Rules, at: Bases, fixed: Bases, sizes: tuple[int, int, int], limit: int) -> None:
     """That bases are such as ``kernel_randomize_memory`` draws: in order, apart, whole GiB, below the CPU entry area."""
-    ends = [base + size for base, size in zip(at[:3], sizes, strict=True)]
-    wrong = any(base % PUD_SIZE for base in at[:3]) or at.page_offset < fixed.page_offset or ends[0] > at.vmalloc or ends[1] > at.vmemmap or ends[2] > limit
+    ends = [base + size for base, size in zip(at, sizes, strict=True)]
+    wrong = any(base % PUD_SIZE for base in at) or at.page_offset < fixed.page_offset or ends[0] > at.vmalloc or ends[1] > at.vmemmap or ends[2] > limit
     if wrong:
-        raise ProfileError(
-            f"{rules.name}: bases {', '.join(f'{base:#x}' for base in at[:3])} are none the kernel draws: whole GiB, in this order, regions apart"
-        )
-
-
-def bases_of(page_offset_base: int, vmalloc_base: int, vmemmap_base: int, text: int = START_KERNEL_MAP + 16 * MIB) -> Bases:
-    """The bases as a dump or /proc/kcore has them, given as unsigned or two's complement numbers."""
-    return Bases(page_offset_base % TOP_64, vmalloc_base % TOP_64, vmemmap_base % TOP_64, text % TOP_64)
+        raise ProfileError(f"{rules.name}: bases {', '.join(f'{base:#x}' for base in at)} are none the kernel draws: whole GiB, in this order, regions apart")
 
 
 def i386_space(rules: Rules, max_pfn: int, cmdline: str = "") -> AddressSpace:
