@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, count
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,34 +31,13 @@ from mmtwin.mm.pgtable_tables import (
     empty_mmu,
     signed,
 )
-from mmtwin.mm.tables import PG_TABLE, Pgdat
+from mmtwin.mm.tables import PG_ALLOCATED, PG_TABLE, Pgdat
+from mmtwin.profiles.layout import AddressSpace
+from mmtwin.profiles.physical import Frames
 
 ISA_END_PFN = 0x100
-START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 FIXMAP_PMD_NUM = 2
 """PTE pages of the fixmap that the 64-bit kernel's image holds."""
-Frames = tuple[int, int]
-
-
-class Space(Protocol):
-    """What is needed of an address space (`profiles.layout.AddressSpace`)."""
-
-    @property
-    def levels(self) -> int: ...
-    @property
-    def page_offset(self) -> int: ...
-    @property
-    def max_low_pfn(self) -> int: ...
-    @property
-    def vmalloc_start(self) -> int: ...
-    @property
-    def vmalloc_limit(self) -> int: ...
-    @property
-    def pkmap_base(self) -> int: ...
-    @property
-    def fixaddr_start(self) -> int: ...
-    @property
-    def fixaddr_top(self) -> int: ...
 
 
 class _Builder:
@@ -101,7 +80,7 @@ class _Builder:
 
 
 def new_mmu(
-    space: Space, ram: Sequence[Frames], nr_cpus: int, frames: Iterable[int] = (), image: Sequence[Frames] = (), *, gbpages: bool = True, smap: bool = True
+    space: AddressSpace, ram: Sequence[Frames], nr_cpus: int, frames: Iterable[int] = (), image: Sequence[Frames] = (), *, gbpages: bool = True, smap: bool = True
 ) -> Mmu:
     """A booted kernel's tables, and cold TLBs.
 
@@ -127,7 +106,7 @@ def new_mmu(
     config["kernel_index"] = table_index(m, signed(space.page_offset), levels) if levels < 4 else 256
     _direct_map(make, space, ram)
     if levels > 3:
-        _kernel_map(make, image)
+        _kernel_map(make, space, image)
         top = 1 << level_shift(m, levels)
         for address in range(space.vmalloc_start & -top, space.vmalloc_limit, top):
             make.table(signed(address), levels - 1)
@@ -142,7 +121,7 @@ def new_mmu(
     return make.m
 
 
-def _direct_map(make: _Builder, space: Space, ram: Sequence[Frames]) -> None:
+def _direct_map(make: _Builder, space: AddressSpace, ram: Sequence[Frames]) -> None:
     offset, levels, last = signed(space.page_offset), space.levels, int(make.m.config[0]["huge_levels"])
     sizes = [(level, 1 << (level_shift(make.m, level) - PAGE_SHIFT)) for level in range(last, 1, -1)]
     make.leaves(offset, 0, min(ISA_END_PFN, space.max_low_pfn), 1, PAGE_KERNEL)
@@ -165,9 +144,9 @@ def _direct_map(make: _Builder, space: Space, ram: Sequence[Frames]) -> None:
             at = stop
 
 
-def _kernel_map(make: _Builder, image: Sequence[Frames]) -> None:
+def _kernel_map(make: _Builder, space: AddressSpace, image: Sequence[Frames]) -> None:
     """``level3_kernel_pgt`` with ``level2_kernel_pgt`` and ``level2_fixmap_pgt``: the image's huge entries; modules lie in the same two PMD tables."""
-    base = signed(START_KERNEL_MAP)
+    base = signed(space.kernel_map)
     size = 1 << (level_shift(make.m, 2) - PAGE_SHIFT)
     make.table(base, 2)
     for start, end in image:
@@ -217,7 +196,7 @@ def restore_page_tables(b: Pgdat, m: Mmu, rows: Iterable[tuple[int, int, int, in
         make.m.child[row, i] = child
     frames = int(b.config[0]["nr_frames"])
     for pfn, row in at.items():
-        if 0 <= pfn < frames and int(b.page[pfn]["flags"]) & 4:
+        if 0 <= pfn < frames and int(b.page[pfn]["flags"]) & PG_ALLOCATED:
             b.page[pfn]["flags"], b.page[pfn]["next"] = int(b.page[pfn]["flags"]) | PG_TABLE, row
             make.m.table[row]["boot"] = 0
     return make.m
@@ -242,7 +221,7 @@ def mapped_bytes(m: Mmu, root: int | None = None) -> dict[int, int]:
     return {level: size for level, size in found.items() if size}
 
 
-def direct_map_bytes(m: Mmu, space: Space) -> dict[int, int]:
+def direct_map_bytes(m: Mmu, space: AddressSpace) -> dict[int, int]:
     """As `mapped_bytes`, of the direct map alone."""
     found: dict[int, int] = {}
     address = signed(space.page_offset)
