@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds kmalloc_probe.ko and misuse.ko against Debian's kernel headers, which are fetched as packages and unpacked beside it; nothing is installed.
+# Builds the modules of this directory against Debian's kernel headers, which are fetched as packages and unpacked beside it; nothing is installed.
 #   build.sh DIR [RELEASE]
-# Leaves DIR/RELEASE/kmalloc_probe.ko and misuse.ko (and the headers, about 130 MB). RELEASE is a whole release such as 6.1.0-56-cloud-amd64 (the default).
+# Leaves DIR/RELEASE/*.ko, one per C file (and the headers, about 130 MB). RELEASE is a whole release such as 6.1.0-56-cloud-amd64 (the default).
 # Needs gcc, make and a Debian whose package lists have that kernel.
 set -euo pipefail
 dir=${1:?usage: build.sh DIR [RELEASE]} release=${2:-6.1.0-56-cloud-amd64}
@@ -11,8 +11,11 @@ for program in gcc make apt-get dpkg; do
 done
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)/$release
-if [ "$dir/kmalloc_probe.ko" -nt "$here/kmalloc_probe.c" ] && [ "$dir/misuse.ko" -nt "$here/misuse.c" ]; then
-  echo "$dir/kmalloc_probe.ko and misuse.ko are up to date"
+modules=$(cd "$here" && for source in *.c; do echo "${source%.c}"; done)
+stale=
+for module in $modules; do [ "$dir/$module.ko" -nt "$here/$module.c" ] || stale=1; done
+if [ -z "$stale" ]; then
+  echo "$dir: all modules are up to date"
   exit 0
 fi
 mkdir -p "$dir"
@@ -30,9 +33,10 @@ if [ ! -d "$dir/usr" ]; then
 fi
 rm -rf "$dir/build"
 mkdir "$dir/build"
-cp "$here/kmalloc_probe.c" "$here/misuse.c" "$here/Makefile" "$dir/build/"
+cp "$here"/*.c "$dir/build/"
+for module in $modules; do echo "obj-m += $module.o"; done > "$dir/build/Makefile"
 make -s -C "$dir/usr/src/linux-headers-$release" M="$dir/build" modules
-for module in kmalloc_probe misuse; do
+for module in $modules; do
   strip --strip-debug -o "$dir/$module.ko" "$dir/build/$module.ko"
   echo "wrote $dir/$module.ko"
 done
