@@ -145,3 +145,52 @@ class KasanDoubleFree(KasanError, DoubleFree):
 
 class KasanInvalidFree(KasanError, BadFree):
     """A free of an address inside an object."""
+
+
+class SleepingInAtomic(ReportedError):
+    """``BUG: sleeping function called from invalid context``: a request that may wait, made where waiting is forbidden (CONFIG_DEBUG_ATOMIC_SLEEP).
+
+    :ivar printed: whether the kernel would have printed it; it does so once a second.
+    """
+
+    printed = True
+
+
+class SchedulingWhileAtomic(ReportedError):
+    """``BUG: scheduling while atomic``: a request had to wait where that is forbidden."""
+
+
+class KernelBug(ReportedError):
+    """``kernel BUG at file:line!``: a ``BUG_ON``; the machine is not usable afterwards, or the task is killed."""
+
+
+class DmaError(ReportedError):
+    """A mapping that the DMA API refuses (DMA_MAPPING_ERROR) or warns about."""
+
+
+class DmaMappingError(DmaError):
+    """DMA_MAPPING_ERROR: the device cannot be given this memory, or there is no room to bounce or map it."""
+
+
+class VmallocMapped(DmaMappingError):
+    """``rejecting DMA map of vmalloc memory``: the pages behind it are not contiguous."""
+
+
+class SwiotlbFull(DmaMappingError):
+    """``swiotlb buffer is full``."""
+
+
+class DmaOverflow(DmaMappingError):
+    """``DMA addr ... overflow``: memory above the device's mask, and no bounce buffer."""
+
+
+class DmaApiError(DmaError):
+    """What CONFIG_DMA_API_DEBUG found; as in the kernel, the call was carried out (`address` is its result)."""
+
+
+class DmaFault(DmaError):
+    """The device used an address that leads nowhere: not mapped by its IOMMU, or no memory behind it."""
+
+
+class DmaPoolError(DmaError):
+    """``dma_pool_free`` or ``dma_pool_destroy`` refused."""
