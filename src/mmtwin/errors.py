@@ -52,6 +52,24 @@ class AllocationFailure(MmtwinError, MemoryError):
         return type(self), (str(self), self.errno, self.order, self.gfp, self.status)
 
 
+class VmallocFailure(AllocationFailure):
+    """vmalloc or one of its family returns NULL.
+
+    :ivar report: what the kernel prints; "" if it says nothing.
+    """
+
+    def __init__(self, message: str, errno: int, gfp: int, status: str, report: str = "") -> None:
+        super().__init__(message, errno, 0, gfp, status)
+        self.report = report
+
+    def __reduce__(self) -> tuple[type[VmallocFailure], tuple[str, int, int, str, str]]:  # type: ignore[override]
+        return type(self), (str(self), self.errno, self.gfp, self.status, self.report)
+
+
+class KernelSilent(UserWarning):
+    """A misuse that the kernel lets pass without a word. The machine has done what the kernel does."""
+
+
 class DoubleFree(MmtwinError):
     """The block is free already."""
 
@@ -81,6 +99,14 @@ class ReportedError(MmtwinError):
 
     def __reduce__(self) -> tuple[type[ReportedError], tuple[str, str, int | None]]:
         return type(self), (str(self), self.report, self.address)
+
+
+class BadVfree(ReportedError, BadFree):
+    """``vfree`` or ``vunmap`` of an address that is no virtual area: the kernel warns and does nothing."""
+
+
+class BadIoremap(ReportedError):
+    """``ioremap`` of ordinary memory: the kernel warns and returns NULL."""
 
 
 class SlubError(ReportedError):
