@@ -35,7 +35,6 @@ from mmtwin.mm.vmap_block import NO_BLOCK
 from mmtwin.mm.vmap_tables import (
     FREED_AREA,
     NIL,
-    VM_ALLOC,
     VM_FLUSH_RESET_PERMS,
     VM_IOREMAP,
     VM_MAP_PUT_PAGES,
