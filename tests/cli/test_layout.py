@@ -15,7 +15,7 @@ Mmtwin = Callable[..., tuple[int, str, str]]
 def test_i386(mmtwin: Mmtwin) -> None:
     code, out, err = mmtwin("layout", "linux-6.1-686", "--ram", "1GiB", "--cmdline", "vmalloc=256M")
     assert (code, err) == (0, "")
-    assert out.splitlines()[0] == "virtual kernel memory layout:"
+    assert out.splitlines()[:2] == ["283MB HIGHMEM available.", "739MB LOWMEM available."]
     assert "    vmalloc : 0xeebfe000 - 0xfebfe000   ( 256 MB)" in out.splitlines()
 
 
@@ -65,5 +65,4 @@ def test_errors(fails: Callable[..., str]) -> None:
     assert fails(1, "layout", "linux-1.0").startswith("no address space for 'linux-1.0'; known: linux-6.1, ")
     assert fails(2, "layout", "--ram", "much").startswith("--ram: 'much' is not a size")
     assert fails(1, "layout", "linux-6.1-686", "--cmdline", "vmalloc=1G").startswith("linux-6.1-686: no room for low memory")
-    assert fails(1, "layout", "--ram", "128T").startswith("linux-6.1: memory ends at ")
     assert fails(2, "layout", "--ram", "0") == "--ram: 0 is too little for any of these kernels; give at least 16 MiB"

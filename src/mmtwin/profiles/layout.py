@@ -20,7 +20,7 @@ from mmtwin.profiles.physical import Frames
 from mmtwin.profiles.profile import Profile
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 
-__all__ = ("AddressSpace", "Bases", "Region", "Rules", "address_space", "i386_space", "memparse", "rules_for", "words", "x86_64_space")
+__all__ = ("AddressSpace", "Bases", "Region", "Rules", "address_space", "end_of_ram", "i386_space", "memparse", "rules_for", "words", "x86_64_space")
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 TOP_32, TOP_64 = 1 << 32, 1 << 64
@@ -192,6 +192,7 @@ class AddressSpace:
     :param phys_bits: of a physical address in the direct map's design (MAX_PHYSMEM_BITS).
     :param vmalloc_reserve: __VMALLOC_RESERVE; 0 on x86-64.
     :param regions: all of it, ascending, without gaps.
+    :param messages: what the kernel says while it decides, line by line.
     """
 
     name: str
@@ -218,6 +219,7 @@ class AddressSpace:
     phys_bits: int
     vmalloc_reserve: int
     regions: tuple[Region, ...]
+    messages: tuple[str, ...] = ()
 
     @property
     def vmalloc_limit(self) -> int:
@@ -259,8 +261,15 @@ def address_space(profile: Profile | str, ram_frames: Sequence[Frames], cmdline:
     if rules.bits == 32:
         if bases is not None:
             raise ProfileError(f"{rules.name}: an i386 kernel's regions are not randomised, only its image is; leave out bases")
-        return i386_space(rules, max((end for _, end in ram_frames), default=0), cmdline)
-    return x86_64_space(rules, max((end for _, end in ram_frames), default=0), la57 and "no5lvl" not in words(cmdline), bases)
+        return i386_space(rules, end_of_ram(ram_frames, 36 if rules.pae else 32), cmdline)
+    five_level = la57 and rules.five_level and "no5lvl" not in words(cmdline)
+    return x86_64_space(rules, end_of_ram(ram_frames, 52 if five_level else 46), five_level, bases)
+
+
+def end_of_ram(ram_frames: Sequence[Frames], bits: int) -> int:
+    """max_pfn as ``e820__end_of_ram_pfn`` finds it: the page frame behind the last of memory that has a physical address of so many bits."""
+    limit = 1 << (bits - PAGE_SHIFT)
+    return max((min(end, limit) for start, end in ram_frames if start < limit), default=0)
 
 
 def rules_for(profile: Profile | str) -> Rules:
@@ -300,18 +309,15 @@ def x86_64_space(rules: Rules, max_pfn: int, five_level: bool = False, bases: Ba
 
     :param rules: of the kernel.
     :param max_pfn: the page frame behind the last of memory.
-    :param five_level: five levels of page tables: the processor has LA57 and the kernel CONFIG_X86_5LEVEL.
+    :param five_level: five levels of page tables: the processor has LA57, the kernel CONFIG_X86_5LEVEL.
     :param bases: what address randomisation drew; None without.
     """
-    five_level = five_level and rules.five_level
     phys_bits = 52 if five_level else 46
     vmalloc_size = (12800 if five_level else 32) * TIB
     fixed = Bases(0xFF11 << 48, 0xFFA0 << 48, 0xFFD4 << 48) if five_level else Bases(0xFFFF_8880 << 32, 0xFFFF_C900 << 32, 0xFFFF_EA00 << 32)
     at = bases if bases is not None else fixed
     direct_size = 1 << phys_bits  # what randomisation gives each, with CONFIG_ZONE_DEVICE
     vmemmap_size = -(-(direct_size >> PAGE_SHIFT) * rules.struct_page_size // TIB) * TIB
-    if not 0 < max_pfn << PAGE_SHIFT <= direct_size:
-        raise ProfileError(f"{rules.name}: memory ends at {max_pfn << PAGE_SHIFT:#x}; with {5 if five_level else 4} levels it must end by {direct_size:#x}")
     entry_area = TOP_64 - 4 * P4D_SIZE
     if bases is None and five_level:  # without it mm.rst leaves room for 55 bits
         direct_size, vmemmap_size = 32 << 50, 512 * TIB
@@ -385,10 +391,12 @@ def i386_space(rules: Rules, max_pfn: int, cmdline: str = "") -> AddressSpace:
     :raises ProfileError: the kernel does not boot with these: no room for low memory or for vmalloc.
     """
     given = words(cmdline)
-    max_pfn = min(max_pfn, 1 << ((36 if rules.pae else 32) - PAGE_SHIFT))
+    messages: list[str] = []
     fixaddr_top = FIXADDR_TOP_32
     if "reservetop" in given:
-        fixaddr_top = (TOP_32 - memparse(given["reservetop"]) % TOP_32) // rules.pmd_size * rules.pmd_size - PAGE_SIZE
+        asked = TOP_32 - memparse(given["reservetop"]) % TOP_32
+        fixaddr_top = asked // rules.pmd_size * rules.pmd_size - PAGE_SIZE
+        messages.append(f"Reserving virtual address space above 0x{asked:08x} (rounded to 0x{fixaddr_top + PAGE_SIZE:08x})")
     reserve = VMALLOC_RESERVE
     if "vmalloc" in given:
         reserve = (memparse(given["vmalloc"]) + (0 if rules.version < (2, 6, 25) else VMALLOC_OFFSET)) % TOP_32
@@ -408,7 +416,11 @@ def i386_space(rules: Rules, max_pfn: int, cmdline: str = "") -> AddressSpace:
     most = (TOP_32 - rules.page_offset - reserve) if rules.version < (2, 6, 28) else vmalloc_end - rules.page_offset - reserve
     if most <= 0:
         raise ProfileError(f"{rules.name}: no room for low memory: vmalloc={given.get('vmalloc', '')} reserves all that is above {rules.page_offset:#x}")
-    max_low_pfn, max_pfn = _low_pfn_range(rules, max_pfn, most >> PAGE_SHIFT, given.get("highmem"))
+    max_low_pfn, max_pfn = _low_pfn_range(rules, max_pfn, most >> PAGE_SHIFT, given.get("highmem"), messages)
+    messages.append(f"{max_pfn - max_low_pfn >> 8}MB HIGHMEM available.")
+    messages.append(f"{max_low_pfn >> 8}MB LOWMEM available.")
+    if rules.version >= (2, 6, 25):
+        messages += [f"  mapped low ram: 0 - {max_low_pfn << PAGE_SHIFT:08x}", f"  low ram: 0 - {max_low_pfn << PAGE_SHIFT:08x}"]
     high_memory = rules.page_offset + (max_low_pfn << PAGE_SHIFT)
     if rules.version < (2, 6, 28):
         vmalloc_start = (high_memory + 2 * VMALLOC_OFFSET - 1) // VMALLOC_OFFSET * VMALLOC_OFFSET
@@ -453,28 +465,34 @@ def i386_space(rules: Rules, max_pfn: int, cmdline: str = "") -> AddressSpace:
         phys_bits=36 if rules.pae else 32,
         vmalloc_reserve=reserve,
         regions=_fill(known, TOP_32),
+        messages=tuple(messages),
     )
 
 
-def _low_pfn_range(rules: Rules, max_pfn: int, maxmem_pfn: int, highmem: str | None) -> tuple[int, int]:
+def _low_pfn_range(rules: Rules, max_pfn: int, maxmem_pfn: int, highmem: str | None, messages: list[str]) -> tuple[int, int]:
     """max_low_pfn and max_pfn as ``find_low_pfn_range`` leaves them: what of the memory is low, and what is left out.
 
     :param highmem: the value of ``highmem=``, or None.
+    :param messages: what the kernel says is added here.
     """
     asked = None if highmem is None else memparse(highmem) >> PAGE_SHIFT
     if max_pfn <= maxmem_pfn:  # all of it fits; highmem= can make some of it high nonetheless
-        low = max_pfn
-        if asked and rules.highmem and asked < max_pfn and low - asked >= LOWMEM_MIN >> PAGE_SHIFT:
-            low -= asked
-        return low, max_pfn
-    low = maxmem_pfn
+        if not asked or not rules.highmem:
+            return max_pfn, max_pfn
+        if asked >= max_pfn:
+            messages.append(f"highmem size ({asked >> 8}MB) is bigger than pages available ({max_pfn >> 8}MB)!")
+            return max_pfn, max_pfn
+        if max_pfn - asked < LOWMEM_MIN >> PAGE_SHIFT:
+            messages.append(f"highmem size ({asked >> 8}MB) results in <64MB lowmem, ignoring it!")
+            return max_pfn, max_pfn
+        return max_pfn - asked, max_pfn
     if not rules.highmem:
-        return low, maxmem_pfn
+        return maxmem_pfn, maxmem_pfn
     if asked is not None and asked + maxmem_pfn < max_pfn:
         max_pfn = maxmem_pfn + asked
-    if not rules.pae:
-        max_pfn = min(max_pfn, 1 << (32 - PAGE_SHIFT))
-    return low, max_pfn
+    if asked is not None and asked + maxmem_pfn > max_pfn:
+        messages.append(f"only {max_pfn - maxmem_pfn >> 8}MB highmem pages available, ignoring highmem size of {asked >> 8}MB!")
+    return maxmem_pfn, max_pfn
 
 
 def _fill(known: list[Region], top: int) -> tuple[Region, ...]:

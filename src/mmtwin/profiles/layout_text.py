@@ -34,8 +34,8 @@ def layout_text(space: AddressSpace) -> str:
 
 
 def _boot_log(space: AddressSpace) -> str:
-    """As ``mem_init`` printed it, without the lines about the kernel image."""
-    found = ["virtual kernel memory layout:", _log_line("fixmap", space.fixaddr_start, space.fixaddr_top, 10)]
+    """What is said of low and high memory, and then the map as ``mem_init`` printed it, without the lines about the kernel image."""
+    found = [*space.messages, "virtual kernel memory layout:", _log_line("fixmap", space.fixaddr_start, space.fixaddr_top, 10)]
     if space.cpu_entry_area:
         found.append(_log_line("cpu_entry", space.cpu_entry_area, _named(space, "cpu_entry_area").end, 10))
     if space.pkmap_base:
@@ -88,12 +88,12 @@ def _size(size: int) -> str:
     if size > 1 << 63:
         return f"~{round(size / (1 << 60)):g}M TB" if size > TOP_64 - (1 << 50) else f"~{round(size / (1 << 60)):g}K PB"
     for unit, shift in UNITS:
-        if size >= _quantum(shift) and not size % _quantum(shift):
-            exact = f"{size / (1 << shift):g} {unit}"
-            if len(exact) <= 7:
-                return exact
-    unit, shift = next((unit, shift) for unit, shift in UNITS if size >> shift)
-    return f"~{round(size / (1 << shift)):g} {unit}"
+        exact = f"{size / (1 << shift):g} {unit}"
+        if size >= _quantum(shift) and not size % _quantum(shift) and len(exact) <= 7:
+            return exact
+        if shift >= 40 and size >> shift:
+            return f"~{round(size / (1 << shift)):g} {unit}"
+    return f"~{round(size / (1 << 20))} MB"
 
 
 class PictureLine(NamedTuple):
@@ -191,6 +191,7 @@ def layout_dict(space: AddressSpace) -> dict[str, Any]:
         **{name: getattr(space, name) for name in numbers},
         **{name: f"{getattr(space, name):#x}" for name in addresses},
         "vmalloc_total_kb": space.vmalloc_total >> 10,
+        "messages": list(space.messages),
         "regions": [
             {"name": region.name, "start": f"{region.start:#x}", "last": f"{region.end - 1:#x}", "bytes": region.size, "note": region.note}
             for region in space.regions
