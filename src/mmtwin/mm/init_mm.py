@@ -80,7 +80,14 @@ class _Builder:
 
 
 def new_mmu(
-    space: AddressSpace, ram: Sequence[Frames], nr_cpus: int, frames: Iterable[int] = (), image: Sequence[Frames] = (), *, gbpages: bool = True, smap: bool = True
+    space: AddressSpace,
+    ram: Sequence[Frames],
+    nr_cpus: int,
+    frames: Iterable[int] = (),
+    image: Sequence[Frames] = (),
+    *,
+    gbpages: bool = True,
+    smap: bool = True,
 ) -> Mmu:
     """A booted kernel's tables, and cold TLBs.
 
