@@ -220,3 +220,72 @@ class DmaFault(DmaError):
 
 class DmaPoolError(DmaError):
     """``dma_pool_free`` or ``dma_pool_destroy`` refused."""
+
+
+class PageFault(ReportedError):
+    """An access that the page tables do not allow: the kernel's Oops.
+
+    :ivar cr2: the address that faulted.
+    :ivar error_code: bit 0: the page is present; 1: a write; 2: from user mode; 4: an instruction fetch.
+    """
+
+    def __init__(self, message: str, report: str = "", cr2: int = 0, error_code: int = 0) -> None:
+        super().__init__(message, report)
+        self.cr2, self.error_code = cr2, error_code
+
+    def __reduce__(self) -> tuple[type[ReportedError], tuple[object, ...]]:  # type: ignore[override]
+        return type(self), (str(self), self.report, self.cr2, self.error_code)
+
+
+class NotPresent(PageFault):
+    """Nothing is mapped there."""
+
+
+class NullPointerDereference(NotPresent):
+    """An address in the first page."""
+
+
+class GuardPage(NotPresent):
+    """The page behind a virtual area, left unmapped so that running over its end is noticed."""
+
+
+class UnmappedArea(NotPresent):
+    """A part of the vmalloc space that belongs to no area, or whose area was freed."""
+
+
+class ProtectionFault(PageFault):
+    """The page is mapped, but not for this."""
+
+
+class WriteToReadOnly(ProtectionFault):
+    """A write to a read-only page."""
+
+
+class NotExecutable(ProtectionFault):
+    """An instruction fetch from a page with the NX bit."""
+
+
+class UserAccess(ProtectionFault):
+    """The kernel touched (SMAP) or executed (SMEP) a process's page."""
+
+
+class GeneralProtection(ReportedError):
+    """An address that is not canonical."""
+
+
+class NotDirectMapped(RequestError):
+    """``virt_to_phys`` and its relatives compute with the direct map's constant offset; this address is not in it.
+
+    :ivar wrong: the physical address that the kernel computes all the same (without CONFIG_DEBUG_VIRTUAL nothing stops it).
+    """
+
+    def __init__(self, message: str, wrong: int = 0) -> None:
+        super().__init__(message)
+        self.wrong = wrong
+
+    def __reduce__(self) -> tuple[type[NotDirectMapped], tuple[str, int]]:
+        return type(self), (str(self), self.wrong)
+
+
+class KmapError(MmtwinError):
+    """``kmap`` of high memory: no place is left, or ``kunmap`` of what is not mapped."""

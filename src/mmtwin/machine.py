@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmtwin import procfs, profiles
+from mmtwin.address_space import AddressSpaces
 from mmtwin.errors import AllocationFailure, BadFree, DoubleFree, ProfileError, RequestError
 from mmtwin.gfp import MIGRATE_TYPES, MIGRATETYPE_NAMES, MOVABLE, gfp_names
 from mmtwin.mm.page_alloc import (
@@ -34,6 +35,7 @@ from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
 from mmtwin.profiles import Profile, physical
+from mmtwin.profiles.layout import AddressSpace, address_space
 from mmtwin.profiles.physical import Frames, MemoryRange
 from mmtwin.slab_api import SlabAllocator, boot_caches, new_allocator
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
@@ -41,6 +43,8 @@ from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
 if TYPE_CHECKING:
     import polars as pl
 
+    from mmtwin.mm.highmem import HighMem
+    from mmtwin.mm.pgtable_tables import Mmu
     from mmtwin.slub_debug import Watch
 
 MAX_FRAMES = 1 << 30
@@ -52,7 +56,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(SlabAllocator):
+class Machine(AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
@@ -76,6 +80,9 @@ class Machine(SlabAllocator):
         cache_names: Sequence[str] = (),
         slab_config: SlubConfig | None = None,
         kasan: bool = False,
+        space: AddressSpace | None = None,
+        mmu: Mmu | None = None,
+        highmem: HighMem | None = None,
     ) -> None:
         """Wraps existing tables; `boot` and `mmtwin.load` make machines.
 
@@ -83,6 +90,8 @@ class Machine(SlabAllocator):
         :param slub: the slab allocator's tables, with the caches' names by row; None: as it starts, with kmalloc's caches, all empty.
         :param slab_config: boot options that concern slabs; None: none.
         :param kasan: every access of an object's bytes is checked.
+        :param space: the kernel's address space; None: the profile's, for this memory.
+        :param mmu: page tables; None: as they are after boot. `highmem`: mappings of high memory, likewise.
         """
         self._watch: Watch | None = None
         self.state, self.profile, self.cpus = state, profile, int(state.config[0]["nr_cpus"])
@@ -99,6 +108,7 @@ class Machine(SlabAllocator):
                 self._add_cache(name, geometry, cache.usersize, cache.refcount)
         else:
             self._set_slub(slub, list(cache_names), config)
+        self._set_address_space(address_space(profile, self.ram) if space is None else space, mmu, highmem)
         if kasan:
             self._watched(True)
 
@@ -292,31 +302,6 @@ class Machine(SlabAllocator):
         self._watch.kasan |= kasan
         return self._watch
 
-    def read(self, address: int, n: int) -> bytes:
-        """`n` bytes of memory from an address of the direct map on; what was never written reads as zeros.
-
-        :raises RequestError: outside of memory.
-        :raises KasanError: with KASAN, some of them belong to no object in use.
-        """
-        physical = self.virt_to_phys(address)
-        return bytes(self._check_length(n, physical)) if self._watch is None else self._watch.read(physical, self._check_length(n, physical))
-
-    def write(self, address: int, data: bytes) -> None:
-        """Puts `data` into memory. From the first write on the machine keeps contents: __GFP_ZERO clears, krealloc copies.
-
-        :raises RequestError: outside of memory.
-        :raises KasanError: with KASAN, some of the bytes belong to no object in use; they were written all the same.
-        """
-        physical = self.virt_to_phys(address)
-        self._check_length(len(data), physical)
-        self._watched().write(physical, bytes(data))
-
-    def _check_length(self, n: int, physical: int) -> int:
-        n, end = operator.index(n), int(self.state.config[0]["nr_frames"]) << PAGE_SHIFT
-        if not 0 <= n <= end - physical:
-            raise RequestError(f"{n} bytes at address 0x{self.phys_to_virt(physical):x}: expected 0 to {end - physical}, where memory ends")
-        return n
-
     def leaks(self, by: str = "callsite") -> pl.DataFrame:
         """Objects that are handed out, by who allocated them, as ``alloc_traces`` of /sys/kernel/debug/slab.
 
@@ -338,6 +323,7 @@ class Machine(SlabAllocator):
         return other
 
     def _copy_tables(self) -> Machine:
+        mmu, highmem = self._mmu_state()
         return Machine(
             copy_pgdat(self.state),
             self.profile,
@@ -346,6 +332,9 @@ class Machine(SlabAllocator):
             slub=copy_slub(self.slub),
             cache_names=self._cache_names,
             slab_config=self.slab_config,
+            space=self.space,
+            mmu=mmu,
+            highmem=highmem,
         )
 
     def validate(self) -> None:

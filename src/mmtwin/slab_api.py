@@ -113,27 +113,6 @@ class SlabAllocator:
         self.slub = reserve(self.slub, 1024, max(1 << 16, 2 * most))
         self._bind()
 
-    # Addresses
-
-    def virt_to_phys(self, address: int) -> int:
-        """The physical address: a constant offset from the virtual one. :raises RequestError: not an address of the direct map."""
-        address = _whole(address, "address")
-        physical = address - self.PAGE_OFFSET
-        if not 0 <= physical < int(self.state.config[0]["nr_frames"]) * PAGE_SIZE:
-            raise RequestError(f"address 0x{address:x}: not in the direct map, which begins at 0x{self.PAGE_OFFSET:x}")
-        return physical
-
-    def phys_to_virt(self, physical: int) -> int:
-        """The address of a physical address in the direct map. :raises RequestError: it is not below the end of memory."""
-        physical = _whole(physical, "physical address")
-        if not 0 <= physical < int(self.state.config[0]["nr_frames"]) * PAGE_SIZE:
-            raise RequestError(f"physical address 0x{physical:x}: this machine's memory ends at 0x{int(self.state.config[0]['nr_frames']) * PAGE_SIZE:x}")
-        return physical + self.PAGE_OFFSET
-
-    def virt_to_page(self, address: int) -> int:
-        """The page frame number of an address of the direct map."""
-        return self.virt_to_phys(address) // PAGE_SIZE
-
     # kmalloc
 
     def kmalloc(self, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
@@ -537,6 +516,10 @@ class SlabAllocator:
 
     def _watched(self) -> object:
         """From now on contents are kept and debugged caches checked."""
+        raise NotImplementedError
+
+    def phys_to_virt(self, physical: int) -> int:
+        """The address in the direct map."""
         raise NotImplementedError
 
     def _slab_cpu(self, cpu: int) -> int:

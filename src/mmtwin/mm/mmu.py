@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmtwin._jit import carray, inner, kernel, maker, pointer, slow
-from mmtwin.mm.pgtable import entry_pfn, is_leaf, level_shift, table_index, walk_from
+from mmtwin.mm.pgtable import entry_pfn, is_leaf, level_shift, map_page_in, pgd_alloc, table_index, unmap_range, walk_from
 from mmtwin.mm.pgtable_tables import (
     MMU_CONFIG,
     MMU_CPU,
@@ -28,12 +28,14 @@ from mmtwin.mm.pgtable_tables import (
     TLB,
     Mmu,
 )
-from mmtwin.mm.tlb import drop, fill, fill_l1, l1_lookup, l2_lookup, touch
+from mmtwin.mm.tables import PAGE, PG_TABLE, Pgdat
+from mmtwin.mm.tlb import drop, fill, fill_l1, flush_tlb_kernel_range, l1_lookup, l2_lookup, switch_mm, touch
 
 READ, WRITE, USER, EXEC, AC = 0, 2, 4, 16, 1 << 18
 PF_PROT = 1
 """X86_PF_PROT of the error code: the page is present, but not for this access; WRITE, USER and EXEC are its other bits."""
 GENERAL_PROTECTION = -4096
+TABLE_MARK = 1 << 60
 
 INT32, INT64 = np.dtype("i4"), np.dtype("i8")
 
@@ -181,16 +183,18 @@ def translate(m: Any, cpu: int, address: int, access: int) -> int:
 # Python's side
 
 
-def mmu_handle(m: Mmu) -> npt.NDArray[np.int64]:
-    """Address, rows and columns of each table (as `handle.address_table`): its own address is what the entries below take. Keep it, and `m`."""
-    assert all(a.flags.c_contiguous and a.flags.writeable for a in m)
-    return np.array([(a.ctypes.data, len(a), a.shape[-1]) for a in m], dtype=np.int64)
+def mmu_handle(b: Pgdat, m: Mmu) -> npt.NDArray[np.int64]:
+    """Address, rows and columns of each table, the page table of the page allocator last (as `handle.address_table`): its own address is what the entries
+    below take. Keep it, and the tables."""
+    tables = (*m, b.page)
+    assert all(a.flags.c_contiguous and a.flags.writeable for a in tables)
+    return np.array([(a.ctypes.data, len(a), a.shape[-1]) for a in tables], dtype=np.int64)
 
 
 @maker
 def mmu_at(handle: int) -> Any:
     """The tables behind a handle."""
-    t = carray(pointer(handle), (6, 3), INT64)
+    t = carray(pointer(handle), (7, 3), INT64)
     return Mmu(
         carray(pointer(t[0, 0]), (t[0, 1], t[0, 2]), INT64),
         carray(pointer(t[1, 0]), (t[1, 1], t[1, 2]), INT32),
@@ -201,18 +205,37 @@ def mmu_at(handle: int) -> Any:
     )
 
 
+@maker
+def pages_at(handle: int) -> Any:
+    """The page frames behind a handle."""
+    t = carray(pointer(handle), (7, 3), INT64)
+    return carray(pointer(t[6, 0]), t[6, 1], PAGE)
+
+
+@inner
+def told_apart(m: Any, pages: Any, physical: int) -> int:
+    """A physical address with TABLE_MARK if its frame is a page table, whose bytes are not kept as others are."""
+    pfn = physical >> PAGE_SHIFT
+    if physical >= 0 and pfn < len(pages) and int(pages[pfn]["flags"]) & PG_TABLE:
+        row = int(pages[pfn]["next"])
+        if int(m.table[row]["pfn"]) == pfn:
+            return physical | TABLE_MARK
+    return physical
+
+
 @kernel
 def translate_entry(handle: int, cpu: int, address: int, access: int) -> int:
-    """`translate`."""
-    return translate(mmu_at(handle), cpu, address, access)
+    """`translate`; with TABLE_MARK if the frame is a page table."""
+    m = mmu_at(handle)
+    return told_apart(m, pages_at(handle), translate(m, cpu, address, access))
 
 
 @kernel
 def translate_pages(handle: int, cpu: int, address: int, access: int, out: Any) -> int:
     """Translates `address` and the beginnings of the pages that follow, one for each place of `out`; stops behind the first fault. Returns how many."""
-    m = mmu_at(handle)
+    m, pages = mmu_at(handle), pages_at(handle)
     for n in range(len(out)):
-        out[n] = translate(m, cpu, address, access)
+        out[n] = told_apart(m, pages, translate(m, cpu, address, access))
         if out[n] < 0:
             return n + 1
         address = (address & -(1 << PAGE_SHIFT)) + (1 << PAGE_SHIFT)
@@ -223,3 +246,33 @@ def translate_pages(handle: int, cpu: int, address: int, access: int, out: Any) 
 def walk_entry(handle: int, root: int, address: int) -> tuple[int, int, int, int]:
     """`walk_from`: entry, level, table, index."""
     return walk_from(mmu_at(handle), root, address)
+
+
+@kernel
+def pgd_alloc_entry(b: Any, m: Any, cpu: int) -> int:
+    """`pgd_alloc`."""
+    return pgd_alloc(b, m, cpu)
+
+
+@kernel
+def switch_mm_entry(m: Any, cpu: int, root: int) -> None:
+    """`switch_mm`."""
+    switch_mm(m, cpu, root)
+
+
+@kernel
+def map_page_entry(b: Any, m: Any, cpu: int, root: int, address: int, pfn: int, prot: int) -> int:
+    """`map_page_in`."""
+    return map_page_in(b, m, cpu, root, address, pfn, prot)
+
+
+@kernel
+def unmap_range_entry(m: Any, start: int, end: int) -> int:
+    """`unmap_range`."""
+    return unmap_range(m, start, end)
+
+
+@kernel
+def flush_tlb_kernel_range_entry(m: Any, start: int, end: int) -> None:
+    """`flush_tlb_kernel_range`."""
+    flush_tlb_kernel_range(m, start, end)

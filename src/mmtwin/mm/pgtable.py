@@ -243,8 +243,8 @@ def map_page(b: Any, m: Any, cpu: int, address: int, pfn: int, prot: int) -> int
 
 
 @inner
-def map_user_page(b: Any, m: Any, cpu: int, root: int, address: int, pfn: int, prot: int) -> int:
-    """As `map_page`, in the lower half of a process whose PGD is row `root`."""
+def map_page_in(b: Any, m: Any, cpu: int, root: int, address: int, pfn: int, prot: int) -> int:
+    """As `map_page`, in the tables of the PGD in row `root`: a process's, if the address is one of its half."""
     row = table_of(b, m, cpu, root, address, 1)
     return row if row < 0 else set_pte(m, row, address, pfn, prot)
 
