@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import operator
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from mmtwin import procfs, profiles
 from mmtwin.address_space import AddressSpaces
+from mmtwin.contexts import Contexts
 from mmtwin.errors import AllocationFailure, BadFree, DoubleFree, ProfileError, RequestError
 from mmtwin.gfp import MIGRATE_TYPES, MIGRATETYPE_NAMES, MOVABLE, gfp_names
 from mmtwin.mm.page_alloc import (
@@ -32,6 +34,7 @@ from mmtwin.mm.slab_common import SlubConfig, slub_cpus
 from mmtwin.mm.slab_tables import Slub, copy_slub
 from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_PCP, Pgdat, copy_pgdat, new_pgdat
 from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
+from mmtwin.mm.vmap_tables import Vmalloc, copy_vmalloc
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
 from mmtwin.profiles import Profile, physical
@@ -39,6 +42,8 @@ from mmtwin.profiles.layout import AddressSpace, address_space
 from mmtwin.profiles.physical import Frames, MemoryRange
 from mmtwin.slab_api import SlabAllocator, boot_caches, new_allocator
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
+from mmtwin.vmalloc_api import VmallocAllocator
+from mmtwin.vmalloc_steps import free_space
 
 if TYPE_CHECKING:
     import polars as pl
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
     from mmtwin.mm.highmem import HighMem
     from mmtwin.mm.pgtable_tables import Mmu
     from mmtwin.slub_debug import Watch
+    from mmtwin.tracing import Event
 
 MAX_FRAMES = 1 << 30
 """4 TiB: row numbers are 32 bits wide."""
@@ -56,7 +62,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(AddressSpaces, SlabAllocator):
+class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
@@ -83,6 +89,8 @@ class Machine(AddressSpaces, SlabAllocator):
         space: AddressSpace | None = None,
         mmu: Mmu | None = None,
         highmem: HighMem | None = None,
+        areas: Vmalloc | None = None,
+        callers: Mapping[int, str] | None = None,
     ) -> None:
         """Wraps existing tables; `boot` and `mmtwin.load` make machines.
 
@@ -92,6 +100,7 @@ class Machine(AddressSpaces, SlabAllocator):
         :param kasan: every access of an object's bytes is checked.
         :param space: the kernel's address space; None: the profile's, for this memory.
         :param mmu: page tables; None: as they are after boot. `highmem`: mappings of high memory, likewise.
+        :param areas: virtual areas; None: none yet, all addresses free. `callers`: who asked for them, by ``vm_struct.caller``.
         """
         self._watch: Watch | None = None
         self.state, self.profile, self.cpus = state, profile, int(state.config[0]["nr_cpus"])
@@ -109,6 +118,7 @@ class Machine(AddressSpaces, SlabAllocator):
         else:
             self._set_slub(slub, list(cache_names), config)
         self._set_address_space(address_space(profile, self.ram) if space is None else space, mmu, highmem)
+        self._set_vmalloc(free_space(self.space, self.cpus, profile) if areas is None else areas, callers)
         if kasan:
             self._watched(True)
 
@@ -335,6 +345,8 @@ class Machine(AddressSpaces, SlabAllocator):
             space=self.space,
             mmu=mmu,
             highmem=highmem,
+            areas=copy_vmalloc(self.areas),
+            callers=self._callers,
         )
 
     def validate(self) -> None:
@@ -343,13 +355,27 @@ class Machine(AddressSpaces, SlabAllocator):
         from mmtwin.mm.validate_slub import validate_slub
 
         validate_slub(self.slub, self.state)
+        from mmtwin.mm.validate_vmalloc import validate_vmalloc
+
+        validate_vmalloc(self.areas)
 
     def digest(self) -> str:
         """SHA-256 of all tables: equal for machines that went through the same requests, compiled or interpreted."""
         total = hashlib.sha256()
-        for table in (*self.state, *self.slub):
+        for table in (*self.state, *self.slub, *self.areas, self.mmu.entry, self.mmu.table, self.mmu.config):
             total.update(np.ascontiguousarray(table).view(np.uint8).data)
         return total.hexdigest()
+
+    def events(self) -> AbstractContextManager[list[Event]]:
+        """What the allocators do inside a block, step by step, as the kernel's tracepoints would show it::
+
+        with m.events() as log:
+            m.vmalloc(20480)
+        print(*log, sep="\\n")
+        """
+        from mmtwin.tracing import trace
+
+        return trace(self)
 
     # What a caller got wrong
 

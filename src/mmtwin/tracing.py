@@ -98,7 +98,7 @@ def trace(machine: Machine) -> Iterator[list[Event]]:
     """
     tracer = Tracer(machine)
     kmalloc, kfree, cache_alloc, cache_free = machine.kmalloc, machine.kfree, machine.kmem_cache_alloc, machine.kmem_cache_free
-    own = {name: machine.__dict__[name] for name in ("kmalloc", "kfree", "kmem_cache_alloc", "kmem_cache_free") if name in machine.__dict__}
+    own: dict[str, Any] = {name: machine.__dict__[name] for name in ("kmalloc", "kfree", "kmem_cache_alloc", "kmem_cache_free") if name in machine.__dict__}
 
     def noted_kfree(address: int, cpu: int = 0) -> None:
         tracer.note("kfree", address=address)

@@ -35,6 +35,7 @@ from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 from mmtwin.vmalloc_steps import GFP_DIRECT_RECLAIM, GFP_DMA32, GFP_NOWARN, GFP_PGTABLE_KERNEL, GFP_ZERO, PMD_SHIFT, VmallocSteps, site, whole
 
 if TYPE_CHECKING:
+    from mmtwin.contexts import CpuContext
     from mmtwin.profiles.physical import Frames
 
 GFP_RETRY_MAYFAIL, GFP_NOFAIL, GFP_NORETRY = 0x4000, 0x8000, 0x10000
@@ -52,13 +53,14 @@ class VmallocAllocator(VmallocSteps):
     ram: tuple[Frames, ...]
 
     if TYPE_CHECKING:  # of the machine's other parts
-        read: Callable[[int, int], bytes]
-        write: Callable[[int, bytes], None]
+        read: Callable[..., bytes]
+        write: Callable[..., None]
+        is_vmalloc_addr: Callable[[int], bool]
+        context: Callable[[int], CpuContext]
         _cpu: Callable[[int], int]
         _gfp: Callable[[int], int]
         _vunmap_context: Callable[[int], None]
         _vfree_context: Callable[..., bool]
-        _keeps_contents: Callable[[], bool]
 
     # vmalloc
 
@@ -292,7 +294,7 @@ class VmallocAllocator(VmallocSteps):
         if old_size >= new_size:
             return address
         new = self.kvmalloc(new_size, gfp, cpu, caller=caller or site())
-        if old_size and self._keeps_contents():
+        if old_size and self._watch is not None:
             self.write(new, self.read(address, old_size))
         self.kvfree(address, cpu)
         return new
@@ -396,10 +398,6 @@ class VmallocAllocator(VmallocSteps):
 
     # State
 
-    def is_vmalloc_addr(self, address: int) -> bool:
-        """``is_vmalloc_addr``: whether an address lies in the vmalloc space (on x86-64 a module's does not)."""
-        return self.space.vmalloc_start <= whole(address, "address") < self.space.vmalloc_end
-
     def find_vm_area(self, address: int) -> dict[str, int | str] | None:
         """``find_vm_area``: the area that an address lies in (also its guard page): columns of ``vm_struct`` and its caller's name; None if there is none."""
         vm = self._find_vm(whole(address, "address"))
@@ -409,17 +407,19 @@ class VmallocAllocator(VmallocSteps):
         found: dict[str, int | str] = {name: int(row[name]) for name in ("size", "flags", "nr_pages", "phys_addr", "page_order")}
         return {"addr": unbias(int(row["addr"])), **found, "caller": self._callers.get(int(row["caller"]), "")}
 
-    def phys_pages(self, address: int) -> list[int]:
-        """The page frames behind the area at an address, in its order: what memory of `vmalloc` is scattered over.
+    def phys_pages(self, address: int, n: int | None = None) -> list[int]:
+        """The page frames behind `n` bytes of kernel memory, page by page; -1 where nothing is mapped.
 
-        :raises RequestError: no area is there.
+        :param n: bytes; None: of the whole virtual area at the address, without its guard page.
+        :raises RequestError: no `n`, and no area is there.
         """
-        vm = self._find_vm(whole(address, "address"))
-        if vm == NIL:
-            raise RequestError(f"address 0x{address:x}: no virtual area is there")
-        start = unbias(int(self.areas.vm[vm]["addr"]))
-        found = (self._pfn_behind(start + (i << PAGE_SHIFT)) for i in range(self._area_pages(vm)))
-        return [pfn for pfn in found if pfn >= 0]
+        if n is None:
+            vm = self._find_vm(whole(address, "address"))
+            if vm == NIL:
+                raise RequestError(f"address 0x{address:x}: no virtual area is there; say how many bytes")
+            address, n = unbias(int(self.areas.vm[vm]["addr"])), self._area_pages(vm) << PAGE_SHIFT
+        pages: list[int] = super().phys_pages(address, n)  # type: ignore[misc]
+        return pages
 
     def vmallocinfo(self) -> str:
         """/proc/vmallocinfo, as a reader with CAP_SYSLOG sees it; callers are those of the recording, and Python functions."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,10 +18,9 @@ import numpy.typing as npt
 from mmtwin.errors import AllocationFailure, BadVfree, KernelSilent, RequestError, VmallocFailure
 from mmtwin.gfp import GFP_NOWAIT, gfp_names
 from mmtwin.mm import vmap_entry as entry
-from mmtwin.mm.mmu import mmu_handle
 from mmtwin.mm.pgtable_tables import NO_ROOM as NO_TABLES
 from mmtwin.mm.pgtable_tables import reserve_tables
-from mmtwin.mm.vmalloc import NO_SPARE
+from mmtwin.mm.vmalloc import NO_SPARE, vmalloc_init
 from mmtwin.mm.vmalloc_map import (
     flush_tlb_kernel_range_entry,
     map_huge_pages_entry,
@@ -43,17 +42,20 @@ from mmtwin.mm.vmap_tables import (
     VMAP_RAM,
     Vmalloc,
     bias,
+    new_vmalloc,
     reserve_areas,
     unbias,
 )
+from mmtwin.page_fault import Area
+from mmtwin.profiles.layout import AddressSpace, rules_for
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from mmtwin.mm.pgtable_tables import Mmu
     from mmtwin.mm.tables import Pgdat
     from mmtwin.profiles import Profile
-    from mmtwin.profiles.layout import AddressSpace
     from mmtwin.slab_api import KmemCache
+    from mmtwin.slub_debug import Watch
     from mmtwin.tracing import Tracer
 
 GFP_DMA, GFP_HIGHMEM, GFP_DMA32, GFP_IO, GFP_FS = 0x1, 0x2, 0x4, 0x40, 0x80
@@ -103,6 +105,23 @@ def site() -> str:
     return "" if frame is None else f"{frame.f_code.co_name}+{frame.f_lineno - frame.f_code.co_firstlineno}"
 
 
+def free_space(space: AddressSpace, cpus: int, profile: Profile) -> Vmalloc:
+    """``vmalloc_init`` of a kernel without early areas: all addresses are free."""
+    major, minor = (int(part) for part in profile.release.split("."))
+    made = new_vmalloc(
+        cpus,
+        space.vmalloc_start,
+        space.vmalloc_end,
+        space.modules_vaddr,
+        space.modules_end,
+        version=major * 100 + minor,
+        bits_per_long=space.bits,
+        config_nr_cpus=rules_for(space.name).nr_cpus,
+    )
+    vmalloc_init(made, np.zeros((0, 2), dtype=np.int64))
+    return made
+
+
 class VmallocSteps:
     """The steps, over `areas`, `mmu` (page tables) and the machine's other allocators; mixed into `Machine` through `vmalloc_api`."""
 
@@ -114,8 +133,11 @@ class VmallocSteps:
     cpus: int
     PAGE_OFFSET: int
     _handle: int
-    _tracer: Tracer | None
+    _mmu_handle: int
+    _bound_mmu: Mmu
     _contexts: int
+    _watch: Watch | None
+    _tracer: Tracer | None = None
 
     if TYPE_CHECKING:  # of the machine's other parts
         kmalloc: Callable[..., int]
@@ -127,9 +149,9 @@ class VmallocSteps:
         in_interrupt: Callable[[int], bool]
         might_sleep: Callable[..., None]
         _vmalloc_context: Callable[..., None]
-        _clear_frames: Callable[[npt.NDArray[np.int64]], None]
+        _bind_mmu: Callable[[], None]
 
-    def _set_vmalloc(self, vmap: Vmalloc, callers: dict[int, str] | None = None) -> None:
+    def _set_vmalloc(self, vmap: Vmalloc, callers: Mapping[int, str] | None = None) -> None:
         """:param callers: what /proc/vmallocinfo calls the callers of areas that are there already, by ``vm_struct.caller``."""
         self._callers: dict[int, str] = {} if callers is None else dict(callers)
         self._caller_ids = {name: number for number, name in self._callers.items()}
@@ -144,11 +166,6 @@ class VmallocSteps:
         self.areas = vmap
         self._vmap_table = entry.address_table(vmap)
         self._vmap_handle = self._vmap_table.ctypes.data
-
-    def _set_mmu(self, mmu: Mmu) -> None:
-        self.mmu = mmu
-        self._mmu_table = mmu_handle(mmu)
-        self._mmu_handle = self._mmu_table.ctypes.data
 
     def _room(self) -> None:
         """Room for what one call can need: two areas of its own, two for a nested page array, a block."""
@@ -189,6 +206,14 @@ class VmallocSteps:
         vm = int(entry.bind_vm_entry(self._vmap_handle, row, signed(descriptor), flags, self._caller(caller)))
         self.areas.vm[vm]["first_pfn"] = -1
         return vm
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without addresses of memory, which mean nothing to an unpickled machine."""
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_vmap_table", "_vmap_handle")}  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        self._set_vmap(self.areas)
 
     def _caller(self, name: str) -> int:
         """A number for ``vm_struct.caller``; those of Python functions are below 0, where no kernel has code."""
@@ -357,9 +382,9 @@ class VmallocSteps:
         self._mapped(error, address, GFP_PGTABLE_KERNEL)
 
     def _set_mmu_room(self, pages: int) -> None:
-        mmu = reserve_tables(self.mmu, pages)
-        if mmu is not self.mmu:
-            self._set_mmu(mmu)
+        self.mmu = reserve_tables(self.mmu, pages)
+        if self._bound_mmu is not self.mmu:
+            self._bind_mmu()
 
     def _note_tables(self, before: int, first: int, gfp: int) -> None:
         if self._tracer is not None:
@@ -372,7 +397,25 @@ class VmallocSteps:
         if error < 0:
             raise VmallocFailure(f"no page for a page table of 0x{self._hex(address)}; Linux gives the pages back and returns NULL", error, gfp, "failed")
 
+    def _clear_frames(self, pfns: npt.NDArray[np.int64]) -> None:
+        """__GFP_ZERO, where contents are kept."""
+        if self._watch is not None:
+            for pfn in pfns.tolist():
+                self._watch.memory.fill(pfn << PAGE_SHIFT, PAGE_SIZE)
+
     # Freeing
+
+    def _area_at(self, address: int) -> Area | None:
+        """The busy area, its guard page included, that holds an address: for reports of faults."""
+        if not 0 <= address < 1 << self.space.bits:
+            return None
+        row = int(entry.find_area_entry(self._vmap_handle, bias(address)))
+        if row == NIL:
+            return None
+        area = self.areas.area[row]
+        vm = int(area["vm"])
+        guard = vm > NIL and not int(self.areas.vm[vm]["flags"]) & VM_NO_GUARD
+        return Area(unbias(int(area["va_start"])), unbias(int(area["va_end"])), guard)
 
     def _find_vm(self, address: int) -> int:
         """``find_vm_area``: row of the ``vm_struct`` whose area (guard page included) holds an address, NIL if there is none."""
