@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mmtwin import procfs
-from mmtwin.errors import AllocationFailure, BadIoremap, BadVfree, KernelSilent, RequestError, VmallocFailure
+from mmtwin.errors import AllocationFailure, BadFree, BadIoremap, BadVfree, KernelSilent, RequestError, VmallocFailure
 from mmtwin.gfp import GFP_KERNEL, gfp_names
 from mmtwin.mm import vmap_entry as entry
 from mmtwin.mm.pgtable_tables import PAGE_KERNEL, PAGE_KERNEL_NOCACHE
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 GFP_RETRY_MAYFAIL, GFP_NOFAIL, GFP_NORETRY = 0x4000, 0x8000, 0x10000
 INT_MAX = (1 << 31) - 1
+COMPOUND_HEAD = 8
+"""Of ``compound_head`` in ``struct page``."""
 
 
 class VmallocAllocator(VmallocSteps):
@@ -395,6 +397,17 @@ class VmallocAllocator(VmallocSteps):
     def vm_unmap_aliases(self, cpu: int = 0) -> None:
         """``vm_unmap_aliases``: purges every lazily freed area now, with one flush of the TLBs."""
         self._unmap_aliases((1 << self.space.bits) - 1, 0, False, self._cpu(cpu))
+
+    def _bad_object(self, error: int, address: int, call: str) -> BadFree:
+        """kfree and its like take any address for one of the direct map: of a vmalloc address they compute a ``struct page`` that does not exist.
+
+        :raises PageFault: the kernel's oops when it looks at that (x86-64).
+        """
+        if self.space.bits == 64 and self.is_vmalloc_addr(address):
+            page = self.space.vmemmap_start + (address - self.PAGE_OFFSET >> PAGE_SHIFT) * self.profile.struct_page_size
+            self.read(page + COMPOUND_HEAD, 8)
+        found: BadFree = super()._bad_object(error, address, call)  # type: ignore[misc]
+        return found
 
     # State
 
