@@ -31,6 +31,8 @@ LIVE = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1m": 1_000_000}
 SMALL, STACK, STACK_ALIGN = 2 * PAGE, 6 * PAGE, 8 * PAGE
 """A page and its guard; ``fix_align_alloc_test``: 5 pages and the guard, aligned to twice THREAD_ALIGN."""
 LONG_BUSY = 15_000
+RANDOM_PAIRS = 200_000
+"""Of a round: at a million areas a pair waits for memory a dozen times."""
 PUBLISHED = {"fix_size": 0.491, "long_busy_list": 10.49, "fix_align": 0.98}
 """Microseconds per loop of lib/test_vmalloc.c."""
 ABOUT = {
@@ -138,7 +140,7 @@ class Areas:
 
     def random(self, pairs: int, rounds: int) -> float:
         """The median rate of random pairs, after as many as there are areas that are not counted."""
-        random = np.random.default_rng(1)
+        random, pairs = np.random.default_rng(1), min(pairs, RANDOM_PAIRS)
         self.seconds(random.integers(0, len(self.held), len(self.held)))
         return float(np.median([pairs / self.seconds(random.integers(0, len(self.held), pairs)) for _ in range(rounds)]))
 
