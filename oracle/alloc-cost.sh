@@ -84,8 +84,13 @@ for line in open(source):
     elif word == "failed":
         runs[-1].setdefault("failed", []).append(values)
 with open(out + ".new", "w") as file:
-    json.dump({"runs": runs}, file, indent=1)
-    file.write("\n")
+    file.write('{"runs": [\n')
+    for number, run in enumerate(runs):
+        costs = run.pop("costs")
+        file.write(json.dumps(run)[:-1] + ', "costs": {\n')
+        file.write(",\n".join(f"  {json.dumps(what)}: {json.dumps(sizes)}" for what, sizes in costs.items()))
+        file.write("\n}}" + (",\n" if number < len(runs) - 1 else "\n"))
+    file.write("]}\n")
 os.replace(out + ".new", out)
 print(f"wrote {out}: {len(runs)} runs")
 PYTHON
