@@ -2,7 +2,7 @@
 # Boots real kernels with many amounts of memory and command lines and stores where each has what.
 #   layout.sh BUILD_DIR OUT.json.gz KERNEL_DIR ...
 # A KERNEL_DIR has vmlinuz and release (get-kernel.sh makes one); of the list below the runs of those kernels are made. BUILD_DIR keeps kernel headers and
-# modules (module/build-one.sh). Needs qemu-system-x86, busybox-static, cpio, python3, and for the 686 kernels busybox-static:i386 (fetched). About 6 minutes.
+# modules (module/build-one.sh). Needs qemu-system-x86, busybox-static, cpio, python3, and for the 686 kernels KERNEL_DIR/busybox or busybox-static:i386 (fetched). About 6 minutes.
 #
 # OUT: {"runs": [{"release", "ram", "cpu", "cmdline", "dmesg": [line, ...], "files": {"iomem": text, ...}, "probe": {macro: value}, "kcore": [[address, bytes], ...]}]}
 set -euo pipefail
@@ -69,12 +69,16 @@ for kernel in "$@"; do
   mkdir -p "$root/bin" "$root/proc" "$root/sys"
   case $release in
     *-686 | *-686-pae)
-      [ -x "$build/busybox-i386" ] || (
-        cd "$scratch"
-        apt-get download -q busybox-static:i386 > /dev/null
-        dpkg-deb --fsys-tarfile busybox-static_*_i386.deb | tar x ./bin/busybox
-        mv bin/busybox "$build/busybox-i386"
-      )
+      if [ -x "$kernel/busybox" ]; then
+        cp "$kernel/busybox" "$build/busybox-i386"
+      elif [ ! -x "$build/busybox-i386" ]; then
+        (
+          cd "$scratch"
+          apt-get download -q busybox-static:i386 > /dev/null
+          dpkg-deb --fsys-tarfile busybox-static_*_i386.deb | tar x ./bin/busybox
+          mv bin/busybox "$build/busybox-i386"
+        )
+      fi
       cp "$build/busybox-i386" "$root/bin/busybox"
       ;;
     *) cp "$(command -v busybox)" "$root/bin/busybox" ;;

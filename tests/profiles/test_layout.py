@@ -33,7 +33,9 @@ MEANING = {
 def kernel(run: dict[str, Any]) -> str:
     release = run["release"]
     return next(
-        name for mark, name in (("-686-pae", "linux-6.1-686-pae"), ("-686", "linux-6.1-686"), ("6.12.", "linux-6.12"), ("6.1.", "linux-6.1")) if mark in release
+        name
+        for mark, name in (("-686-pae", "linux-6.1-i386-pae"), ("-686", "linux-6.1-i386"), ("6.12.", "linux-6.12"), ("6.1.", "linux-6.1"))
+        if mark in release
     )
 
 
@@ -59,7 +61,7 @@ def meminfo(run: dict[str, Any]) -> dict[str, int]:
 
 def test_there_are_enough() -> None:
     assert len(BOOTED) >= 50
-    assert {(kernel(run), run["ram"]) for run in BOOTED} >= {("linux-6.1-686", size) for size in ("512M", "1G", "2G", "4G")}
+    assert {(kernel(run), run["ram"]) for run in BOOTED} >= {("linux-6.1-i386", size) for size in ("512M", "1G", "2G", "4G")}
     assert {"la57=off" in run["cpu"] for run in BOOTED if kernel(run) == "linux-6.1"} == {True, False}
 
 
@@ -115,9 +117,8 @@ def test_boot_log(booted: tuple[dict[str, Any], AddressSpace]) -> None:
 
 def test_zones(booted: tuple[dict[str, Any], AddressSpace]) -> None:
     run, space = booted
-    limits = (1 << 12, space.max_low_pfn, space.max_pfn) if space.bits == 32 else (1 << 12, 1 << 20, None)
     names = ("DMA", "Normal", "HighMem") if space.bits == 32 else ("DMA", "DMA32", "Normal")
-    spans = physical.zone_spans(physical.clip(ram(run), 0, space.max_pfn), limits, len(names))
+    spans = physical.zone_spans(physical.clip(ram(run), 0, space.max_pfn), space.zone_limits, len(names))
     found = {}
     for part in run["files"]["zoneinfo"].split("Node 0, zone")[1:]:
         spanned, present = (int(re.search(rf"^ +{word} +(\d+)$", part, re.M)[1]) for word in ("spanned", "present"))  # type: ignore[index]
@@ -196,7 +197,7 @@ def test_the_reserve_of_older_kernels() -> None:
     assert (later.vmalloc_total, later.vmalloc_reserve) == (256 * MIB, 264 * MIB)
 
 
-@given(st.integers(64 * MIB >> 12, 1 << 24), st.integers(16, 700), st.sampled_from(["linux-6.1-686", "linux-6.1-686-pae", "linux-3.6-i386"]))
+@given(st.integers(64 * MIB >> 12, 1 << 24), st.integers(16, 700), st.sampled_from(["linux-6.1-i386", "linux-6.1-i386-pae", "linux-3.6-i386"]))
 def test_vmalloc_gets_what_is_asked_for(end_pfn: int, reserve: int, name: str) -> None:
     space = address_space(name, [(1, end_pfn)], f"vmalloc={reserve}M")
     assert space.high_memory <= space.vmalloc_start - 8 * MIB
@@ -209,11 +210,11 @@ def test_vmalloc_gets_what_is_asked_for(end_pfn: int, reserve: int, name: str) -
 def test_machines_that_do_not_boot() -> None:
     for cmdline in ("vmalloc=1000M", "vmalloc=0x3f000000"):
         with pytest.raises(ProfileError, match="no room for low memory"):
-            address_space("linux-6.1-686", [(1, 1 << 18)], cmdline)
+            address_space("linux-6.1-i386", [(1, 1 << 18)], cmdline)
     with pytest.raises(ProfileError, match="no room for vmalloc"):
         address_space("linux-2.6.24-i386", [(1, 1 << 18)], "vmalloc=8M")
     with pytest.raises(ProfileError, match="leave out bases"):
-        address_space("linux-6.1-686", [(1, 1 << 18)], bases=Bases(0, 0, 0))
+        address_space("linux-6.1-i386", [(1, 1 << 18)], bases=Bases(0, 0, 0))
     good = address_space("linux-6.1", [(1, 1 << 18)])
     for bases in (Bases(good.vmalloc_start, good.page_offset, good.vmemmap_start), Bases(good.page_offset + 4096, good.vmalloc_start, good.vmemmap_start)):
         with pytest.raises(ProfileError, match="are none the kernel draws"):

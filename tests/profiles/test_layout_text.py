@@ -103,7 +103,7 @@ def test_boot_logs(name: str, end_pfn: int, log: str) -> None:
 
 
 def test_the_entry_area_has_a_line() -> None:
-    lines = layout_text(address_space("linux-6.1-686", [(1, 0x7FFE0)])).splitlines()
+    lines = layout_text(address_space("linux-6.1-i386", [(1, 0x7FFE0)])).splitlines()
     assert "  cpu_entry : 0xff400000 - 0xff961000   (5508 kB)" in lines
     assert [line.index(":") for line in lines if " : 0x" in line] == [12] * 5
 
@@ -131,7 +131,7 @@ def test_the_direct_map_says_how_much_is_memory() -> None:
 
 
 def test_as_data() -> None:
-    space = address_space("linux-6.1-686", [(1, 0x7FFE0)], "vmalloc=64M")
+    space = address_space("linux-6.1-i386", [(1, 0x7FFE0)], "vmalloc=64M")
     data = layout_dict(space)
     assert (int(data["vmalloc_start"], 16), data["vmalloc_total_kb"], data["max_low_pfn"]) == (space.vmalloc_start, 65536, space.max_low_pfn)
     assert data["messages"][0].endswith("MB HIGHMEM available.")
