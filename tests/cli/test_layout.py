@@ -64,5 +64,5 @@ def test_code_runs(mmtwin: Mmtwin, capsys: pytest.CaptureFixture[str]) -> None:
 def test_errors(fails: Callable[..., str]) -> None:
     assert fails(1, "layout", "linux-1.0").startswith("no address space for 'linux-1.0'; known: linux-6.1, ")
     assert fails(2, "layout", "--ram", "much").startswith("--ram: 'much' is not a size")
-    assert fails(1, "layout", "linux-6.1-i386", "--cmdline", "vmalloc=1G").startswith("linux-6.1-i386: no room for low memory")
+    assert fails(1, "layout", "linux-6.1-i386", "--cmdline", "vmalloc=1G").startswith("linux-6.1-i386 does not boot: low memory ends at ")
     assert fails(2, "layout", "--ram", "0") == "--ram: 0 is too little for any of these kernels; give at least 16 MiB"

@@ -420,9 +420,8 @@ def i386_space(rules: Rules, max_pfn: int, cmdline: str = "") -> AddressSpace:
         pkmap = (below - PAGE_SIZE * (last_pkmap + 1)) // rules.pmd_size * rules.pmd_size
         upper = fixaddr_start
     vmalloc_end = (pkmap if rules.highmem else upper) - 2 * PAGE_SIZE
-    most = (TOP_32 - rules.page_offset - reserve) if rules.version < (2, 6, 28) else vmalloc_end - rules.page_offset - reserve
-    if most <= 0:
-        raise ProfileError(f"{rules.name}: no room for low memory: vmalloc={given.get('vmalloc', '')} reserves all that is above {rules.page_offset:#x}")
+    most = TOP_32 if rules.version < (2, 6, 28) else vmalloc_end
+    most = (most - rules.page_offset - reserve) % TOP_32  # MAXMEM; more than there is wraps, and then all memory is low
     max_low_pfn, max_pfn = _low_pfn_range(rules, max_pfn, most >> PAGE_SHIFT, given.get("highmem"), messages)
     messages.append(f"{max_pfn - max_low_pfn >> 8}MB HIGHMEM available.")
     messages.append(f"{max_low_pfn >> 8}MB LOWMEM available.")
@@ -434,7 +433,7 @@ def i386_space(rules: Rules, max_pfn: int, cmdline: str = "") -> AddressSpace:
     else:
         vmalloc_start = high_memory + VMALLOC_OFFSET
     if vmalloc_start >= vmalloc_end:
-        raise ProfileError(f"{rules.name}: no room for vmalloc: low memory ends at {high_memory:#x}, vmalloc must end by {vmalloc_end:#x}")
+        raise ProfileError(f"{rules.name} does not boot: low memory ends at {high_memory:#x}, so there is no room for vmalloc, which ends at {vmalloc_end:#x}")
     known = [
         Region("user", 0, rules.page_offset, "user-space virtual memory, different per mm"),
         Region("direct", rules.page_offset, high_memory, "direct mapping of low memory"),
