@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import mmtwin
 from mmtwin.profiles.layout import RULES, address_space, rules_for, x86_64_space
 from mmtwin.profiles.layout_text import format_binary, layout_dict, layout_picture, layout_svg, layout_text, picture_lines
 
@@ -128,6 +129,13 @@ def test_pictures(name: str) -> None:
 
 def test_the_direct_map_says_how_much_is_memory() -> None:
     assert "direct map (2 GiB of memory)" in layout_picture(address_space("linux-6.1", [(1, 1 << 19)]))
+
+
+def test_a_machines_layout() -> None:
+    machine = mmtwin.boot("linux-6.1", ram="256MiB")
+    assert machine.layout() == layout_text(machine.space)
+    assert machine.layout(picture=True) == layout_picture(machine.space)
+    assert "direct map (256 MiB of memory)" in machine.layout(picture=True)
 
 
 def test_as_data() -> None:
