@@ -2,7 +2,7 @@
 # Counts the instructions of kmalloc, kfree, vmalloc and vfree in real kernels, under a QEMU whose clock counts instructions.
 #   alloc-cost.sh BUILD_DIR OUT.json KERNEL_DIR ...
 # A KERNEL_DIR has vmlinuz and release (get-kernel.sh makes one); BUILD_DIR keeps kernel headers and modules (module/build-one.sh).
-# Needs qemu-system-x86, busybox-static, cpio, python3, and for the 686 kernels busybox-static:i386 (fetched). About 2 minutes a kernel.
+# Needs qemu-system-x86, busybox-static, cpio, python3, and for the 686 kernels KERNEL_DIR/busybox or busybox-static:i386 (fetched). About 2 minutes a kernel.
 #
 # OUT: {"runs": [{"release", "machine", "cmdline", "calibration": {...}, "costs": {what: {size: {"first", "least", "median", "greatest", "samples"} or {"mean", ...}}}}]}
 set -euo pipefail
@@ -24,12 +24,16 @@ for kernel in "$@"; do
   more=
   case $release in
     *-686 | *-686-pae)
-      [ -x "$build/busybox-i386" ] || (
-        cd "$scratch"
-        apt-get download -q busybox-static:i386 > /dev/null
-        dpkg-deb --fsys-tarfile busybox-static_*_i386.deb | tar x ./bin/busybox
-        mv bin/busybox "$build/busybox-i386"
-      )
+      if [ -x "$kernel/busybox" ]; then
+        cp "$kernel/busybox" "$build/busybox-i386"
+      elif [ ! -x "$build/busybox-i386" ]; then
+        (
+          cd "$scratch"
+          apt-get download -q busybox-static:i386 > /dev/null
+          dpkg-deb --fsys-tarfile busybox-static_*_i386.deb | tar x ./bin/busybox
+          mv bin/busybox "$build/busybox-i386"
+        )
+      fi
       cp "$build/busybox-i386" "$root/bin/busybox"
       more=vmalloc=640M # room for measurements in address space never used before
       ;;
@@ -84,8 +88,13 @@ for line in open(source):
     elif word == "failed":
         runs[-1].setdefault("failed", []).append(values)
 with open(out + ".new", "w") as file:
-    json.dump({"runs": runs}, file, indent=1)
-    file.write("\n")
+    file.write('{"runs": [\n')
+    for number, run in enumerate(runs):
+        costs = run.pop("costs")
+        file.write(json.dumps(run)[:-1] + ', "costs": {\n')
+        file.write(",\n".join(f"  {json.dumps(what)}: {json.dumps(sizes)}" for what, sizes in costs.items()))
+        file.write("\n}}" + (",\n" if number < len(runs) - 1 else "\n"))
+    file.write("]}\n")
 os.replace(out + ".new", out)
 print(f"wrote {out}: {len(runs)} runs")
 PYTHON

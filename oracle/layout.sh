@@ -2,7 +2,7 @@
 # Boots real kernels with many amounts of memory and command lines and stores where each has what.
 #   layout.sh BUILD_DIR OUT.json.gz KERNEL_DIR ...
 # A KERNEL_DIR has vmlinuz and release (get-kernel.sh makes one); of the list below the runs of those kernels are made. BUILD_DIR keeps kernel headers and
-# modules (module/build-one.sh). Needs qemu-system-x86, busybox-static, cpio, python3, and for the 686 kernels busybox-static:i386 (fetched). About 6 minutes.
+# modules (module/build-one.sh). Needs qemu-system-x86, busybox-static, cpio, python3, and for the 686 kernels KERNEL_DIR/busybox or busybox-static:i386 (fetched). About 8 minutes.
 #
 # OUT: {"runs": [{"release", "ram", "cpu", "cmdline", "dmesg": [line, ...], "files": {"iomem": text, ...}, "probe": {macro: value}, "kcore": [[address, bytes], ...]}]}
 set -euo pipefail
@@ -41,6 +41,11 @@ cloud-amd64 | 1G    | max          |
 50-686      | 2G    | max | nokaslr vmalloc=256M
 50-686      | 2G    | max | nokaslr vmalloc=512M
 50-686      | 4G    | max | nokaslr vmalloc=256M
+50-686      | 512M  | max | nokaslr vmalloc=960M
+50-686      | 512M  | max | nokaslr vmalloc=1000M
+50-686      | 1G    | max | nokaslr vmalloc=1000M
+50-686      | 2G    | max | nokaslr vmalloc=8M
+50-686      | 2G    | max | nokaslr vmalloc=0
 50-686      | 512M  | max | nokaslr highmem=128M
 50-686      | 512M  | max | nokaslr highmem=480M
 50-686      | 512M  | max | nokaslr highmem=1G
@@ -69,12 +74,16 @@ for kernel in "$@"; do
   mkdir -p "$root/bin" "$root/proc" "$root/sys"
   case $release in
     *-686 | *-686-pae)
-      [ -x "$build/busybox-i386" ] || (
-        cd "$scratch"
-        apt-get download -q busybox-static:i386 > /dev/null
-        dpkg-deb --fsys-tarfile busybox-static_*_i386.deb | tar x ./bin/busybox
-        mv bin/busybox "$build/busybox-i386"
-      )
+      if [ -x "$kernel/busybox" ]; then
+        cp "$kernel/busybox" "$build/busybox-i386"
+      elif [ ! -x "$build/busybox-i386" ]; then
+        (
+          cd "$scratch"
+          apt-get download -q busybox-static:i386 > /dev/null
+          dpkg-deb --fsys-tarfile busybox-static_*_i386.deb | tar x ./bin/busybox
+          mv bin/busybox "$build/busybox-i386"
+        )
+      fi
       cp "$build/busybox-i386" "$root/bin/busybox"
       ;;
     *) cp "$(command -v busybox)" "$root/bin/busybox" ;;
@@ -99,15 +108,15 @@ INIT
     which=$(echo $which) ram=$(echo $ram) cpu=$(echo $cpu) words=$(echo $words)
     [ -n "$which" ] || continue
     case $release in *"$which") ;; *) continue ;; esac
-    timeout 300 qemu-system-x86_64 -M pc -accel tcg -cpu "$cpu" -m "$ram" -smp 1 -nographic -nodefaults -no-reboot -serial stdio \
+    timeout 100 qemu-system-x86_64 -M pc -accel tcg -cpu "$cpu" -m "$ram" -smp 1 -nographic -nodefaults -no-reboot -serial stdio \
       -kernel "$kernel/vmlinuz" -initrd "$scratch/initrd" -append "console=ttyS0 panic=-1 quiet loglevel=1 no_hash_pointers $words" \
-      < /dev/null 2> /dev/null | tr -d '\r' > "$scratch/console"
+      < /dev/null 2> /dev/null | tr -d '\r' > "$scratch/console" || true # what does not boot hangs
     echo "@run $release|$ram|$cpu|$words" >> "$scratch/all"
     if grep -q '^@@BYE$' "$scratch/console"; then
       sed -n '/^@@BEGIN$/,/^@@BYE$/p' "$scratch/console" | grep -v '^@@' >> "$scratch/all"
       echo "$release, $ram, $cpu, \"$words\": $(grep -c . "$scratch/console") lines"
     else
-      echo "$release, $ram, $cpu, \"$words\": the kernel did not boot; its last words: $(tail -n 1 "$scratch/console" | tr -cd '[:print:]')"
+      echo "$release, $ram, $cpu, \"$words\": the kernel did not boot"
     fi
   done
 done

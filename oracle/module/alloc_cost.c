@@ -219,7 +219,8 @@ static void measure_vmalloc(unsigned long size)
 	a = rdtsc();
 	vm_unmap_aliases();
 	b = rdtsc();
-	say("cost what=purge_of_nothing size=%lu samples=1 mean=%llu areas=%d\n", size, b - a - overhead, frees);
+	say("cost what=purge_of_nothing size=%lu samples=1 mean=%llu\n", size, b - a - overhead);
+	say("cost what=areas_a_purge size=%lu samples=1 mean=%d\n", size, frees);
 	/* All of it, the kernel thread that purges included. */
 	drain();
 	a = rdtsc();
@@ -257,25 +258,33 @@ static void measure_first(unsigned long size, unsigned long *at, unsigned long s
 	drain();
 }
 
-/* vmalloc's and vfree's steps, one by one, as mm/vmalloc.c goes through them. */
+/*
+ * vmalloc's and vfree's steps, one by one, as mm/vmalloc.c goes through them. free_vm_area unmaps and gives the area up; unmapping is measured on its own
+ * before, and the pages are mapped again in between.
+ */
 static void measure_steps(unsigned long size)
 {
+	static const char *const names[] = {
+		"step_area", "step_array", "step_pages", "step_zero", "step_map", "step_unmap", "step_unmap_area_free", "step_pages_free", "step_array_free",
+	};
 	unsigned long pages = DIV_ROUND_UP(size, PAGE_SIZE), bytes = pages * sizeof(struct page *), got, i;
 	int samples = pages > 64 ? 20 : 60, n;
-	u64 t[10];
+	u64 from[9], to[9];
 
 	for (n = 0; n < samples; n++) {
 		struct vm_struct *area;
 		struct page **array;
-		unsigned long start;
+		unsigned long start, end;
 
-		t[0] = rdtsc();
+		from[0] = rdtsc();
 		area = get_vm_area_fn(pages << PAGE_SHIFT, VM_ALLOC);
-		t[1] = rdtsc();
+		to[0] = rdtsc();
+		from[1] = rdtsc();
 		array = bytes > PAGE_SIZE ? __vmalloc(bytes, GFP_KERNEL | __GFP_ZERO) : kmalloc(bytes, GFP_KERNEL | __GFP_ZERO);
-		t[2] = rdtsc();
+		to[1] = rdtsc();
 		if (!area || !array)
 			return;
+		from[2] = rdtsc();
 		for (got = 0; got < pages;) {
 			unsigned long more = alloc_pages_bulk_array_node(GFP_KERNEL | __GFP_NOWARN | __GFP_HIGHMEM, numa_mem_id(),
 									  min_t(unsigned long, pages - got, CHUNK), array + got);
@@ -284,37 +293,38 @@ static void measure_steps(unsigned long size)
 			got += more;
 			cond_resched();
 		}
-		t[3] = rdtsc();
+		to[2] = rdtsc();
+		from[3] = rdtsc();
 		for (i = 0; i < pages; i++)
 			clear_highpage(array[i]);
-		t[4] = rdtsc();
+		to[3] = rdtsc();
 		start = (unsigned long)area->addr;
-		map_fn(start, start + (pages << PAGE_SHIFT), PAGE_KERNEL, array, PAGE_SHIFT);
-		t[5] = rdtsc();
-		unmap_fn(start, start + (pages << PAGE_SHIFT));
-		t[6] = rdtsc();
+		end = start + (pages << PAGE_SHIFT);
+		from[4] = rdtsc();
+		map_fn(start, end, PAGE_KERNEL, array, PAGE_SHIFT);
+		to[4] = rdtsc();
+		from[5] = rdtsc();
+		unmap_fn(start, end);
+		to[5] = rdtsc();
+		map_fn(start, end, PAGE_KERNEL, array, PAGE_SHIFT);
+		from[6] = rdtsc();
 		free_vm_area(area);
-		t[7] = rdtsc();
+		to[6] = rdtsc();
+		from[7] = rdtsc();
 		for (i = 0; i < pages; i++) {
 			__free_pages(array[i], 0);
 			cond_resched();
 		}
-		t[8] = rdtsc();
+		to[7] = rdtsc();
+		from[8] = rdtsc();
 		kvfree(array);
-		t[9] = rdtsc();
-		for (i = 0; i < 9; i++)
-			add(&series[i], t[i], t[i + 1]);
+		to[8] = rdtsc();
+		for (i = 0; i < ARRAY_SIZE(names); i++)
+			add(&series[i], from[i], to[i]);
 		cond_resched();
 	}
-	finish(&series[0], "step_area", size);
-	finish(&series[1], "step_array", size);
-	finish(&series[2], "step_pages", size);
-	finish(&series[3], "step_zero", size);
-	finish(&series[4], "step_map", size);
-	finish(&series[5], "step_unmap", size);
-	finish(&series[6], "step_area_free", size);
-	finish(&series[7], "step_pages_free", size);
-	finish(&series[8], "step_array_free", size);
+	for (i = 0; i < ARRAY_SIZE(names); i++)
+		finish(&series[i], names[i], size);
 	drain();
 }
 

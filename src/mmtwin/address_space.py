@@ -22,6 +22,7 @@ from mmtwin.mm.tables import PG_TABLE, Pgdat
 from mmtwin.page_fault import Area, fault_error
 from mmtwin.profiles import Profile, physical
 from mmtwin.profiles.layout import AddressSpace
+from mmtwin.profiles.layout_text import layout_picture, layout_text
 from mmtwin.profiles.physical import Frames
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -146,6 +147,13 @@ class AddressSpaces:
     def mmu_counters(self) -> dict[str, int]:
         """Page tables' and TLBs' counters: entries written, tables allocated, walks, hits, misses, flushes (`mm.pgtable_tables.counters`)."""
         return counters(self.mmu)
+
+    def layout(self, picture: bool = False) -> str:
+        """The map of the kernel's address space, as its boot log had it (i386) or its documentation has it (x86-64).
+
+        :param picture: boxes to a log scale instead; `profiles.layout_text.layout_svg` gives them as SVG.
+        """
+        return layout_picture(self.space) if picture else layout_text(self.space)
 
     # Translation
 

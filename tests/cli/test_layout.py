@@ -13,7 +13,7 @@ Mmtwin = Callable[..., tuple[int, str, str]]
 
 
 def test_i386(mmtwin: Mmtwin) -> None:
-    code, out, err = mmtwin("layout", "linux-6.1-686", "--ram", "1GiB", "--cmdline", "vmalloc=256M")
+    code, out, err = mmtwin("layout", "linux-6.1-i386", "--ram", "1GiB", "--cmdline", "vmalloc=256M")
     assert (code, err) == (0, "")
     assert out.splitlines()[:2] == ["283MB HIGHMEM available.", "739MB LOWMEM available."]
     assert "    vmalloc : 0xeebfe000 - 0xfebfe000   ( 256 MB)" in out.splitlines()
@@ -41,7 +41,7 @@ def test_json(mmtwin: Mmtwin, name: str) -> None:
 
 def test_picture_and_svg(mmtwin: Mmtwin, fails: Callable[..., str], tmp_path: Path) -> None:
     file = tmp_path / "a.svg"
-    code, out, err = mmtwin("layout", "linux-6.1-686-pae", "--picture", "--svg", file)
+    code, out, err = mmtwin("layout", "linux-6.1-i386-pae", "--picture", "--svg", file)
     assert (code, err) == (0, f"Wrote {file}\n")
     assert "c0000000 ├" in out
     assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"
@@ -54,7 +54,7 @@ def test_picture_and_svg(mmtwin: Mmtwin, fails: Callable[..., str], tmp_path: Pa
 
 
 def test_code_runs(mmtwin: Mmtwin, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("linux-6.1-686", "--ram", "512M", "--cmdline", "vmalloc=64M")
+    words = ("linux-6.1-i386", "--ram", "512M", "--cmdline", "vmalloc=64M")
     code, out, _ = mmtwin("layout", *words, "--code")
     assert code == 0
     exec(out, {})
@@ -64,5 +64,5 @@ def test_code_runs(mmtwin: Mmtwin, capsys: pytest.CaptureFixture[str]) -> None:
 def test_errors(fails: Callable[..., str]) -> None:
     assert fails(1, "layout", "linux-1.0").startswith("no address space for 'linux-1.0'; known: linux-6.1, ")
     assert fails(2, "layout", "--ram", "much").startswith("--ram: 'much' is not a size")
-    assert fails(1, "layout", "linux-6.1-686", "--cmdline", "vmalloc=1G").startswith("linux-6.1-686: no room for low memory")
+    assert fails(1, "layout", "linux-6.1-i386", "--cmdline", "vmalloc=1G").startswith("linux-6.1-i386 does not boot: low memory ends at ")
     assert fails(2, "layout", "--ram", "0") == "--ram: 0 is too little for any of these kernels; give at least 16 MiB"

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import mmtwin
 from mmtwin.profiles.layout import RULES, address_space, rules_for, x86_64_space
 from mmtwin.profiles.layout_text import format_binary, layout_dict, layout_picture, layout_svg, layout_text, picture_lines
 
@@ -103,7 +104,7 @@ def test_boot_logs(name: str, end_pfn: int, log: str) -> None:
 
 
 def test_the_entry_area_has_a_line() -> None:
-    lines = layout_text(address_space("linux-6.1-686", [(1, 0x7FFE0)])).splitlines()
+    lines = layout_text(address_space("linux-6.1-i386", [(1, 0x7FFE0)])).splitlines()
     assert "  cpu_entry : 0xff400000 - 0xff961000   (5508 kB)" in lines
     assert [line.index(":") for line in lines if " : 0x" in line] == [12] * 5
 
@@ -130,8 +131,15 @@ def test_the_direct_map_says_how_much_is_memory() -> None:
     assert "direct map (2 GiB of memory)" in layout_picture(address_space("linux-6.1", [(1, 1 << 19)]))
 
 
+def test_a_machines_layout() -> None:
+    machine = mmtwin.boot("linux-6.1", ram="256MiB")
+    assert machine.layout() == layout_text(machine.space)
+    assert machine.layout(picture=True) == layout_picture(machine.space)
+    assert "direct map (256 MiB of memory)" in machine.layout(picture=True)
+
+
 def test_as_data() -> None:
-    space = address_space("linux-6.1-686", [(1, 0x7FFE0)], "vmalloc=64M")
+    space = address_space("linux-6.1-i386", [(1, 0x7FFE0)], "vmalloc=64M")
     data = layout_dict(space)
     assert (int(data["vmalloc_start"], 16), data["vmalloc_total_kb"], data["max_low_pfn"]) == (space.vmalloc_start, 65536, space.max_low_pfn)
     assert data["messages"][0].endswith("MB HIGHMEM available.")

@@ -41,7 +41,7 @@ def layout(
 
     Printed as the kernel's boot log had it (i386) or as its documentation has it (x86-64, without address randomisation).
 
-    :param profile: The kernel: linux-6.1, linux-6.12, linux-6.1-686, linux-6.1-686-pae, linux-3.6-i386 or linux-2.6.24-i386 (and -pae).
+    :param profile: The kernel: linux-6.1, linux-6.12, linux-6.1-i386, linux-6.1-i386-pae, linux-3.6-i386 or linux-2.6.24-i386 (and -pae).
     :param ram: Memory of the machine, a QEMU pc.
     :param cmdline: The kernel's command line; vmalloc=, highmem=, reservetop= and no5lvl matter, such as 'vmalloc=256M'.
     :param la57: The processor has five levels of page tables.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mmtwin.errors import ProfileError
-from mmtwin.profiles.physical import Frames
+from mmtwin.profiles.physical import DMA32_END, DMA_END, Frames
 from mmtwin.profiles.profile import Profile
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -146,7 +146,7 @@ I386_2_6_24_FIXED = 2 + 2 + 1 + 64 + 1 + 4 + 1 + 1
 """A hole and the vDSO, two early consoles, the local APIC, 64 I/O APICs, the IDT (for processors with the F00F bug, which have no PAE), four for ACPI, PCI MMCONFIG, a paravirtual boot map."""
 
 _DEBIAN_686 = Rules(
-    "linux-6.1-686", ("linux-6.1-i386", "linux-6.1-i686", "6.1-686"), 32, (6, 1, 0), 32, I386_FIXED, 1,
+    "linux-6.1-i386", ("linux-6.1-686", "6.1-i386", "6.1-686", "i386"), 32, (6, 1, 0), 32, I386_FIXED, 1,
     kmaps=16, entry_area_pages=43, highmem=True, image_size=GIB // 2,
 )  # fmt: skip
 _OLD = Rules("linux-3.6-i386", ("3.6-i386",), 32, (3, 6, 0), 8, I386_3_6_FIXED, 1, kmaps=20, early=256, highmem=True, image_size=GIB // 2)
@@ -154,7 +154,7 @@ RULES = (
     Rules("linux-6.1", ("6.1", "linux-6.1-x86_64", "linux-6.1-cloud-amd64"), 64, (6, 1, 0), 8192, X86_64_FIXED, 1, five_level=True),
     Rules("linux-6.12", ("6.12", "linux-6.12-x86_64", "linux-6.12-cloud-amd64"), 64, (6, 12, 0), 8192, X86_64_FIXED, 1, five_level=True),
     _DEBIAN_686,
-    replace(_DEBIAN_686, name="linux-6.1-686-pae", aliases=("linux-6.1-i386-pae", "6.1-686-pae"), pae=True),
+    replace(_DEBIAN_686, name="linux-6.1-i386-pae", aliases=("linux-6.1-686-pae", "6.1-i386-pae", "6.1-686-pae", "i386-pae"), pae=True),
     _OLD,
     replace(_OLD, name="linux-3.6-i386-pae", aliases=("3.6-i386-pae",), pae=True),
     replace(_OLD, name="linux-2.6.24-i386", aliases=("2.6.24-i386",), version=(2, 6, 24), fixed=I386_2_6_24_FIXED, kmaps=13, early=16),
@@ -230,6 +230,13 @@ class AddressSpace:
     def vmalloc_total(self) -> int:
         """VMALLOC_TOTAL, ``VmallocTotal`` of /proc/meminfo, in bytes. On x86-64 it is a byte short, and /proc/meminfo rounds it down to kB."""
         return self.vmalloc_end - self.vmalloc_start
+
+    @property
+    def zone_limits(self) -> tuple[int, int, int]:
+        """The page frames at which the zones made of the memory map end (zone_sizes_init): DMA, then DMA32 and Normal, or Normal and HighMem."""
+        if self.bits == 64:
+            return DMA_END, DMA32_END, self.max_low_pfn
+        return DMA_END, self.max_low_pfn, self.max_pfn
 
     @property
     def top(self) -> int:
@@ -413,9 +420,8 @@ def i386_space(rules: Rules, max_pfn: int, cmdline: str = "") -> AddressSpace:
         pkmap = (below - PAGE_SIZE * (last_pkmap + 1)) // rules.pmd_size * rules.pmd_size
         upper = fixaddr_start
     vmalloc_end = (pkmap if rules.highmem else upper) - 2 * PAGE_SIZE
-    most = (TOP_32 - rules.page_offset - reserve) if rules.version < (2, 6, 28) else vmalloc_end - rules.page_offset - reserve
-    if most <= 0:
-        raise ProfileError(f"{rules.name}: no room for low memory: vmalloc={given.get('vmalloc', '')} reserves all that is above {rules.page_offset:#x}")
+    most = TOP_32 if rules.version < (2, 6, 28) else vmalloc_end
+    most = (most - rules.page_offset - reserve) % TOP_32  # MAXMEM; more than there is wraps, and then all memory is low
     max_low_pfn, max_pfn = _low_pfn_range(rules, max_pfn, most >> PAGE_SHIFT, given.get("highmem"), messages)
     messages.append(f"{max_pfn - max_low_pfn >> 8}MB HIGHMEM available.")
     messages.append(f"{max_low_pfn >> 8}MB LOWMEM available.")
@@ -427,7 +433,7 @@ def i386_space(rules: Rules, max_pfn: int, cmdline: str = "") -> AddressSpace:
     else:
         vmalloc_start = high_memory + VMALLOC_OFFSET
     if vmalloc_start >= vmalloc_end:
-        raise ProfileError(f"{rules.name}: no room for vmalloc: low memory ends at {high_memory:#x}, vmalloc must end by {vmalloc_end:#x}")
+        raise ProfileError(f"{rules.name} does not boot: low memory ends at {high_memory:#x}, so there is no room for vmalloc, which ends at {vmalloc_end:#x}")
     known = [
         Region("user", 0, rules.page_offset, "user-space virtual memory, different per mm"),
         Region("direct", rules.page_offset, high_memory, "direct mapping of low memory"),

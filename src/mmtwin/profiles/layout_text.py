@@ -21,7 +21,7 @@ RULE = "_" * 18 + "|" + "_" * 12 + "|" + "_" * 18 + "|" + "_" * 9 + "|" + "_" * 
 HOLES = ("hole", "non-canonical", "guard")
 BOX = 46
 """Characters inside a box of the picture."""
-LABEL_HEIGHT, SVG_WIDTH = 17, 720
+LABEL_HEIGHT, SVG_WIDTH = 17, 960
 COLOURS = {
     "user": "#4c78a8", "direct": "#59a14f", "vmalloc": "#e15759", "vmemmap": "#b07aa1", "modules": "#f28e2b", "text": "#edc948", "fixmap": "#9c755f",
     "early_ioremap": "#bab0ac", "pkmap": "#ff9da7", "cpu_entry_area": "#76b7b2", "ldt": "#76b7b2", "espfix": "#76b7b2", "efi": "#76b7b2", "vsyscall": "#76b7b2",
@@ -160,7 +160,7 @@ def layout_svg(space: AddressSpace) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SVG_WIDTH} {height:.0f}" width="{SVG_WIDTH}" height="{height:.0f}" role="img">',
         f"<title>{escape(space.name)}: address space</title>",
-        "<style>text{font:12px ui-monospace,monospace;fill:#222}.n{font-weight:bold}.h{fill:none;stroke:#888;stroke-dasharray:3 3}.r{stroke:#fff}.g{fill:#666}"
+        "<style>text{font:12px ui-monospace,'DejaVu Sans Mono',monospace;fill:#222}.n{font-weight:bold}.h{fill:none;stroke:#888;stroke-dasharray:3 3}.r{stroke:#fff}.g{fill:#666}"
         "@media(prefers-color-scheme:dark){svg{background:#111}text{fill:#ddd}.b{fill:#111}.r{stroke:#111}.g{fill:#999}}</style>",
         f'<text class="n" x="12" y="20">{escape(space.name)}, {space.levels} levels of page tables, {format_binary(space.max_pfn * PAGE_SIZE)} of memory</text>',
         f'<text class="g" x="12" y="{top - 6}">{space.top - 1:0{digits}x}</text>',
@@ -173,6 +173,8 @@ def layout_svg(space: AddressSpace) -> str:
         parts.append(f'<rect x="{left}" y="{y:.1f}" width="{width}" height="{tall:.1f}" {shape}><title>{escape(region.note)}</title></rect>')
         parts.append(f'<text class="{"n b" if colour else "g"}" x="{left + 8}" y="{middle:.1f}">{escape(_title(space, region))}</text>')
         parts.append(f'<text x="{left + width + 10}" y="{middle:.1f}">{format_binary(region.size)}</text>')
+        if colour:
+            parts.append(f'<text class="g" x="{left + width + 90}" y="{middle:.1f}">{escape(region.note)}</text>')
         y += tall
         parts.append(f'<text class="g" x="12" y="{y - 3:.1f}">{region.start:0{digits}x}</text>')
     parts.append(f'<text class="g" x="{left}" y="{y + 18:.1f}">heights are logarithms of sizes</text></svg>')
