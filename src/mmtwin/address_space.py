@@ -33,6 +33,13 @@ TOP_64 = 1 << 64
 ACCESSES = {"read": READ, "write": WRITE, "exec": EXEC}
 
 
+def _whole(value: int, what: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise RequestError(f"{what} {value!r}: expected a whole number") from None
+
+
 class MemoryBuffer:
     """A range of a machine's virtual memory as a buffer of bytes: indexing and slicing read and write through the page tables, at the time it is done.
 
@@ -189,10 +196,7 @@ class AddressSpaces:
         raise NotImplementedError
 
     def _address(self, address: int) -> int:
-        try:
-            address = operator.index(address)
-        except TypeError:
-            raise RequestError(f"address {address!r}: expected a whole number") from None
+        address = _whole(address, "address")
         if not 0 <= address < self.space.top:
             raise RequestError(f"address 0x{address:x}: expected 0 to 0x{self.space.top - 1:x}, the addresses of {self.space.bits} bits")
         return address
@@ -207,7 +211,9 @@ class AddressSpaces:
 
         :raises NotDirectMapped: the address is neither in the direct map nor in the image: Linux computes a wrong address (with CONFIG_DEBUG_VIRTUAL: BUG).
         """
-        address = self._address(address)
+        address = _whole(address, "address")
+        if not 0 <= address < self.space.top:
+            raise NotDirectMapped(f"address 0x{address:x}: not in the direct map, and no address of {self.space.bits} bits")
         found = address - self.PAGE_OFFSET
         if 0 <= found < self._direct_bytes():
             return found
@@ -231,7 +237,7 @@ class AddressSpaces:
         :raises NotDirectMapped: high memory, which is not in the direct map: use `kmap`.
         :raises RequestError: it is not below the end of memory.
         """
-        physical = operator.index(physical)
+        physical = _whole(physical, "physical address")
         end = int(self.state.config[0]["nr_frames"]) * PAGE_SIZE
         if not 0 <= physical < end:
             raise RequestError(f"physical address 0x{physical:x}: this machine's memory ends at 0x{end:x}")
@@ -306,7 +312,7 @@ class AddressSpaces:
         return entry_pfn(int(entry), int(level)) + ((address & (1 << level_shift(self.mmu, int(level))) - 1) >> PAGE_SHIFT)
 
     def _frame(self, pfn: int) -> int:
-        pfn = operator.index(pfn)
+        pfn = _whole(pfn, "page frame")
         if not 0 <= pfn < int(self.state.config[0]["nr_frames"]):
             raise RequestError(f"page frame {pfn}: this machine has {int(self.state.config[0]['nr_frames'])}")
         return pfn
@@ -411,11 +417,7 @@ class AddressSpaces:
         return [self._walk(at) for at in range(address & -PAGE_SIZE, address + n, PAGE_SIZE)]
 
     def _range(self, address: int, n: int) -> tuple[int, int]:
-        address = self._address(address)
-        try:
-            n = operator.index(n)
-        except TypeError:
-            raise RequestError(f"{n!r} bytes: expected a whole number") from None
+        address, n = self._address(address), _whole(n, "length")
         if not 0 <= n <= self.space.top - address:
             raise RequestError(f"{n} bytes at address 0x{address:x}: expected 0 to {self.space.top - address}, where the addresses end")
         return address, n

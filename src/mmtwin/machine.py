@@ -352,12 +352,14 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
     def validate(self) -> None:
         """Checks all invariants. :raises InvariantError: naming the first broken one."""
         validate(self.state)
+        from mmtwin.mm.validate_pgtable import validate_pgtable
         from mmtwin.mm.validate_slub import validate_slub
 
         validate_slub(self.slub, self.state)
         from mmtwin.mm.validate_vmalloc import validate_vmalloc
 
         validate_vmalloc(self.areas)
+        validate_pgtable(self.mmu, self.state)
 
     def digest(self) -> str:
         """SHA-256 of all tables: equal for machines that went through the same requests, compiled or interpreted."""

@@ -12,7 +12,7 @@ from mmtwin import errors
 from mmtwin.errors import GeneralProtection, PageFault
 from mmtwin.mm.mmu import EXEC, GENERAL_PROTECTION, PF_PROT, USER, WRITE
 from mmtwin.mm.pgtable import entry_pfn, table_index
-from mmtwin.mm.pgtable_tables import PAGE_NX, PAGE_PRESENT, PAGE_PSE, Mmu
+from mmtwin.mm.pgtable_tables import PAGE_NX, PAGE_PRESENT, PAGE_PSE, PAGE_USER, Mmu
 from mmtwin.profiles.layout import AddressSpace
 from mmtwin.units import PAGE_SIZE
 
@@ -87,17 +87,17 @@ def show_fault_oops(m: Mmu, space: AddressSpace, root: int, address: int, code: 
     lines = []
     entries = entries_to(m, root, address)
     if code & EXEC and entries[-1][1] & PAGE_PRESENT:
-        forbidden = entries[-1][1] & PAGE_NX
-        lines.append(
-            "kernel tried to execute NX-protected page - exploit attempt? (uid: 0)" if forbidden else "unable to execute userspace code (SMEP?) (uid: 0)"
-        )
+        if entries[-1][1] & PAGE_NX:
+            lines.append("kernel tried to execute NX-protected page - exploit attempt? (uid: 0)")
+        elif entries[0][1] & PAGE_USER and int(m.config[0]["smep"]):  # never with PAE, whose PGD entries have no such bit
+            lines.append("unable to execute userspace code (SMEP?) (uid: 0)")
     text = f"{address:0{space.bits // 4}x}"
     lines.append(f"BUG: kernel NULL pointer dereference, address: {text}" if address < PAGE_SIZE else f"BUG: unable to handle page fault for address: {text}")
     lines.append(f"#PF: {access_words(code)} in kernel mode")
     lines.append(f"#PF: error_code(0x{code:04x}) - {'permissions violation' if code & PF_PROT else 'not-present page'}")
     lines.append(dump_pagetable(m, space, root, address))
     lines.append(die_header("Oops", code, space, count))
-    lines.append(f"CR2: {address:016x}" if space.bits == 64 else f"CR2: {address:08x}")
+    lines.append(f"CR2: {address:016x}")
     return "\n".join(lines) + "\n"
 
 
@@ -126,7 +126,7 @@ def _kind(m: Mmu, space: AddressSpace, root: int, address: int, code: int, area_
     """The type of a page fault, and the reason in words."""
     if code & PF_PROT:
         entries = entries_to(m, root, address)
-        if not code & USER and all(entry & 4 for level, entry in entries if space.levels != 3 or level < 3):
+        if not code & USER and all(entry & PAGE_USER for level, entry in entries if space.levels != 3 or level < 3):
             guard = "SMEP" if code & EXEC else "SMAP"
             if not (code & EXEC and entries[-1][1] & PAGE_NX):
                 return errors.UserAccess, f"permissions violation: {guard}: the kernel may not {'execute' if code & EXEC else 'touch'} a process's page"

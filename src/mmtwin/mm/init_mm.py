@@ -31,7 +31,7 @@ from mmtwin.mm.pgtable_tables import (
     empty_mmu,
     signed,
 )
-from mmtwin.mm.tables import PG_ALLOCATED, PG_TABLE, Pgdat
+from mmtwin.mm.tables import PG_ALLOCATED, PG_BUDDY, PG_PCP, PG_TABLE, Pgdat
 from mmtwin.profiles.layout import AddressSpace
 from mmtwin.profiles.physical import Frames
 
@@ -166,46 +166,51 @@ def _kernel_map(make: _Builder, space: AddressSpace, image: Sequence[Frames]) ->
         make.table(fixmap + (507 - k) * pmd, 1)
 
 
-def restore_page_tables(b: Pgdat, m: Mmu, rows: Iterable[tuple[int, int, int, int]]) -> Mmu:
+def restore_page_tables(b: Pgdat, m: Mmu, rows: Iterable[tuple[int, int, int, int]], reserved: Sequence[Frames] = ()) -> Mmu:
     """Puts a memory dump's tables into the model's: each table of the dump keeps its frame, and its entries above the PTE level are the dump's.
 
-    Entries that map memory are taken over as they are; PTE pages come empty (whoever restores the areas maps their pages). A frame that the page allocator
-    handed out is marked as a page table.
+    Entries that map memory are taken over as they are; PTE pages come empty (whoever restores the areas maps their pages). Frames outside of `reserved` came
+    from the page allocator: they are marked as page tables, and may be freed.
 
     :param rows: the dump's entries: level of the table (1 PTE, 2 PMD ...; the highest is the PGD), its page frame, index, and value.
     :returns: the tables, larger if need be (the old ones are then out of date).
     """
     make = _Builder(m, iter(()))
-    config = m.config[0]
-    ordered = sorted(((level, pfn, i, signed(value)) for level, pfn, i, value in rows), key=lambda row: -row[0])
-    top, at = int(config["levels"]), dict[int, int]()
+    config, frames = m.config[0], int(b.config[0]["nr_frames"])
+    root, top = int(config["root"]), int(config["levels"])
     known: dict[tuple[int, int], int] = {}
-    for level, pfn, i, value in ordered:
-        if level == top:
-            known.setdefault((level, pfn), int(config["root"]))
-            make.m.table[int(config["root"])]["pfn"] = pfn
+
+    def place(row: int, level: int, pfn: int) -> None:
+        known[level, pfn] = row
+        old = int(make.m.table[row]["pfn"])
+        if 0 <= old < frames and old != pfn and int(b.page[old]["flags"]) == PG_TABLE:
+            b.page[old]["flags"] = 0
+        make.m.table[row]["pfn"] = pfn
+        if 0 <= pfn < frames and not int(b.page[pfn]["flags"]) & (PG_BUDDY | PG_PCP):
+            own = not any(start <= pfn < end for start, end in reserved)
+            make.m.table[row]["boot"] = 0 if own else 1
+            b.page[pfn]["flags"], b.page[pfn]["next"] = PG_ALLOCATED | PG_TABLE if own else PG_TABLE, row
+
+    for level, pfn, i, value in sorted(((level, pfn, i, signed(value)) for level, pfn, i, value in rows), key=lambda row: -row[0]):
+        if level == top and (level, pfn) not in known:
+            place(root, level, pfn)
         row = known.get((level, pfn))
         if row is None or not value & PAGE_PRESENT:
             continue
+        have = int(make.m.entry[row, i])
         make.m.entry[row, i] = value
         if level == 1 or value & PAGE_PSE:
             continue
         target = (value & PFN_BITS) >> PAGE_SHIFT
-        child = known.get((level - 1, target))
-        if child is None:
-            child = int(make.m.child[row, i])
-            if not child:
+        child = known.get((level - 1, target), -1)
+        if child < 0:
+            if have & PAGE_PRESENT and not have & PAGE_PSE:
+                child = int(make.m.child[row, i])
+            else:
                 make.frames = iter((target,))
                 child = make.new_table(level - 1)
-            known[level - 1, target] = child
-            make.m.table[child]["pfn"] = target
-            at[target] = child
+            place(child, level - 1, target)
         make.m.child[row, i] = child
-    frames = int(b.config[0]["nr_frames"])
-    for pfn, row in at.items():
-        if 0 <= pfn < frames and int(b.page[pfn]["flags"]) & PG_ALLOCATED:
-            b.page[pfn]["flags"], b.page[pfn]["next"] = int(b.page[pfn]["flags"]) | PG_TABLE, row
-            make.m.table[row]["boot"] = 0
     return make.m
 
 

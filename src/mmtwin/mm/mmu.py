@@ -150,6 +150,8 @@ def tlb_entry(m: Any, cpu: int, row: int, address: int, access: int) -> int:
 def translate_miss(m: Any, cpu: int, address: int, access: int) -> int:
     """The part of `translate` behind the first-level TLB."""
     counts = m.cpu[cpu]
+    if not is_canonical(m, address):
+        return GENERAL_PROTECTION
     row = l2_lookup(m, cpu, address)
     if row >= 0:
         physical = tlb_entry(m, cpu, row, address, access)
@@ -158,8 +160,6 @@ def translate_miss(m: Any, cpu: int, address: int, access: int) -> int:
             fill_l1(m, cpu, int(m.tlb[row]["tag"]), int(m.tlb[row]["entry"]))
             return physical
         drop(m, cpu, address)
-    if not is_canonical(m, address):
-        return GENERAL_PROTECTION
     counts["tlb_misses"] = int(counts["tlb_misses"]) + 1
     physical = page_walk(m, cpu, address, access)
     if physical < 0 and vmalloc_fault(m, int(counts["root"]), address):

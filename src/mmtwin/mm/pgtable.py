@@ -129,7 +129,7 @@ def grow(b: Any, m: Any, cpu: int, row: int, i: int, address: int) -> int:
     if child < 0:
         return child
     populate(m, row, i, child)
-    if level == int(m.config[0]["levels"]) and not int(m.config[0]["lazy_sync"]):
+    if row == int(m.config[0]["root"]) and not int(m.config[0]["lazy_sync"]):
         arch_sync_kernel_mappings(m, address)
     return child
 
