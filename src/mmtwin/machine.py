@@ -152,6 +152,8 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
         :raises RequestError: no such order, flags or CPU.
         """
         order, gfp, cpu = self._order(order), self._gfp(gfp), self._cpu(cpu)
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"alloc_pages of order {order}")
         pfn = int(alloc_pages_kernel(self.state, cpu, order, gfp))
         if pfn < 0:
             raise self._failure(pfn, order, gfp, cpu)
@@ -182,6 +184,8 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
         most = int(self.state.zone["managed_pages"].sum())
         if not 0 <= n <= most:
             raise RequestError(f"{n} pages: expected 0 to {most}, the pages this machine has")
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"alloc_pages_bulk of {n} pages")
         out = np.zeros(n, dtype=np.int64)
         got = int(alloc_pages_bulk_kernel(self.state, cpu, gfp, out)) if n else 0
         if got < 0:
@@ -201,6 +205,8 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
         order = (pages - 1).bit_length()
         if order > MAX_ORDER:
             raise self._failure(-ENOMEM, order, gfp, cpu)
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"alloc_pages_exact of {size_bytes} bytes")
         pfn = int(alloc_pages_exact_kernel(self.state, cpu, pages, gfp))
         if pfn < 0:
             raise self._failure(pfn, order, gfp, cpu)
@@ -379,6 +385,22 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
 
         return trace(self)
 
+    def steps(self) -> dict[str, int]:
+        """What the allocators have done so far, counted: the difference around a call is what it cost.
+
+        Pages taken and given back; nodes visited in the trees of virtual areas, rotations and list operations there; page-table entries written and
+        page-table pages made; flushes of the TLBs (of a range, or of everything).
+        """
+        areas, mmu = self.areas.config[0], self.mmu_counters()
+        return {
+            "pages_taken": int(self.state.zone["pgalloc"].sum()),
+            "pages_given": int(self.state.zone["pgfree"].sum()),
+            **{name: int(areas[name]) for name in ("tree_steps", "rotations", "list_steps", "merges", "splits")},
+            "page_table_writes": mmu["pte_writes"] + mmu["table_writes"],
+            "page_table_pages": mmu["table_pages"],
+            "tlb_flushes": mmu["tlb_flushes"] + mmu["tlb_range_flushes"],
+        }
+
     # What a caller got wrong
 
     def _order(self, order: int) -> int:
@@ -425,6 +447,7 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
                 f"{words}: the largest block has order {MAX_ORDER} ({format_size(PAGE_SIZE << MAX_ORDER)})", -ENOMEM, order, gfp, "order too large"
             )
         if error == -EAGAIN:
+            self._had_to_sleep(cpu, words)
             text = f"{words}: no zone may give it at once; Linux would now reclaim or compact memory, which mmtwin does not do yet"
             return AllocationFailure(text, error, order, gfp, "needs reclaim")
         if error == -EINVAL:
