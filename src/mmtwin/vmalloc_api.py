@@ -403,7 +403,7 @@ class VmallocAllocator(VmallocSteps):
 
         :raises PageFault: the kernel's oops when it looks at that (x86-64).
         """
-        if self.space.bits == 64 and self.is_vmalloc_addr(address):
+        if self.space.bits == 64 and self.space.vmalloc_start <= address < self.space.vmalloc_end:
             page = self.space.vmemmap_start + (address - self.PAGE_OFFSET >> PAGE_SHIFT) * self.profile.struct_page_size
             self.read(page + COMPOUND_HEAD, 8)
         found: BadFree = super()._bad_object(error, address, call)  # type: ignore[misc]
