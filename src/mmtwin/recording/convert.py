@@ -243,6 +243,9 @@ def _records(
         if form.name == "slab_new":  # without a slab there was nothing to read from
             failed = gather(data, offsets[wanted] + form.fields["slab"].offset, 8, False) == 0
             columns["pfn"][wanted[failed]], columns["ptr"][wanted[failed]] = -1, 0
+        elif form.name.startswith("vmap_block_"):  # a queue's lock has no block behind it
+            queue = wanted[columns["node"][wanted] >= 0]
+            columns["ptr"][queue] = columns["arg"][queue] = columns["bytes_req"][queue] = 0
     heads += [_elements(ARRAYS[kind][1], chunks, data, offsets, columns) for kind, chunks in arrays.items()]
     kept = (kinds != 255) & (columns["node"] != NO_ROW)
     frame = {name: pl.Series(name, column[kept]).cast(EVENTS_SCHEMA[name], strict=False) for name, column in columns.items()}

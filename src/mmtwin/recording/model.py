@@ -74,6 +74,7 @@ class Provenance:
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
     :param missed_probes: times a probe could not fire because another one was being handled; the order of those events is unknown.
     :param workload: text of the workload script.
+    :param modules: kernel modules that were not the kernel's own but given with --module: name and SHA-256 of the file.
     :param procfs: texts of /proc files that the guest printed after the second snapshot, by name; recordings with slab events also have
         ``sys_kernel_slab``: a line "cache file value" for each file of /sys/kernel/slab, and "alias link cache" for each symbolic link.
     """
@@ -92,6 +93,7 @@ class Provenance:
     lost_events: int = 0
     missed_probes: int = 0
     probes: list[str] = field(default_factory=list)
+    modules: dict[str, str] = field(default_factory=dict)
     procfs: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     tool: str = f"mmtwin {__version__}"

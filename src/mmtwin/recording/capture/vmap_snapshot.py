@@ -297,7 +297,7 @@ class _Reader:
 def _physical(prog: Any, address: int, page_offset: int) -> int:
     """Physical address of something in the kernel's image or the direct map."""
     image = 0xFFFF_FFFF_8000_0000
-    return address - image + int(prog["phys_base"]) if address >= image else address - page_offset
+    return address - image + int(prog.read_u64(prog.symbol("phys_base").address)) if address >= image else address - page_offset
 
 
 def _signed(value: int) -> int:
