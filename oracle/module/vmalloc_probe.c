@@ -14,6 +14,9 @@
  *	sizes=N,N,...		first, a vmalloc of so many pages each, and all freed again; repeat=N times
  *	exhaust=1|2		instead: vmalloc (1) or kmalloc (2) of exhaust_size bytes until it fails, gfp=FLAGS (0: GFP_KERNEL)
  *	log=1			a line in the kernel's log for each call too
+ *
+ * Loading a module purges all areas that were freed lazily. So that they can be seen, more calls are made when "SEED COUNT WHAT MAX_PAGES" is written to
+ * /proc/vmalloc_probe, with the same areas and threads; room=N says for how many calls more there shall be room in the answers.
  */
 #define pr_fmt(fmt) "vmalloc_probe: " fmt
 #include <linux/bottom_half.h>
@@ -24,11 +27,14 @@
 #include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/percpu.h>
 #include <linux/moduleloader.h>
 #include <linux/proc_fs.h>
 #include <linux/sched.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
+#include <linux/uaccess.h>
 #include <linux/utsname.h>
 #include <linux/version.h>
 #include <linux/vmalloc.h>
@@ -42,16 +48,17 @@ enum {	/* WHAT: bits of the parameter, by function */
 	DEFERRED,	/* some frees are vfree_atomic, or vfree with soft interrupts off: both are put off to a worker */
 	ALIASES,	/* now and then vm_unmap_aliases, which purges */
 	RANGES,		/* __vmalloc_node_range and __get_vm_area_caller also in small parts of the space, where they may fail */
+	PERCPU,		/* every other call is __alloc_percpu, whose chunks are virtual areas from the top of the space */
 	FUNCTIONS = DEFERRED,
 };
 static const char *const names[] = {
 	"vmalloc", "vzalloc", "vmalloc_user", "vmalloc_32", "vmalloc_huge", "__vmalloc_node_range", "vmap", "vm_map_ram", "kvmalloc", "ioremap", "module_alloc",
-	"__get_vm_area_caller", "vm_unmap_aliases", "kmalloc",
+	"__get_vm_area_caller", "vm_unmap_aliases", "kmalloc", "", "__alloc_percpu",
 };
 #define NAME_ALIASES 12
 #define NAME_KMALLOC 13
 
-static unsigned int seed = 1, count = 200, what = 0x3fff, max_pages = 40, max_align = 1 << 16, live = 48, threads, repeat = 1, exhaust, exhaust_size = 28, gfp, sizes[64];
+static unsigned int seed = 1, count = 200, what = 0x3fff, max_pages = 40, max_align = 1 << 16, live = 48, threads, repeat = 1, exhaust, exhaust_size = 28, gfp, room, sizes[64];
 static int nr_sizes;
 static bool leave, log;
 module_param(seed, uint, 0444);
@@ -65,6 +72,7 @@ module_param(repeat, uint, 0444);
 module_param(exhaust, uint, 0444);
 module_param(exhaust_size, uint, 0444);
 module_param(gfp, uint, 0444);
+module_param(room, uint, 0444);
 module_param_array(sizes, uint, &nr_sizes, 0444);
 module_param(leave, bool, 0444);
 module_param(log, bool, 0444);
@@ -180,6 +188,8 @@ static void take(struct area *a, u64 *state, unsigned int thread)
 	do
 		function = draw(state, FUNCTIONS);
 	while (!(what & 1 << function));
+	if (what & 1 << PERCPU && !draw(state, 2))
+		function = PERCPU;
 	n = DIV_ROUND_UP(size, PAGE_SIZE);
 	a->vm = NULL;
 	switch (function) {
@@ -227,6 +237,10 @@ static void take(struct area *a, u64 *state, unsigned int thread)
 		a->addr = exec_alloc(size);
 #endif
 		break;
+	case PERCPU:
+		size = min_t(unsigned long, size, PCPU_MIN_UNIT_SIZE);
+		a->addr = (void __force *)__alloc_percpu(size, 8);
+		break;
 	default:
 		draw_range(state, &start, &end);
 		a->vm = get_area(size, draw(state, 2) ? VM_IOREMAP : VM_MAP, start, end, __builtin_return_address(0));
@@ -259,6 +273,9 @@ static void give(struct area *a, u64 *state, unsigned int thread)
 		break;
 	case GET_VM_AREA:
 		free_vm_area(a->vm);
+		break;
+	case PERCPU:
+		free_percpu((void __percpu __force *)a->addr);
 		break;
 	default:
 		if (how == 1) {
@@ -355,6 +372,7 @@ static void in_threads(void)
 	static struct task_struct *tasks[MOST_THREADS];
 	unsigned int i, cpu = cpumask_first(cpu_online_mask);
 
+	reinit_completion(&all_done);
 	atomic_set(&running, threads);
 	for (i = 0; i < threads; i++) {
 		tasks[i] = kthread_create(thread_main, (void *)(unsigned long)i, "vmalloc_probe/%u", i);
@@ -403,6 +421,45 @@ static int seq_line(struct seq_file *m, void *v)
 
 static const struct seq_operations lines = { .start = seq_at, .next = seq_following, .stop = seq_ends, .show = seq_line };
 
+static int probe_open(struct inode *inode, struct file *file)
+{
+	return seq_open(file, &lines);
+}
+
+static DEFINE_MUTEX(again);
+
+static ssize_t probe_write(struct file *file, const char __user *from, size_t n, loff_t *at)
+{
+	int new[4] = { seed, count, what, max_pages };
+	char text[80] = "";
+
+	if (n >= sizeof(text) || copy_from_user(text, from, n))
+		return -EINVAL;
+	if (sscanf(text, "%i %i %i %i", &new[0], &new[1], &new[2], &new[3]) < 2 || new[3] <= 0 || !(new[2] & ((1 << FUNCTIONS) - 1)))
+		return -EINVAL;
+	mutex_lock(&again);
+	seed = new[0];
+	count = new[1];
+	what = new[2];
+	max_pages = new[3];
+	if (!nr_pages)
+		what &= ~(1 << VMAP | 1 << VM_MAP_RAM);
+	if (threads)
+		in_threads();
+	else
+		random_calls(0);
+	mutex_unlock(&again);
+	return n;
+}
+
+static const struct proc_ops probe_ops = {
+	.proc_open = probe_open,
+	.proc_read = seq_read,
+	.proc_lseek = seq_lseek,
+	.proc_release = seq_release,
+	.proc_write = probe_write,
+};
+
 static void forget(void)
 {
 	unsigned int i;
@@ -432,7 +489,7 @@ static int __init probe_init(void)
 	error = find_functions();
 	if (error)
 		return error;
-	most_answers = 2 * count * (threads ?: 1) + 2 * repeat * nr_sizes + 2 * live * (threads ?: 1) + 16;
+	most_answers = 2 * count * (threads ?: 1) + 2 * repeat * nr_sizes + 2 * live * (threads ?: 1) + 2 * room + 16;
 	answers = kvcalloc(most_answers, sizeof(*answers), GFP_KERNEL);
 	areas = kvcalloc((threads ?: 1) * live, sizeof(*areas), GFP_KERNEL);
 	pages = kvcalloc(max_pages, sizeof(*pages), GFP_KERNEL);
@@ -456,7 +513,7 @@ static int __init probe_init(void)
 		if (!leave)
 			forget();
 	}
-	proc_create_seq("vmalloc_probe", 0444, NULL, &lines);
+	proc_create("vmalloc_probe", 0644, NULL, &probe_ops);
 	return 0;
 }
 
