@@ -464,7 +464,7 @@ def block_op(v: Any, q: Any, op: Any, kind: int) -> None:
     block = block_at(v, int(op["ptr"]))
     if block == NIL:
         q.counters[V_BLOCKS] += 1
-        differ_area(q, op, D_BLOCK, int(op["ptr"]), NOTHING)
+        differ_area(q, op, D_FREE, int(op["ptr"]), NOTHING)
         return
     entry = v.block[block]
     pages = int(v.config[0]["block_pages"])
