@@ -90,45 +90,61 @@ def new_vmap_block(v: Any, cpu: int, row: int, order: int, kernel_object: int) -
 
 
 @inner
-def vb_alloc(v: Any, cpu: int, order: int) -> int:
-    """``vb_alloc``: 2^order pages from the first block of the CPU's queue that has as many; their address, or `NO_BLOCK`: the caller makes a block."""
-    config = v.config[0]
-    pages = 1 << order
+def find_block(v: Any, cpu: int, order: int) -> int:
+    """The first block of the CPU's queue that has 2^order pages, NIL if none has."""
     block = int(v.block[cpu]["next"])
     steps = 0
-    address = NO_BLOCK
     while block != cpu:
         steps += 1
-        free = int(v.block[block]["free"])
-        if free >= pages:
-            address = int(v.area[int(v.block[block]["area"])]["va_start"]) + ((int(config["block_pages"]) - free) << PAGE_SHIFT)
-            v.block[block]["free"] = free - pages
-            if free == pages:
-                _queue_del(v, block)
+        if int(v.block[block]["free"]) >= 1 << order:
             break
         block = int(v.block[block]["next"])
-    config["list_steps"] += steps
+    v.config[0]["list_steps"] += steps
+    return NIL if block == cpu else block
+
+
+@inner
+def cut_piece(v: Any, block: int, order: int) -> int:
+    """2^order pages from a block that has them: their address. A block without free pages is on no queue."""
+    free = int(v.block[block]["free"])
+    address = int(v.area[int(v.block[block]["area"])]["va_start"]) + ((int(v.config[0]["block_pages"]) - free) << PAGE_SHIFT)
+    v.block[block]["free"] = free - (1 << order)
+    if free == 1 << order:
+        _queue_del(v, block)
     return address
 
 
+@inner
+def vb_alloc(v: Any, cpu: int, order: int) -> int:
+    """``vb_alloc``: 2^order pages from the first block of the CPU's queue that has as many; their address, or `NO_BLOCK`: the caller makes a block."""
+    block = find_block(v, cpu, order)
+    return NO_BLOCK if block == NIL else cut_piece(v, block, order)
+
+
 @slow
-def free_vmap_block(v: Any, block: int) -> int:
-    """``free_vmap_block``: its area is freed lazily, the block itself after a grace period. Returns 1 if the drain work was scheduled."""
+def forget_block(v: Any, block: int) -> None:
+    """A block is no longer one (``xa_erase``, ``kfree_rcu``); its area stays."""
     config = v.config[0]
     entry = v.block[block]
     after, before = int(entry["xa_next"]), int(entry["xa_prev"])
     v.block[before]["xa_next"] = after
     v.block[after]["xa_prev"] = before
-    row = int(entry["area"])
-    unlink_busy(v, row)
-    v.area[row]["vm"] = NIL
-    scheduled = free_vmap_area_noflush(v, row)
+    v.area[int(entry["area"])]["vm"] = NIL
     log_freed(v, int(entry["object"]), FREED_BLOCK)
     entry["state"] = 0
     entry["area"] = NIL
     entry["next"] = int(config["free_block"])
     config["free_block"] = block
     config["blocks_in_use"] -= 1
+
+
+@slow
+def free_vmap_block(v: Any, block: int) -> int:
+    """``free_vmap_block``: its area is freed lazily, the block itself after a grace period. Returns 1 if the drain work was scheduled."""
+    row = int(v.block[block]["area"])
+    unlink_busy(v, row)
+    scheduled = free_vmap_area_noflush(v, row)
+    forget_block(v, block)
     return scheduled
 
 
@@ -140,12 +156,8 @@ def block_at(v: Any, address: int) -> int:
 
 
 @inner
-def vb_free(v: Any, address: int, order: int) -> int:
-    """``vb_free``: a piece becomes dirty; with its last piece the block is freed. 1 if the drain work was scheduled, else 0; `NO_BLOCK` if there is no block."""
-    config = v.config[0]
-    block = block_at(v, address)
-    if block == NIL:
-        return NO_BLOCK
+def soil_piece(v: Any, block: int, address: int, order: int) -> bool:
+    """A piece of a block becomes dirty; true if all of the block is now."""
     entry = v.block[block]
     offset = (address & (block_bytes(v) - 1)) >> PAGE_SHIFT
     pages = 1 << order
@@ -155,13 +167,20 @@ def vb_free(v: Any, address: int, order: int) -> int:
         entry["dirty_max"] = offset + pages
     dirty = int(entry["dirty"]) + pages
     entry["dirty"] = dirty
-    if dirty == int(config["block_pages"]):
-        return free_vmap_block(v, block)
-    return 0
+    return dirty == int(v.config[0]["block_pages"])
 
 
 @inner
-def _purge_fragmented_block(v: Any, block: int, force: bool) -> bool:
+def vb_free(v: Any, address: int, order: int) -> int:
+    """``vb_free``: a piece becomes dirty; with its last piece the block is freed. 1 if the drain work was scheduled, else 0; `NO_BLOCK` if there is no block."""
+    block = block_at(v, address)
+    if block == NIL:
+        return NO_BLOCK
+    return free_vmap_block(v, block) if soil_piece(v, block, address, order) else 0
+
+
+@inner
+def purge_fragmented_block(v: Any, block: int, force: bool) -> bool:
     """``purge_fragmented_block``: takes a block of which nothing is in use off its queue. 6.12 leaves it alone while a quarter is free, unless forced to."""
     pages = int(v.config[0]["block_pages"])
     entry = v.block[block]
@@ -192,7 +211,7 @@ def purge_fragmented_blocks(v: Any, cpu: int) -> None:
     block = int(v.block[cpu]["next"])
     while block != cpu:
         after = int(v.block[block]["next"])
-        if _purge_fragmented_block(v, block, True):
+        if purge_fragmented_block(v, block, True):
             v.block[block]["purge"] = NIL
             if last == NIL:
                 first = block
@@ -229,7 +248,7 @@ def vm_unmap_aliases(v: Any, start: int, end: int, flush: bool) -> int:
             address = int(v.area[int(entry["area"])]["va_start"])
             after = int(entry["next"]) if old else int(entry["xa_next"])
             if old or (address // size - ZERO_BYTES // size) % cpus == cpu:
-                if not old and _purge_fragmented_block(v, block, False):
+                if not old and purge_fragmented_block(v, block, False):
                     entry["purge"] = NIL
                     if last == NIL:
                         first = block

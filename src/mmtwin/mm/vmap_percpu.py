@@ -12,7 +12,7 @@ from mmtwin.mm.vmap_tree import merge_or_add_augment
 
 
 @inner
-def _enclosing(v: Any, address: int) -> int:
+def enclosing_free(v: Any, address: int) -> int:
     """``pvm_find_va_enclose_addr``: the free area that holds an address, else the next one below it."""
     node = int(v.tree[TREE_FREE]["rb_root"])
     found = NIL
@@ -55,7 +55,7 @@ def pcpu_find_base(v: Any, offsets: Any, sizes: Any, align: int) -> int:
             last = i
     at = last
     term = last
-    row = _enclosing(v, int(config["vmalloc_end"]) & -align)
+    row = enclosing_free(v, int(config["vmalloc_end"]) & -align)
     row, top = _end_from_reverse(v, row, align)
     while True:
         start, end = int(offsets[at]), int(offsets[at] + sizes[at])
@@ -75,7 +75,7 @@ def pcpu_find_base(v: Any, offsets: Any, sizes: Any, align: int) -> int:
             if at == term:
                 return base
             start, end = int(offsets[at]), int(offsets[at] + sizes[at])
-            row = _enclosing(v, base + end)
+            row = enclosing_free(v, base + end)
             if row == NIL:
                 return OVERFLOW
 
@@ -97,7 +97,7 @@ def pcpu_get_vm_areas(v: Any, cpu: int, offsets: Any, sizes: Any, align: int, ro
     base = int(progress[1])
     for i in range(int(progress[0]), len(offsets)):
         start, size = base + int(offsets[i]), int(sizes[i])
-        free = _enclosing(v, start)
+        free = enclosing_free(v, start)
         result = OVERFLOW if free == NIL else adjust_va_to_fit_type(v, cpu, free, start, size)
         if result == NO_SPARE and not give_up:
             return NO_SPARE

@@ -6,16 +6,17 @@ import re
 
 from mmtwin.errors import ProfileError
 from mmtwin.profiles.linux_6_1 import LINUX_6_1
+from mmtwin.profiles.linux_6_12 import LINUX_6_12
 from mmtwin.profiles.profile import KernelImage, Profile
 
 __all__ = ("PROFILES", "KernelImage", "Profile", "for_release", "get")
 
-PROFILES: tuple[Profile, ...] = (LINUX_6_1,)
+PROFILES: tuple[Profile, ...] = (LINUX_6_1, LINUX_6_12)
 """All profiles."""
 
 
 def get(name: str) -> Profile:
-    """The profile of that name, upper and lower case alike.
+    """The profile of that name, upper and lower case alike, of a machine that can be booted.
 
     :param name: such as ``linux-6.1`` or ``6.1``.
     :raises ProfileError: there is none; the message lists what is known.
@@ -23,8 +24,14 @@ def get(name: str) -> Profile:
     wanted = str(name).strip().lower()
     for profile in PROFILES:
         if wanted == profile.name or wanted in profile.aliases:
+            if not profile.page_allocator:
+                raise ProfileError(f"{profile.name}: only its virtual areas are modelled, in recordings; machines that can be booted: {_bootable()}")
             return profile
-    raise ProfileError(f"no profile for {name!r}; known: {', '.join(profile.name for profile in PROFILES)}")
+    raise ProfileError(f"no profile for {name!r}; known: {_bootable()}")
+
+
+def _bootable() -> str:
+    return ", ".join(profile.name for profile in PROFILES if profile.page_allocator)
 
 
 def for_release(release: str) -> Profile:

@@ -54,6 +54,7 @@ class Profile:
     :param node_stat_items: counters of a node in the order of /proc/zoneinfo.
     :param zone_stat_items: counters of a zone, likewise.
     :param numa_stat_items: NUMA counters of a zone, likewise; empty without CONFIG_NUMA.
+    :param page_allocator: whether the page allocator of this kernel is modelled; without, only its virtual areas can be recorded and replayed.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Profile:
     node_stat_items: tuple[str, ...]
     zone_stat_items: tuple[str, ...]
     numa_stat_items: tuple[str, ...]
+    page_allocator: bool = True
 
     @property
     def pageblock_nr_pages(self) -> int:
