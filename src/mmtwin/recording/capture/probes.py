@@ -154,6 +154,14 @@ class Symbols:
         """Address of a variable, or None if this kernel has none of that name."""
         return self._objects.get(variable)
 
+    def variable(self, name: str) -> str:
+        """A variable in a probe's arguments: by name, on i386 by its address, as Debian's kernels have no CONFIG_KALLSYMS_ALL there."""
+        if self.abi.word == 8:
+            return f"@{name}"
+        if name not in self._objects:
+            raise CaptureError(f"this kernel has no variable {name}; mmtwin records Linux 6.1 x86 kernels of Debian")
+        return f"@{self._objects[name]:#x}"
+
     def code(self, function: str) -> bytes:
         """The bytes of a function; none if this kernel has it inlined."""
         found = self.range(function)
@@ -319,9 +327,8 @@ def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
     enter("move_block", "move_freepages_block", moved, f"ra < {steal[0]:#x} || ra > {steal[1]:#x}" if steal else "")
     fold = "refresh_cpu_vm_stats"
     enter("fold", next((n for n in symbols.names(fold) if n.startswith(f"{fold}.constprop") and ".cold" not in n), fold))
-    enter(
-        "wmarks", "setup_per_zone_wmarks", "min_free_kbytes=@min_free_kbytes:s32 scale=@watermark_scale_factor:s32 fraction=@percpu_pagelist_high_fraction:s32"
-    )
+    sysctls = {"min_free_kbytes": "min_free_kbytes", "scale": "watermark_scale_factor", "fraction": "percpu_pagelist_high_fraction"}
+    enter("wmarks", "setup_per_zone_wmarks", " ".join(f"{name}={symbols.variable(sysctl)}:s32" for name, sysctl in sysctls.items()))
     enter("balance", "balance_pgdat", f"order={arg(1)}:s32 highest={arg(2)}:s32")
     at_calls("unboost", (("balance_pgdat", o) for o in symbols.jumps("balance_pgdat", "_raw_spin_unlock_irqrestore")), f"lock={at_call(0)}:{abi.pointer}")
     for i, (offset, register, value) in enumerate(symbols.bit_changes("balance_pgdat", layout.flags, ZONE_RECLAIM_ACTIVE)):
@@ -333,7 +340,7 @@ def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
     at_calls("rotate", turned, f"lock={lock}:{kind} " + " ".join(f"h{order}={at:+d}({lock}):{kind}" for order, at in enumerate(heads)))
     sizes = f"zone={arg(0)}:{kind} high={arg(1)}:{abi.ulong} batch={arg(2)}:{abi.ulong}"
     enter("pageset", "__zone_set_pageset_high_and_batch", sizes, needed=False)
-    enter("stat_thresholds", "refresh_zone_stat_thresholds", "online=@__num_online_cpus:s32")
+    enter("stat_thresholds", "refresh_zone_stat_thresholds", f"online={symbols.variable('__num_online_cpus')}:s32")
     enter("cpu_fold", "cpu_vm_stats_fold", f"cpu={arg(0)}:s32", needed=False)
     return found
 
