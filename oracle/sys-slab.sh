@@ -41,7 +41,9 @@ else
 '
 fi
 mkdir -p "$scratch/root/bin" "$scratch/root/proc" "$scratch/root/sys"
-cp "$(command -v busybox)" "$scratch/root/bin/busybox"
+own=$kernel/busybox  # 32-bit kernels have their own
+[ -f "$own" ] || own=$(command -v busybox)
+cp "$own" "$scratch/root/bin/busybox"
 ln -s busybox "$scratch/root/bin/sh"
 columns="slab_size object_size objs_per_slab order align min_partial cpu_partial aliases usersize hwcache_align reclaim_account cache_dma destroy_by_rcu sanity_checks red_zone poison store_user ctor"
 cat > "$scratch/root/init" << INIT

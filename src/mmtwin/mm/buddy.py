@@ -107,11 +107,12 @@ def free_one_page(b: Any, pfn: int, z: int, cpu: int, order: int, migratetype: i
     if migratetype != ISOLATE:
         mod_zone_free_pages(b, z, cpu, 1 << order)
     b.page[pfn]["flags"] = 0  # merging may file the block under a lower frame
+    block_order = pageblock_order(b)
     while order < MAX_ORDER:
         buddy = pfn ^ (1 << order)
         if not is_buddy_in_zone(b, buddy, z, order):
             break
-        if order >= pageblock_order(b):
+        if order >= block_order:
             other = get_pageblock_migratetype(b, buddy)
             if migratetype != other and (migratetype >= PCPTYPES or other >= PCPTYPES):
                 break

@@ -115,6 +115,7 @@ class Probe:
 class Symbols:
     """Function addresses and code of a ``vmlinux``."""
 
+    abi: Abi = X86_64
     _functions: dict[str, tuple[int, int]]
     _objects: dict[str, int]
 
@@ -266,10 +267,10 @@ class SlabLayout(NamedTuple):
     """Of ``s`` in ``struct slub_flush_work``."""
     irq_disable: int
     """Of ``irq.irq_disable`` in ``struct paravirt_patch_template``; -1: no paravirtual calls, interrupts are switched off by ``cli``."""
-    word: int
-    """Bytes of a pointer."""
     nr_cpus: int
     """CONFIG_NR_CPUS: the step of a transaction number (``tid``) is the power of two that is not less."""
+    word: int = 8
+    """Bytes of a pointer."""
 
 
 def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:

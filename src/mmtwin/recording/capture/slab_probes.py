@@ -300,7 +300,7 @@ def slab_probes(symbols: Symbols, layout: SlabLayout) -> list[Probe]:
     put = irqs_off("put_cpu_partial")
     third = x86.X86_REG_RDX if word == 8 else x86.X86_REG_ECX
     if not all(code("put_cpu_partial").unchanged(i, third) for i in put):
-        raise missing(f"changes {arg(2)} in put_cpu_partial before interrupts are off")
+        raise missing(f"changes {'%edx' if word == 8 else '%ecx'} in put_cpu_partial before interrupts are off")
     drains = (("put_cpu_partial", o, f"drain={arg(2)}:s32") for o in code("put_cpu_partial").at(put))
     sites("slab_put_partial", drains, "place with interrupts off in put_cpu_partial")
     behind_calls("slab_unfreeze", parts("__unfreeze_partials"), "_raw_spin_lock_irqsave")
