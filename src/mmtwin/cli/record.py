@@ -25,6 +25,8 @@ def record(
     mem: Annotated[str, Parameter(metavar="SIZE", show_default=True)] = "256M",
     smp: Annotated[int, Parameter(metavar="CPUS", show_default=True)] = 1,
     slab: bool = False,
+    vmap: bool = False,
+    module: Annotated[list[Path] | None, Parameter(metavar="FILE.ko", negative="")] = None,
     cmdline: Annotated[str, Parameter(metavar="WORDS", allow_leading_hyphen=True)] = "",
     timeout: Annotated[float, Parameter(metavar="SECONDS", show_default=True)] = 600,
     dump: Annotated[Path | None, Parameter(metavar="CORE")] = None,
@@ -42,6 +44,8 @@ def record(
     :param mem: RAM of the guest, 64M to 16G.
     :param smp: CPUs of the guest, 1 to 16.
     :param slab: Record kmalloc and kmem_cache events too.
+    :param vmap: Record virtual areas too (vmalloc, vmap, ioremap, modules); of Linux 6.12 only these.
+    :param module: A further kernel module for the guest, as /lib/modules/NAME.ko; may be given several times.
     :param cmdline: Further words for the kernel's command line, such as 'preempt=none'.
     :param timeout: Time the workload may take.
     :param dump: Instead of --vm: a memory dump (ELF core with VMCOREINFO); the recording then holds its state and no events.
@@ -71,7 +75,7 @@ def record(
     def phase(text: str) -> None:
         terminal.note(f"{time.monotonic() - begin:6.1f} s  {text}")
 
-    guest = Guest(kernel=vm, workload=workload, memory=memory, cpus=smp, slab=slab, cmdline=cmdline, timeout=timeout)
+    guest = Guest(kernel=vm, workload=workload, memory=memory, cpus=smp, slab=slab, vmap=vmap, modules=tuple(module or ()), cmdline=cmdline, timeout=timeout)
     recording = record_vm(guest, phase)
     phase("writing")
     store.save(recording, path, force=force)

@@ -32,6 +32,8 @@ INFERRED = {
     "first_of_fresh_slabs": "first objects of new slabs: where the kernel began in the cache's permutation is its random number, and is learnt",
     "silent_slab_objects": "objects of bulk calls, which no event announces; predicted, and compared with what a probe saw",
     "slab_failed_exchanges": "marks of an exchange that failed and was done again",
+    "vmap_migrated": "tasks moved to another CPU between asking for an area and looking into its pool; the kernel's node decided",
+    "vmap_pool_paths": "pools that another CPU filled or emptied just then; whether the kernel looked into them is in the marks",
     "reserves_learnt": "no zone seemed above its watermark, but the kernel had one; answered without watermarks",
 }
 """What each kind of inferred event is, in a few words."""
@@ -63,15 +65,24 @@ def equality(result: Result) -> Table:
         ("page frames", result.page_allocs_equal, result.page_allocs),
         ("requests refused", result.failed_allocs_equal, result.failed_allocs),
         ("slab objects", result.slab_allocs_equal, result.slab_allocs),
+        ("virtual areas", result.vmap_allocs_equal, result.vmap_allocs),
     ):
-        if total or label != "slab objects":
+        if total or (label not in ("slab objects", "virtual areas") and not only_areas(result)):
             table.add_row(label, _equal(equal, total))
-    table.add_row("silent bulk pages", f"{result.bulk_pages:,} predicted" if result.bulk_pages else "none")
-    table.add_row("pages freed", f"{result.frees:,}")
+    if not only_areas(result):
+        table.add_row("silent bulk pages", f"{result.bulk_pages:,} predicted" if result.bulk_pages else "none")
+        table.add_row("pages freed", f"{result.frees:,}")
+    if result.vmap_allocs:
+        table.add_row("virtual areas freed", f"{result.vmap['vmap_frees']:,}")
     for part in result.parts:
         table.add_row(part.name, _equal(part.equal, part.total) + Text(f"; first: {printable(part.first)}" if part.equal != part.total and part.first else ""))
     table.add_row("speed", f"{result.events:,} events in {result.seconds:.3g} s, {result.events_per_second / 1e6:.1f} million events/s")
     return table
+
+
+def only_areas(result: Result) -> bool:
+    """Whether the recording has virtual areas and no page events."""
+    return bool(result.vmap_allocs) and not result.page_allocs and not result.failed_allocs and not result.frees
 
 
 def warnings(result: Result) -> Iterator[str]:
@@ -85,8 +96,8 @@ def warnings(result: Result) -> Iterator[str]:
 def verdict(result: Result) -> Text:
     """The last line."""
     different = result.page_allocs - result.page_allocs_equal + result.failed_allocs - result.failed_allocs_equal
-    different += result.slab_allocs - result.slab_allocs_equal
-    if not result.page_allocs and not result.failed_allocs:
+    different += result.slab_allocs - result.slab_allocs_equal + result.vmap_allocs - result.vmap_allocs_equal
+    if not result.page_allocs and not result.failed_allocs and not result.vmap_allocs:
         answers = "No request to compare"
     elif different:
         answers = f"{different:,} answers differ"
@@ -135,8 +146,10 @@ def _differences(differences: list[dict[str, Any]]) -> Table:
 
 
 def _value(difference: dict[str, Any], side: str) -> str:
-    """A page frame number, or a slab's address as the kernel prints it."""
+    """A page frame number, or an address as the kernel prints it."""
     value = int(difference[side])
-    if "cache" in difference:
+    if difference.get("addresses") is False:
+        return f"{value:,}"
+    if "cache" in difference or "addresses" in difference:
         return f"{value & (1 << 64) - 1:#x}" if value else "none"
     return f"{value:#x}" if value >= 0 else "none"

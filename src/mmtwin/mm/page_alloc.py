@@ -284,8 +284,8 @@ def free_pages_list_kernel(b: Any, cpu: int, pfns: Any) -> int:
     return good
 
 
-@kernel
-def alloc_pages_bulk_kernel(b: Any, cpu: int, gfp: int, out: Any) -> int:
+@slow
+def alloc_pages_bulk(b: Any, cpu: int, gfp: int, out: Any) -> int:
     """``__alloc_pages_bulk``: fills `out` with order-0 pages; returns how many, or a negative error if not even one could be had."""
     if highest_zone(b, gfp) < 0:
         return -EINVAL
@@ -298,12 +298,25 @@ def alloc_pages_bulk_kernel(b: Any, cpu: int, gfp: int, out: Any) -> int:
         out[got] = pfn
         got += 1
     if got == 0 and len(out):
-        pfn = alloc_pages(b, cpu, 0, gfp, False)
+        pfn = alloc_pages_cold(b, cpu, 0, gfp, False)
         if pfn < 0:
             return pfn
         out[0] = pfn
         got = 1
     return got
+
+
+@kernel
+def alloc_pages_bulk_kernel(b: Any, cpu: int, gfp: int, out: Any) -> int:
+    """`alloc_pages_bulk` for callers outside compiled code."""
+    return alloc_pages_bulk(b, cpu, gfp, out)
+
+
+@inner
+def split_page(b: Any, pfn: int, order: int) -> None:
+    """``split_page``: an allocated block becomes single pages, each to be freed by itself."""
+    for i in range(pfn, pfn + (1 << order)):
+        mark_allocated(b, i, 0)
 
 
 @kernel
@@ -315,8 +328,7 @@ def alloc_pages_exact_kernel(b: Any, cpu: int, pages: int, gfp: int) -> int:
     pfn = alloc_pages(b, cpu, order, gfp, False)
     if pfn >= 0:
         z = page_zone(b, pfn)
-        for i in range(pfn, pfn + (1 << order)):
-            mark_allocated(b, i, 0)
+        split_page(b, pfn, order)
         for i in range(pfn + pages, pfn + (1 << order)):
             free_pages_prepare(b, i, 0)
             b.zone[z]["pgfree"] = int(b.zone[z]["pgfree"]) + 1

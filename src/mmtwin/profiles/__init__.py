@@ -8,16 +8,17 @@ from collections.abc import Iterable
 from mmtwin.errors import ProfileError
 from mmtwin.profiles.linux_6_1 import LINUX_6_1
 from mmtwin.profiles.linux_6_1_686 import LINUX_6_1_686, LINUX_6_1_686_PAE
+from mmtwin.profiles.linux_6_12 import LINUX_6_12
 from mmtwin.profiles.profile import SLAB_32_BIT, SLAB_64_BIT, KernelImage, Profile, SlabArch
 
 __all__ = ("PROFILES", "SLAB_32_BIT", "SLAB_64_BIT", "KernelImage", "Profile", "SlabArch", "for_release", "for_zones", "get")
 
-PROFILES: tuple[Profile, ...] = (LINUX_6_1, LINUX_6_1_686, LINUX_6_1_686_PAE)
+PROFILES: tuple[Profile, ...] = (LINUX_6_1, LINUX_6_12, LINUX_6_1_686, LINUX_6_1_686_PAE)
 """All profiles."""
 
 
 def get(name: str) -> Profile:
-    """The profile of that name, upper and lower case alike.
+    """The profile of that name, upper and lower case alike, of a machine that can be booted.
 
     :param name: such as ``linux-6.1`` or ``6.1``.
     :raises ProfileError: there is none; the message lists what is known.
@@ -25,8 +26,14 @@ def get(name: str) -> Profile:
     wanted = str(name).strip().lower()
     for profile in PROFILES:
         if wanted == profile.name or wanted in profile.aliases:
+            if not profile.page_allocator:
+                raise ProfileError(f"{profile.name}: only its virtual areas are modelled, in recordings; machines that can be booted: {_bootable()}")
             return profile
-    raise ProfileError(f"no profile for {name!r}; known: {', '.join(profile.name for profile in PROFILES)}")
+    raise ProfileError(f"no profile for {name!r}; known: {_bootable()}")
+
+
+def _bootable() -> str:
+    return ", ".join(profile.name for profile in PROFILES if profile.page_allocator)
 
 
 def for_release(release: str) -> Profile:

@@ -79,6 +79,7 @@ class Profile:
     :param max_frames: page frames beyond are not used, whatever the firmware's map says (MAX_ARCH_PFN).
     :param flatmem: one memory map for all of memory (CONFIG_FLATMEM) instead of one per section.
     :param slab: sizes of SLUB's structs.
+    :param page_allocator: whether the page allocator of this kernel is modelled; without, only its virtual areas can be recorded and replayed.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Profile:
     max_frames: int = 1 << 40
     flatmem: bool = False
     slab: SlabArch = SLAB_64_BIT
+    page_allocator: bool = True
 
     @property
     def pageblock_nr_pages(self) -> int:

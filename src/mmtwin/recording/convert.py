@@ -13,6 +13,7 @@ import polars as pl
 from mmtwin.recording.capture.ring_buffer import DATA_OFFSET, gather, parse_pages
 from mmtwin.recording.model import EVENTS_SCHEMA, KIND, KINDS, Snapshot
 from mmtwin.recording.slab_classic import CLASSIC_COLUMNS
+from mmtwin.recording.vmaps import NO_ROW, VMAP_COLUMNS, VMAP_TARGETS, vmap_column
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "mm_page_alloc": {"pfn": "pfn", "order": "order", "gfp_flags": "gfp", "migratetype": "migratetype"},
@@ -101,6 +102,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "slab_shutdown_lock": {},
     "slab_dead_cpu": {"cpu": "arg"},
     **CLASSIC_COLUMNS,
+    **VMAP_COLUMNS,
 }
 """For each kind: which field of the kernel's record goes to which column. "page", "zone" and "lock" are pointers that are turned into a
 page frame number (pfn) and a zone index (migratetype); "calculate" becomes arg = 1 for the pressure threshold, 0 for the normal one. A "rotate" becomes
@@ -143,7 +145,7 @@ class EventFormat:
 
 
 FIELD = re.compile(r"field:(?P<type>[^;]*?)(?P<name>\w+)(?:\[[^\]]*\])?;\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>[01]);")
-NUMBERED = re.compile(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear|c?slab_\w*?)\d+$")
+NUMBERED = re.compile(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear|c?slab_\w*?|vmap_\w*?)\d+$")
 """Names of probes that stand for one kind of event at several places."""
 
 
@@ -227,6 +229,8 @@ def _records(
                 continue
         kinds[wanted] = KIND[form.name]
         for source, target in COLUMNS[form.name].items():
+            if source not in form.fields and form.name in VMAP_COLUMNS:  # kernels without vmap nodes
+                continue
             f = form.fields[source]
             value = gather(data, offsets[wanted] + f.offset, f.size, f.signed)
             if f.dynamic:
@@ -237,6 +241,9 @@ def _records(
                 columns["migratetype"][wanted] = [zone_of.get(v & MASK, -1) for v in value.tolist()]
             elif target == "lock":
                 columns["migratetype"][wanted] = [zone_of.get((v & MASK) - before.scalars["zone_lock_offset"], -1) for v in value.tolist()]
+            elif target in VMAP_TARGETS:
+                for column, values in vmap_column(target, value, before.scalars).items():
+                    columns[column][wanted] = values
             elif target == "calculate":
                 columns["arg"][wanted] = value == np.int64(signed(before.scalars["pressure_threshold_function"]))
             else:
@@ -245,8 +252,11 @@ def _records(
             slab = form.fields["slab"]
             failed = gather(data, offsets[wanted] + slab.offset, slab.size, False) == 0
             columns["pfn"][wanted[failed]], columns["ptr"][wanted[failed]] = -1, 0
+        elif form.name.startswith("vmap_block_"):  # a queue's lock has no block behind it
+            queue = wanted[columns["node"][wanted] >= 0]
+            columns["ptr"][queue] = columns["arg"][queue] = columns["bytes_req"][queue] = 0
     heads += [_elements(ARRAYS[kind][1], chunks, data, offsets, columns) for kind, chunks in arrays.items()]
-    kept = kinds != 255
+    kept = (kinds != 255) & (columns["node"] != NO_ROW)
     frame = {name: pl.Series(name, column[kept]).cast(EVENTS_SCHEMA[name], strict=False) for name, column in columns.items()}
     frame["kind"] = pl.Series("kind", [KINDS[k] for k in kinds[kept].tolist()], dtype=pl.Enum(KINDS))
     frame["name"] = pl.Series("name", names[kept].tolist(), dtype=pl.String)

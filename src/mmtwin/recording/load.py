@@ -33,6 +33,8 @@ def machine(recording: Recording, which: str = "before", name: str = "recording"
     if which not in ("before", "after"):
         raise RecordingError(f"{name}: no snapshot {which!r}; there are: before, after")
     snapshot = recording.before if which == "before" else recording.after
+    if snapshot is not None and not snapshot.has_pages:
+        raise RecordingError(f"{name}: it holds virtual areas only, without the page allocator's state; make one of Linux 6.1")
     if snapshot is None:
         raise RecordingError(f"{name}: it has no snapshot of the machine's state, only events; make one with: mmtwin record")
     return from_snapshot(snapshot, recording.provenance)

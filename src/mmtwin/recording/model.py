@@ -29,6 +29,11 @@ KINDS = (
     # in the classic SLAB (recording/capture/slab_probes_classic.py)
     "cslab_alloc", "cslab_bulk_alloc", "cslab_free", "cslab_grow_end", "cslab_node_alloc", "cslab_untouch", "cslab_drain", "cslab_node_reap",
     "cslab_free_untouch", "cslab_drain_free", "cslab_do_drain", "cslab_tune", "cslab_create",
+    # virtual areas: the kernel's tracepoints (since 6.3), and the recorder's probes (recording/capture/vmap_probes.py)
+    "alloc_vmap_area", "free_vmap_area_noflush", "purge_vmap_area_lazy", "vmap_request", "vmap_offer", "vmap_search", "vmap_pool_take", "vmap_busy",
+    "vmap_result", "vmap_unlink", "vmap_lazy", "vmap_detach", "vmap_merge", "vmap_decay", "vmap_pool_out", "vmap_pool_back", "vmap_purge_node", "vmap_pool_add",
+    "vmap_lazy_sub", "vmap_reclaim", "vmap_percpu", "vmap_percpu_search", "vmap_ram", "vmap_ram_result", "vmap_unram", "vmap_block_take", "vmap_block_free",
+    "vmap_block_purge", "vmap_block_flush",
 )  # fmt: skip
 """Kinds of events; the order is part of the file format (a file stores the names, so it may grow at the end)."""
 
@@ -69,6 +74,7 @@ class Provenance:
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
     :param missed_probes: times a probe could not fire because another one was being handled; the order of those events is unknown.
     :param workload: text of the workload script.
+    :param modules: kernel modules that were not the kernel's own but given with --module: name and SHA-256 of the file.
     :param procfs: texts of /proc files that the guest printed after the second snapshot, by name; recordings with slab events also have
         ``sys_kernel_slab``: a line "cache file value" for each file of /sys/kernel/slab, and "alias link cache" for each symbolic link.
     """
@@ -87,6 +93,7 @@ class Provenance:
     lost_events: int = 0
     missed_probes: int = 0
     probes: list[str] = field(default_factory=list)
+    modules: dict[str, str] = field(default_factory=dict)
     procfs: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     tool: str = f"mmtwin {__version__}"
@@ -95,6 +102,8 @@ class Provenance:
 @dataclass(frozen=True)
 class Snapshot:
     """The page allocator's state in one memory dump, in tables named after the kernel's structs.
+
+    Where only virtual areas were read (kernels whose page allocator mmtwin does not have), the tables and arrays of the page allocator are empty.
 
     :param zones: one row per zone (also unpopulated ones), columns of ``struct zone``: index, name, start_pfn, spanned_pages,
         present_pages, managed_pages, reserved_pages, wmark_min/low/high/promo, watermark_boost, nr_reserved_highatomic, flags,
@@ -119,6 +128,7 @@ class Snapshot:
         position, object (its number in the slab).
     :param random_seq: the caches' permutations for fresh slabs: cache, position, object.
     :param classic: of a kernel with the classic SLAB instead: the tables of `mmtwin.recording.slab_classic.CLASSIC_TABLES` by name, else None.
+    :param vmaps: the virtual-area allocator: the tables of `mmtwin.recording.vmaps.VMAP_TABLES` by name; None where they were not read.
     """
 
     zones: pl.DataFrame
@@ -135,6 +145,12 @@ class Snapshot:
     free_objects: pl.DataFrame | None = None
     random_seq: pl.DataFrame | None = None
     classic: Mapping[str, pl.DataFrame] | None = None
+    vmaps: Mapping[str, pl.DataFrame] | None = None
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether the page allocator's state is there."""
+        return len(self.zones) > 0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ Members, stored without further compression (Parquet compresses its columns with
 
     manifest.json                    format, version, provenance, scalars, counts, and size and SHA-256 of every other member
     before/<table>.parquet           zones free pcp pcp_pages memory_map, and one-column tables pageblocks and pages;
-                                     with SLUB's state also caches cache_cpus slabs free_objects random_seq
+                                     with SLUB's state also caches cache_cpus slabs free_objects random_seq,
+                                     with virtual areas vmap_areas vmap_vms vmap_cpus vmap_blocks vmap_page_tables
     after/<table>.parquet            the same after the workload; imported text has neither
     events/00000.parquet ...         `CHUNK` events each
 
@@ -51,6 +52,9 @@ SLAB_TABLES = ("caches", "cache_cpus", "slabs", "free_objects", "random_seq")
 """SLUB's tables: all of them or none, with each snapshot."""
 CLASSIC_TABLES = ("classic_caches", "classic_arrays", "classic_entries", "classic_slabs", "classic_indices")
 """The classic SLAB's; the same."""
+VMAP_TABLES = ("vmap_areas", "vmap_vms", "vmap_cpus", "vmap_blocks", "vmap_page_tables")
+"""Those of virtual areas; the same. In `Snapshot.vmaps` their names are without the prefix."""
+VMAP_PREFIX = "vmap_"
 SEAL = b"mmrec "
 SEAL_SIZE = len(SEAL) + 64
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # APPNOTE.TXT 4.3.7
@@ -245,7 +249,10 @@ class RecordingFile:
         classic = None
         if f"{label}/{CLASSIC_TABLES[0]}.parquet" in self.manifest["members"]:
             classic = {name: self._table(f"{label}/{name}.parquet") for name in CLASSIC_TABLES}
-        snapshot = Snapshot(**tables, pageblocks=pageblocks, pages=pages, scalars=dict(scalars), classic=classic)
+        vmaps = None
+        if f"{label}/{VMAP_TABLES[0]}.parquet" in self.manifest["members"]:
+            vmaps = {name.removeprefix(VMAP_PREFIX): self._table(f"{label}/{name}.parquet") for name in VMAP_TABLES}
+        snapshot = Snapshot(**tables, pageblocks=pageblocks, pages=pages, scalars=dict(scalars), classic=classic, vmaps=vmaps)
         from mmtwin.recording.validate import check_snapshot
 
         with self._named():
@@ -311,6 +318,7 @@ def _serialise(recording: Recording) -> dict[str, bytes]:
         tables |= {f"{label}/{name}.parquet": getattr(snapshot, name) for name in TABLES + SLAB_TABLES if getattr(snapshot, name) is not None}
         tables |= {f"{label}/{name}.parquet": pl.DataFrame({name: getattr(snapshot, name)}) for name in ARRAYS}
         tables |= {f"{label}/{name}.parquet": table for name, table in (snapshot.classic or {}).items()}
+        tables |= {f"{label}/{VMAP_PREFIX}{name}.parquet": table for name, table in (snapshot.vmaps or {}).items()}
     events = recording.events
     chunks = -(-len(events) // CHUNK)
     tables |= {f"events/{number:05}.parquet": events.slice(number * CHUNK, CHUNK) for number in range(chunks)}
@@ -436,9 +444,11 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 PROVENANCE_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "kernel_release": str, "kernel_version": str, "kernel_config": dict, "cmdline": str, "ram_bytes": int, "initrd_bytes": int, "cpus": int, "how": str, "workload": str, "workload_name": str,
-    "workload_seconds": (int, float), "lost_events": int, "missed_probes": int, "probes": list, "procfs": dict, "notes": list, "tool": str,
+    "workload_seconds": (int, float), "lost_events": int, "missed_probes": int, "probes": list, "modules": dict, "procfs": dict, "notes": list, "tool": str,
 }  # fmt: skip
 """Types of the provenance in JSON, written here because the model imports polars (a test compares them)."""
+LATER_ENTRIES = ("modules",)
+"""Entries that recordings of older mmtwin do not have."""
 
 
 def _need(good: object, what: str) -> None:
@@ -462,12 +472,14 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         _need(good, f"no size, rows and SHA-256 of {name[:60]!r}")
     wanted = {f"{label}/{name}.parquet" for label in SNAPSHOTS if scalars[label] is not None for name in TABLES + ARRAYS}
     for label in SNAPSHOTS:
-        for slab in ({f"{label}/{name}.parquet" for name in names} for names in (SLAB_TABLES, CLASSIC_TABLES)):
+        for slab in ({f"{label}/{name}.parquet" for name in names} for names in (SLAB_TABLES, CLASSIC_TABLES, VMAP_TABLES)):
             wanted |= slab if scalars[label] is not None and slab & set(members) else set()
     wanted |= {f"events/{number:05}.parquet" for number in range(min(manifest["chunks"], len(members) + 1))}
     for name in sorted(wanted ^ set(members)):
         _need(False, f"member {name[:60]!r} is {'missing' if name in wanted else 'unknown'}")
     for name, kind in PROVENANCE_TYPES.items():
+        if name in LATER_ENTRIES and name not in provenance:
+            continue
         value = provenance.get(name)
         _need(isinstance(value, kind) and not isinstance(value, bool), f"provenance: {name} is missing or of a wrong type")
         if isinstance(value, (list, dict)):

@@ -18,6 +18,7 @@ from mmtwin.errors import ProfileError, RecordingError
 from mmtwin.recording.convert import COLUMNS
 from mmtwin.recording.model import EVENTS_SCHEMA, KINDS, Recording, Snapshot
 from mmtwin.recording.slab_classic import check_classic
+from mmtwin.recording.vmaps import VMAP_KINDS, check_vmaps
 
 # The same as in mmtwin.mm.tables, mmtwin.mm.slab_tables and mmtwin.gfp (a test compares them), written here so that reading a file does not import numba.
 MAX_ORDER, MIGRATE_TYPES, NR_PCP_LISTS, MAX_NR_ZONES = 10, 5, 14, 5
@@ -61,6 +62,8 @@ SCALARS = (
     "totalreserve_pages", "pageblock_order", "max_pfn", "possible_cpus",
 )  # fmt: skip
 """Scalars every snapshot must have."""
+PAGELESS_SCALARS = ("max_pfn", "possible_cpus")
+"""The same, without the page allocator's state."""
 
 Int = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -92,7 +95,7 @@ def check_snapshot(snapshot: Snapshot, cpus: int, label: str) -> None:
     :raises RecordingError: naming the first table, row, column and value that cannot be.
     """
     scalars = snapshot.scalars
-    for name in SCALARS:
+    for name in SCALARS if snapshot.has_pages else PAGELESS_SCALARS:
         if name not in scalars:
             raise RecordingError(f"{label}: no scalar {name}; the file was not written by mmtwin or is incomplete")
     for name, value in scalars.items():
@@ -101,6 +104,11 @@ def check_snapshot(snapshot: Snapshot, cpus: int, label: str) -> None:
     frames = scalars["max_pfn"]
     if not 0 < frames <= MAX_FRAMES:
         raise RecordingError(f"{label}: max_pfn is {frames}; expected 1 to {MAX_FRAMES}")
+    if snapshot.vmaps is not None:
+        check_vmaps(snapshot.vmaps, scalars, cpus, label)
+    if not snapshot.has_pages:
+        _check_pageless(snapshot, label)
+        return
     if scalars["pageblock_order"] not in PAGEBLOCK_ORDERS:
         raise RecordingError(f"{label}: pageblock_order is {scalars['pageblock_order']}; only {' and '.join(map(str, PAGEBLOCK_ORDERS))} can be replayed")
     split = scalars.get("pageblock_split", 0)
@@ -123,6 +131,17 @@ def check_snapshot(snapshot: Snapshot, cpus: int, label: str) -> None:
     memory = snapshot.memory_map
     for column in ("start", "size"):
         _range(f"{label}.memory_map", column, _numbers(memory, column), 0, (1 << 63) - 1)
+
+
+def _check_pageless(snapshot: Snapshot, label: str) -> None:
+    """A snapshot of virtual areas alone: everything else is empty."""
+    if snapshot.vmaps is None:
+        raise RecordingError(f"{label}.zones: no rows; expected {MAX_NR_ZONES}")
+    for name, columns in TABLES.items():
+        check_columns(getattr(snapshot, name), columns, f"{label}.{name}")
+    filled = [name for name in ("free", "pcp", "pcp_pages", "pages", "pageblocks") if len(getattr(snapshot, name))]
+    if filled or any(getattr(snapshot, name) is not None for name in (*SLAB_TABLES, "classic")):
+        raise RecordingError(f"{label}: {filled[0] if filled else 'slabs'}, but no zones")
 
 
 def check_columns(table: pl.DataFrame, schema: dict[str, Any], label: str) -> None:
@@ -179,6 +198,7 @@ def check_events(events: pl.DataFrame, cpus: int, snapshot: Snapshot | None, lab
     _where(label, "gfp", column["gfp"], requests & (column["gfp"] & 0x18 == 0x18), "movable and reclaimable at once")
     _where(label, "gfp", column["gfp"], requests & np.isin(column["gfp"] & 15, BAD_ZONE_BITS), "its low four bits select no zone")
     zones = len(snapshot.zones)
+    _check_vmap_events(label, events, kinds, snapshot)
     for kind, name, high in (
         ("drain_zone", "arg", cpus - 1), ("drain_zone", "migratetype", zones - 1), ("balance", "arg", zones - 1), ("thresholds", "arg", 1),
         ("mm_page_alloc_extfrag", "arg", MAX_ORDER), ("mm_page_alloc_extfrag", "bytes_req", MIGRATE_TYPES - 1), ("mm_page_alloc_extfrag", "bytes_alloc", 1),
@@ -193,6 +213,26 @@ def check_events(events: pl.DataFrame, cpus: int, snapshot: Snapshot | None, lab
         values = events[name].to_numpy()
         low = 1 if (kind, name) in (("stat_thresholds", "arg"), ("pageset", "bytes_alloc")) else 0
         _where(label, name, values, (kinds == KINDS.index(kind)) & ((values < low) | (values > high)), f"expected {low} to {high} in {kind}")
+
+
+def _check_vmap_events(label: str, events: pl.DataFrame, kinds: Int, snapshot: Snapshot) -> None:
+    """Events of virtual areas name nodes and CPUs that exist, and sizes that fit into the space."""
+    rows = np.isin(kinds, [KINDS.index(kind) for kind in VMAP_KINDS])
+    if not rows.any():
+        return
+    if snapshot.vmaps is None:
+        _where(label, "kind", events["kind"].to_numpy(), rows, "the recording has no tables of virtual areas")
+    node = events["node"].to_numpy()
+    blocks = np.isin(kinds, [KINDS.index(kind) for kind in VMAP_KINDS if kind.startswith("vmap_block_")])
+    limit = np.where(blocks, snapshot.scalars["possible_cpus"], snapshot.scalars["nr_vmap_nodes"])
+    _where(label, "node", node, rows & ((node < np.where(blocks, -1, 0)) | (node >= limit)), "there is no such vmap node or CPU")
+    asked = np.isin(kinds, [KINDS.index(kind) for kind in ("vmap_request", "vmap_percpu")])
+    for name in ("bytes_req", "bytes_alloc"):
+        values = events[name].to_numpy()
+        _where(label, name, values, asked & ((values <= 0) | (values >= 1 << 57)), "no size or alignment of a virtual area")
+    values = events["arg"].to_numpy()
+    counts = np.isin(kinds, [KINDS.index(kind) for kind in ("vmap_ram", "vmap_unram")])
+    _where(label, "arg", values, counts & ((values < 0) | (values >= 1 << 32)), "no number of pages")
 
 
 def _in_one_zone(label: str, pfn: Int, order: Int, snapshot: Snapshot) -> None:

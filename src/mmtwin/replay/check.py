@@ -12,17 +12,18 @@ import polars as pl
 
 from mmtwin.errors import RecordingError
 from mmtwin.gfp import MIGRATETYPE_NAMES, gfp_names
-from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, Pgdat
+from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, Pgdat, new_pgdat
 from mmtwin.recording import constants, slab_state
 from mmtwin.recording.model import Recording, Snapshot
 from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_lists, pcp_pages, restore
 from mmtwin.replay.engine import Outcome, run
 from mmtwin.replay.part import Part
-from mmtwin.replay.placement import ALLOC, ALLOC_FAILED, ISOLATED, ROTATE, Placement, place
+from mmtwin.replay.placement import ALLOC, ALLOC_FAILED, ISOLATED, OP, ROTATE, Placement, place
 from mmtwin.replay.slab_check import compare_slabs, compare_texts
 from mmtwin.replay.slab_classic import ClassicResult, replay_classic
 from mmtwin.replay.slab_names import slab_names
 from mmtwin.replay.slabs import SLAB_COUNTERS, WHATS
+from mmtwin.replay.vmap_check import VmapResult, has_vmaps, no_vmaps, replay_vmaps
 
 SHOWN = 20
 """Differences listed in a result."""
@@ -37,6 +38,7 @@ class Result:
     :param failed_allocs: allocations the kernel refused.
     :param final_state_equal: every list in order, every pageblock and every counter equals the second dump; None if there is none.
     :param inferred_events: sum of `inferred`.
+    :param vmap_allocs: virtual areas (vmalloc, vmap, ioremap, modules, stacks, per-CPU chunks, blocks of vm_map_ram).
     :param inferred: what is not in the events as such, by kind; see docs/replay.md.
     :param seconds: of the replay itself, without reading, placing and compiling.
     """
@@ -62,12 +64,14 @@ class Result:
     missed_probes: int
     inferred: dict[str, int]
     slab: dict[str, int] = field(default_factory=dict)
+    vmap: dict[str, int] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
         """Whether the twin answered all requests as the kernel did and ended in the same state."""
         requests = self.page_allocs_equal == self.page_allocs and self.failed_allocs_equal == self.failed_allocs and self.slab_allocs_equal == self.slab_allocs
+        requests = requests and self.vmap_allocs_equal == self.vmap_allocs and not self.vmap.get("vmap_unknown_frees")
         return requests and not self.differences and not self.slab.get("wrong_frees") and all(p.equal == p.total for p in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +92,8 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
             "the recording has no snapshots (it was imported from trace text), so there is no state to start from; make one with mmtwin record --vm"
         )
     before = recording.before
+    if not before.has_pages:
+        return _replay_areas_only(recording, check, progress)
     scale = int(recording.provenance.kernel_config.get("PCP_BATCH_SCALE_MAX", 5))
     state = restore(before, scale, recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y", recording.provenance.cpus)
     slub, meanings = None, None
@@ -113,9 +119,22 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
     if before.classic is not None and any(p.startswith("cslab_") for p in recording.provenance.probes):
         classic, _ = replay_classic(recording, check=check)
         parts += classic.parts
+    vmaps = None
+    if has_vmaps(recording):
+        vmaps = replay_vmaps(recording, check=check)
+        parts += vmaps.parts
     if check:
         parts.append(_values("derived constants", list(constants.compare(before, recording.provenance))))
-    return _result(recording, placement, outcome, parts, seconds, names, classic), state
+    return _result(recording, placement, outcome, parts, seconds, names, classic, vmaps), state
+
+
+def _replay_areas_only(recording: Recording, check: bool, progress: Callable[[int, int], None]) -> tuple[Result, Pgdat]:
+    """A recording of virtual areas alone (of a kernel whose page allocator is not modelled)."""
+    if not has_vmaps(recording):
+        raise RecordingError("the recording has virtual areas in its snapshots but no events of them; make one with mmtwin record --vm --vmap")
+    vmaps = replay_vmaps(recording, check=check, progress=progress)
+    state, nothing = new_pgdat(1, 1), no_operations()
+    return _result(recording, nothing, run(state, nothing), vmaps.parts, vmaps.seconds, [], None, vmaps), state
 
 
 def _counted(c: Mapping[str, int]) -> list[Part]:
@@ -135,16 +154,26 @@ def _signed(address: int) -> int:
 
 def warm_up() -> None:
     """Loads (the first time: compiles) the replay loop, so that it is not counted as time of a replay."""
-    from mmtwin.mm.tables import new_pgdat
-    from mmtwin.replay.placement import OP
+    run(new_pgdat(512, 1), no_operations()._replace(ops=np.zeros(1, dtype=OP)))
 
-    run(new_pgdat(512, 1), Placement(np.zeros(1, dtype=OP), 0, 0, 0, 0, np.zeros(0, np.int64), 0, np.zeros(0, np.int64)))
+
+def no_operations() -> Placement:
+    """The placement of a recording without page events."""
+    return Placement(np.zeros(0, dtype=OP), 0, 0, 0, 0, np.zeros(0, np.int64), 0, np.zeros(0, np.int64))
 
 
 def _result(
-    recording: Recording, placement: Placement, outcome: Outcome, parts: list[Part], seconds: float, names: list[str], classic: ClassicResult | None
+    recording: Recording,
+    placement: Placement,
+    outcome: Outcome,
+    parts: list[Part],
+    seconds: float,
+    names: list[str],
+    classic: ClassicResult | None,
+    vmaps: VmapResult | None,
 ) -> Result:
     c, ops = outcome.counters, placement.ops["op"]
+    areas = no_vmaps() if vmaps is None else vmaps.counters
     inferred = {
         "late_allocations": placement.late,
         "unplaced_allocations": placement.unplaced,
@@ -161,6 +190,8 @@ def _result(
         "first_of_fresh_slabs": c["slab_learnt"],
         "silent_slab_objects": c["slab_bulk_objects"],
         "slab_failed_exchanges": placement.retried,
+        "vmap_migrated": areas["vmap_migrated"],
+        "vmap_pool_paths": areas["vmap_pool_paths"],
     }
     return Result(
         cpus=recording.provenance.cpus,
@@ -170,10 +201,15 @@ def _result(
         slab_allocs=c["slab_allocs"] if classic is None else classic.slab_allocs,
         slab_allocs_equal=c["slab_allocs_equal"] if classic is None else classic.slab_allocs_equal,
         slab={name: c[name] for name in SLAB_COUNTERS} if classic is None else {"wrong_frees": classic.wrong_frees, "unmatched": classic.unmatched},
-        vmap_allocs=0,
-        vmap_allocs_equal=0,
+        vmap=areas,
+        vmap_allocs=areas["vmap_allocs"],
+        vmap_allocs_equal=areas["vmap_allocs_equal"],
         final_state_equal=all(p.equal == p.total for p in parts if p.name != "derived constants") if recording.after is not None and parts else None,
-        differences=([_describe(recording, d) for d in outcome.differences] + [_describe_slab(recording, d, names) for d in outcome.slab_differences])[:SHOWN],
+        differences=[
+            *[_describe(recording, d) for d in outcome.differences],
+            *[_describe_slab(recording, d, names) for d in outcome.slab_differences],
+            *(vmaps.differences if vmaps is not None else []),
+        ][:SHOWN],
         inferred_events=sum(inferred.values()),
         seconds=round(seconds, 6),
         events_per_second=round(len(recording.events) / seconds),

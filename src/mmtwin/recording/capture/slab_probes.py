@@ -53,6 +53,7 @@ try:
 except ImportError as error:  # an extra: pip install mmtwin[record]
     raise CaptureError("recording slab events needs capstone; install it with: pip install -e '.[record]' (in mmtwin's directory)") from error
 
+MASK = (1 << 64) - 1
 CHUNK = 64
 """Pointers in one trace event: the kernel's MAX_ARRAY_LEN of a probe's array argument."""
 FREE_CHUNKS = 8
@@ -89,13 +90,13 @@ class Code:
     def calls(self, target: int) -> Iterator[int]:
         """Numbers of the instructions that call an address."""
         for i, instruction in enumerate(self.instructions):
-            if instruction.id == x86.X86_INS_CALL and destination(instruction) & self.mask == target:
+            if instruction.id == x86.X86_INS_CALL and destination(instruction) == target:
                 yield i
 
     def returns(self, thunk: int) -> Iterator[int]:
         """Numbers of the instructions that return (or jump to the return thunk)."""
         for i, instruction in enumerate(self.instructions):
-            if instruction.id == x86.X86_INS_RET or (instruction.id == x86.X86_INS_JMP and destination(instruction) & self.mask == thunk):
+            if instruction.id == x86.X86_INS_RET or (instruction.id == x86.X86_INS_JMP and destination(instruction) == thunk):
                 yield i
 
     def after_irqs_off(self, slot: int | None) -> Iterator[int]:
@@ -135,7 +136,7 @@ def missing(what: str) -> CaptureError:
 def destination(instruction: Any) -> int:
     """Where a direct call or jump goes; -1 for others."""
     first = instruction.operands[0]
-    return int(first.imm) if first.type == x86.X86_OP_IMM else -1
+    return int(first.imm) & MASK if first.type == x86.X86_OP_IMM else -1
 
 
 def pointer(instruction: Any) -> int:
@@ -213,7 +214,7 @@ def section(code: Code, at: int, layout: SlabLayout) -> str:
         if compare.id == x86.X86_INS_TEST and loaded is not None and loaded.id == x86.X86_INS_MOV and is_memory(loaded.operands[1], layout.cpu_slab):
             if not loaded.operands[0].reg == sides[0].reg == sides[1].reg:
                 return ""
-            none = at + i + 1 if unequal else code.number(destination(instruction) & code.mask)
+            none = at + i + 1 if unequal else code.number(destination(instruction))
             partial = (any(is_memory(o, layout.cpu_partial) for o in one.operands) for one in code.instructions[none : none + 5])
             return "slab_cpu_partial" if layout.word == 4 and any(partial) else "slab_load"
         return ""
@@ -458,7 +459,7 @@ def _bulk_free(symbols: Symbols, code: Any) -> str:
         return whole
     for i, instruction in enumerate(code(whole).instructions):
         arguments = ARGUMENTS[symbols.abi.word]
-        goes = instruction.id in (x86.X86_INS_JMP, x86.X86_INS_CALL) and destination(instruction) & code(whole).mask == target[0]
+        goes = instruction.id in (x86.X86_INS_JMP, x86.X86_INS_CALL) and destination(instruction) == target[0]
         if goes and all(code(whole).unchanged(i, r) for r in arguments):
             return part
     raise missing(f"gives {part} other arguments than {whole} has")

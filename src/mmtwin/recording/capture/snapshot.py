@@ -16,7 +16,9 @@ from mmtwin.recording.capture import core_i386
 from mmtwin.recording.capture.probes import ZoneLayout
 from mmtwin.recording.capture.slab_snapshot import is_slub, slab_scalars, slab_tables
 from mmtwin.recording.capture.slab_snapshot_classic import classic_scalars, classic_tables, is_classic
+from mmtwin.recording.capture.vmap_snapshot import has_vmaps, vmap_scalars, vmap_tables
 from mmtwin.recording.model import Snapshot
+from mmtwin.recording.validate import TABLES
 
 logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what goes wrong is said in one line, by the exceptions below
 try:
@@ -140,10 +142,39 @@ class Dump:
         offsets = {f"{s}.{m}": int(drgn.offsetof(self.prog.type(f"struct {s}"), m)) for s, ms in wanted.items() for m in ms}
         return RingBufferLayout([int(buffers[c]) for c in for_each_online_cpu(self.prog)], offsets)
 
-    def snapshot(self, slabs: bool = True) -> Snapshot:
+    def trace_entries(self, cpus: list[int]) -> dict[str, int]:
+        """Events so far in the trace buffer of each CPU; 0 if there is none."""
+        buffers = self.prog["global_trace"].array_buffer.buffer.buffers
+        try:
+            return {f"trace_entries_{c}": int(buffers[c].entries.a.counter) for c in cpus}
+        except drgn.FaultError:
+            return dict.fromkeys((f"trace_entries_{c}" for c in cpus), 0)
+
+    def vmap_snapshot(self) -> Snapshot:
+        """The state of the virtual-area allocator alone, of any kernel whose areas can be read.
+
+        :raises CaptureError: they cannot, or a broken tree or list.
+        """
+        prog = self.prog
+        if not has_vmaps(prog):
+            raise CaptureError("the kernel in the dump has no tree of free virtual areas; mmtwin reads those of Linux 6.1 and 6.12 on x86-64")
+        nothing = {name: pl.DataFrame(schema=schema) for name, schema in TABLES.items() if name != "memory_map"}
+        scalars = {"max_pfn": int(prog["max_pfn"]), "possible_cpus": len(list(for_each_possible_cpu(prog))), "page_offset_base": self.page_offset}
+        scalars |= {"vmemmap_base": int(prog["vmemmap_base"]), "page_size_bytes": int(prog.type("struct page").size)}
+        return Snapshot(
+            **nothing,
+            memory_map=pl.DataFrame(memory_map(prog), schema=TABLES["memory_map"], orient="row"),
+            pageblocks=np.zeros(0, dtype=np.uint8),
+            pages=np.zeros(0, dtype=np.uint8),
+            scalars=scalars | vmap_scalars(prog) | self.trace_entries([int(c) for c in for_each_online_cpu(prog)]),
+            vmaps=vmap_tables(prog, self.page_offset),
+        )
+
+    def snapshot(self, slabs: bool = True, vmaps: bool = True) -> Snapshot:
         """The whole state of the page allocator (zones, free lists, per-CPU lists, pageblock types, counters) and, if it is SLUB, of the slab allocator.
 
         :param slabs: False leaves the slab allocator out.
+        :param vmaps: False leaves virtual areas out.
         :raises CaptureError: more than one memory node, or a broken list.
         """
         prog = self.prog
@@ -182,11 +213,6 @@ class Dump:
         order, split = pageblock_order(prog), pageblock_split(prog)
         rows = -(-frames >> order) + bool(split)
         blocks = [pageblock_migratetype(prog, max((row - 1) << order, split) if split and row > split >> order else row << order, order) for row in range(rows)]
-        buffers = prog["global_trace"].array_buffer.buffer.buffers
-        try:
-            entries = {c: int(buffers[c].entries.a.counter) for c in cpus}
-        except drgn.FaultError:
-            entries = dict.fromkeys(cpus, 0)
         scalars = {
             k: int(prog[k])
             for k in ("min_free_kbytes", "watermark_scale_factor", "watermark_boost_factor", "percpu_pagelist_high_fraction", "page_group_by_mobility_disabled")
@@ -215,6 +241,9 @@ class Dump:
         classic = is_classic(prog)
         if classic:
             scalars |= classic_scalars(prog)
+        areas = vmaps and has_vmaps(prog)
+        if areas:
+            scalars |= vmap_scalars(prog)
         return Snapshot(
             zones=pl.DataFrame(zones),
             free=pl.DataFrame(free, schema={"zone": pl.Int8, "order": pl.Int8, "migratetype": pl.Int8, "position": pl.Int32, "pfn": pl.Int64}, orient="row"),
@@ -225,11 +254,10 @@ class Dump:
             pageblocks=np.array(blocks, dtype=np.uint8),
             pages=pages.bits(),
             memory_map=pl.DataFrame(memory_map(prog), schema={"start": pl.Int64, "size": pl.Int64, "type": pl.Int32}, orient="row"),
-            scalars=scalars
-            | {f"trace_entries_{c}": n for c, n in entries.items()}
-            | {f"zone_address_{i}": int(node.node_zones[i].address_of_()) for i in range(len(zones))},
+            scalars=scalars | self.trace_entries(cpus) | {f"zone_address_{i}": int(node.node_zones[i].address_of_()) for i in range(len(zones))},
             **(slab_tables(prog, cpus, pages, self.page_offset) if slub else {}),
             classic=classic_tables(prog, cpus, pages, self.page_offset) if classic else None,
+            vmaps=vmap_tables(prog, self.page_offset) if areas else None,
         )
 
 

@@ -7,6 +7,7 @@ from outside (`ring_buffer`) and recording takes no page from the guest.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import mmap
 import os
@@ -25,12 +26,13 @@ from typing import Any
 
 from mmtwin import profiles
 from mmtwin.errors import CaptureError
+from mmtwin.profiles import Profile
 from mmtwin.recording.capture import snapshot as dump
 from mmtwin.recording.capture.probes import GROUP, SLAB_TRACEPOINTS, TRACEPOINTS, Probe, Symbols, probes
 from mmtwin.recording.capture.ring_buffer import RingBuffer
 from mmtwin.recording.capture.slab_snapshot import slab_layout
 from mmtwin.recording.convert import EventFormat, events_table, parse_format
-from mmtwin.recording.model import Provenance, Recording
+from mmtwin.recording.model import Provenance, Recording, Snapshot
 
 NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio"}
 """Programs of the host, and the Debian packages they come from."""
@@ -100,6 +102,8 @@ class Guest:
         are put into the guest as /lib/modules/NAME.ko, for insmod (with underscores, whatever the file's name).
     :param memory: RAM in bytes.
     :param slab: also record kmalloc and kmem_cache events.
+    :param vmap: also record virtual areas; of a kernel whose page allocator mmtwin does not have, only these.
+    :param modules: further kernel modules (.ko files) that are put into the guest as /lib/modules/NAME.ko.
     :param cmdline: further words for the kernel's command line.
     :param timeout: seconds the workload may take.
     """
@@ -109,6 +113,8 @@ class Guest:
     memory: int = 256 << 20
     cpus: int = 1
     slab: bool = False
+    vmap: bool = False
+    modules: tuple[Path, ...] = ()
     cmdline: str = ""
     timeout: float = 600.0
 
@@ -125,9 +131,14 @@ def check_host(guest: Guest) -> None:
     for name in ("vmlinuz", "vmlinux", "config", "release", "modules"):
         if not (guest.kernel / name).exists():
             raise CaptureError(f"{guest.kernel}: has no {name}; oracle/get-kernel.sh {guest.kernel} fetches a kernel")
-    profiles.for_release((guest.kernel / "release").read_text().strip())
+    profile = _profile(guest)
+    if not profile.page_allocator and (guest.slab or not guest.vmap):
+        raise CaptureError(f"of {profile.name} only virtual areas can be recorded: --vmap, without --slab")
     if not guest.workload.is_file():
         raise CaptureError(f"{guest.workload}: no such workload file")
+    for module in guest.modules:
+        if not module.is_file() or module.suffix != ".ko":
+            raise CaptureError(f"{module}: no such kernel module file (.ko); oracle/module/build.sh builds some")
     if not 64 << 20 <= guest.memory <= 16 << 30:
         raise CaptureError(f"--mem: {guest.memory >> 20} MiB is outside 64 MiB to 16 GiB")
     if not 1 <= guest.cpus <= 16:
@@ -150,9 +161,11 @@ def _initramfs(guest: Guest, wanted: list[Probe], root: Path) -> Path:
         if name in wanted_modules:
             target = root / "lib/modules" / f"{name}.ko"
             target.write_bytes(subprocess.check_output(["xz", "-dc", path]) if path.suffix == ".xz" else path.read_bytes())
+    for path in guest.modules:
+        shutil.copy(path, root / "lib/modules" / f"{module_name(path)}.ko")
     (root / "probes").write_text("".join(f"{p.definition}\n" for p in wanted))
     (root / "filters").write_text("".join(f"{GROUP}/{p.name} {p.filter}\n" for p in wanted if p.filter))
-    points = {**TRACEPOINTS, "kmem": TRACEPOINTS["kmem"] + (SLAB_TRACEPOINTS["kmem"] if guest.slab else ())}
+    points = tracepoints(guest)
     events = [f"{GROUP}/{p.name}" for p in wanted] + [f"{system}/{e}" for system, es in points.items() for e in es]
     per_cpu = max(1 << 20, min(24 << 20, guest.memory // 12 // guest.cpus))
     slab = {"@WAIT@": SLABINFO_WAIT, "@READ@": SLABINFO_READ, "@SYSFS@": SLAB_SYSFS}
@@ -171,6 +184,27 @@ def _initramfs(guest: Guest, wanted: list[Probe], root: Path) -> Path:
     with open(image, "wb") as out:
         subprocess.run(["cpio", "-o", "-H", "newc", "--quiet"], input=names.encode(), stdout=out, cwd=root, check=True)
     return image
+
+
+def module_name(path: Path) -> str:
+    """The name that a module's file has in the guest, without its suffix."""
+    return path.name.removesuffix(".ko").replace("-", "_")
+
+
+def tracepoints(guest: Guest) -> dict[str, tuple[str, ...]]:
+    """The kernel's own events to be recorded, by system."""
+    points: dict[str, tuple[str, ...]] = {}
+    if _profile(guest).page_allocator:
+        points = {**TRACEPOINTS, "kmem": TRACEPOINTS["kmem"] + (SLAB_TRACEPOINTS["kmem"] if guest.slab else ())}
+    elif guest.vmap:
+        from mmtwin.recording.capture.vmap_probes import TRACEPOINTS as VMAP_TRACEPOINTS
+
+        points = dict(VMAP_TRACEPOINTS)
+    return points
+
+
+def _profile(guest: Guest) -> Profile:
+    return profiles.for_release((guest.kernel / "release").read_text().strip())
 
 
 class Monitor:
@@ -304,7 +338,7 @@ def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) ->
     check_host(guest)
     progress("reading symbols")
     symbols = Symbols(guest.kernel / "vmlinux")
-    wanted = probes(symbols, dump.zone_layout(guest.kernel / "vmlinux"))
+    wanted = probes(symbols, dump.zone_layout(guest.kernel / "vmlinux")) if _profile(guest).page_allocator else []
     config = kernel_config(guest.kernel)
     if guest.slab and config.get("SLUB") == "y":
         from mmtwin.recording.capture.slab_probes import slab_probes
@@ -315,8 +349,17 @@ def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) ->
         from mmtwin.recording.capture.slab_snapshot_classic import classic_layout
 
         wanted += classic_probes(symbols, classic_layout(guest.kernel / "vmlinux"))
+    if guest.vmap:
+        from mmtwin.recording.capture.vmap_probes import vmap_probes
+        from mmtwin.recording.capture.vmap_snapshot import vmap_layout
+
+        wanted += vmap_probes(symbols, vmap_layout(guest.kernel / "vmlinux"))
     with tempfile.TemporaryDirectory(prefix="mmtwin-") as scratch:
         return _record(guest, wanted, Path(scratch), progress)
+
+
+def _snapshot(guest: Guest, core: dump.Dump) -> Snapshot:
+    return core.snapshot(vmaps=guest.vmap) if _profile(guest).page_allocator else core.vmap_snapshot()
 
 
 def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable[[str], None]) -> Recording:
@@ -343,7 +386,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
         with monitor.stopped():
             monitor("dump-guest-memory", paging=False, protocol=f"file:{scratch / 'before'}")
         with dump.Dump(scratch / "before", guest.kernel / "vmlinux") as core:
-            before, layout = core.snapshot(), core.ring_buffer()
+            before, layout = _snapshot(guest, core), core.ring_buffer()
             memory = GuestMemory(ram, guest.memory, core.page_offset)
         os.unlink(scratch / "before")
         ring = RingBuffer(memory.read, layout.cpus, layout.offsets)
@@ -367,7 +410,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
         console.answer()
         console.until("@@BYE", 60)
         with dump.Dump(scratch / "after", guest.kernel / "vmlinux") as core:
-            after = core.snapshot()
+            after = _snapshot(guest, core)
     finally:
         vm.kill()
         vm.wait()
@@ -391,6 +434,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
         lost_events=lost,
         missed_probes=missed,
         probes=[p.name for p in wanted],
+        modules={module_name(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in guest.modules},
         procfs={name: console.files[name] for name in PROCFS if name in console.files} | slab_sysfs(console.files),
     )
     return Recording(provenance, before, after, events)
