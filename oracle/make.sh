@@ -49,6 +49,29 @@ echo "$recordings" | while IFS='|' read -r name workload memory cpus options; do
   # shellcheck disable=SC2086
   "$mmtwin" record --vm "$vm" --workload "$here/workloads/$(echo $workload).sh" --mem $memory --smp $cpus $options --force -o "$root/tests/recordings/$name.mmrec" < /dev/null
 done
+# Virtual areas: name | workload | kernel | RAM | CPUs | further options. Those of 6.12 hold nothing else and are in a directory of their own.
+areas='
+areas-256m-1cpu              | areas     | 6.1  | 256M  | 1 |
+areas-256m-4cpu              | areas-smp | 6.1  | 256M  | 4 |
+areas-256m-2cpu-slab         | areas-smp | 6.1  | 256M  | 2 | --slab
+virtual/areas-6.12-1cpu      | areas     | 6.12 | 256M  | 1 |
+virtual/areas-6.12-4cpu      | areas-smp | 6.12 | 256M  | 4 |
+'
+areas_kernel() { case $1 in 6.12) echo "${MMTWIN_KERNEL_612:-$here/kernel-6.12}" ;; *) echo "$kernel" ;; esac; }
+echo "$areas" | while IFS='|' read -r name workload series memory cpus options; do
+  name=$(echo $name) series=$(echo $series)
+  [ -n "$name" ] || continue
+  if [ $# -gt 0 ]; then
+    case " $* " in *" $name "*) ;; *) continue ;; esac
+  fi
+  of=$(areas_kernel "$series")
+  [ -f "$of/vmlinux" ] || "$here/get-kernel.sh" "$of" "$series" < /dev/null
+  "$here/module/build.sh" "$here/module-build" "$(cat "$of/release")" vmalloc_probe < /dev/null
+  mkdir -p "$(dirname "$root/tests/recordings/$name")"
+  # shellcheck disable=SC2086
+  "$mmtwin" record --vm "$of" --workload "$here/workloads/$(echo $workload).sh" --mem $memory --smp $cpus --vmap --module "$here/module-build/$(cat "$of/release")/vmalloc_probe.ko" \
+    $options --force -o "$root/tests/recordings/$name.mmrec" < /dev/null
+done
 wanted() { [ $# -gt 1 ] || return 0; name=$1; shift; case " $* " in *" $name "*) return 0 ;; esac; return 1; }
 if wanted slab-classic-1cpu "$@"; then
   slab=${MMTWIN_SLAB_KERNEL:-$here/kernel-slab}
@@ -59,5 +82,13 @@ if wanted sys-slab "$@"; then "$here/sys-slab.sh" "$kernel" "$root/tests/data/sy
 if wanted kmalloc-probe "$@"; then
   "$here/module/build.sh" "$here/module-build" "$(cat "$kernel/release")"
   "$here/module/run.sh" "$kernel" "$here/module-build/$(cat "$kernel/release")/kmalloc_probe.ko" "$root/tests/data/kmalloc-probe-6.1.txt.gz"
+fi
+if wanted vmalloc-events "$@"; then
+  scratch=$(mktemp -d)
+  "$here/module/build.sh" "$here/module-build" "$(cat "$kernel/release")" vmalloc_probe
+  "$mmtwin" record --vm "$kernel" --workload "$here/workloads/vmalloc-sizes.sh" --mem 512M --slab --vmap --module "$here/module-build/$(cat "$kernel/release")/vmalloc_probe.ko" \
+    -o "$scratch/sizes.mmrec" < /dev/null
+  "$(dirname "$mmtwin")/python" "$here/vmalloc-events.py" "$scratch/sizes.mmrec" "$root/tests/data/vmalloc-events-6.1.json"
+  rm -r "$scratch"
 fi
 cp "$root/tests/recordings/slabs-512m-4cpu-slab.mmrec" "$root/src/mmtwin/data/demo.mmrec"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SLAB = ("kmalloc", "kmalloc_node", "kmem_cache_alloc", "kmem_cache_alloc_node", "kfree", "kmem_cache_free")
 HOW = {"vm": "a kernel in QEMU (mmtwin record --vm)", "ftrace": "imported trace text (mmtwin import)", "synthetic": "made up, by a program"}
 PAGE_EVENTS_ONLY = "page events only: no kmalloc or kmem_cache events (mmtwin record --slab adds them)"
+AREA_EVENTS_ONLY = "virtual areas only: of this kernel neither page nor slab events are recorded"
 CODE = """\
 from mmtwin.recording.store import open_recording
 
@@ -61,6 +62,7 @@ def describe(manifest: dict[str, Any], file: Path) -> dict[str, Any]:
         "events": manifest["events"],
         "events_by_kind": kinds,
         "events_by_cpu": dict(sorted(manifest["cpus"].items(), key=lambda item: int(item[0]))),
+        "virtual_areas": virtual_areas(manifest),
         "slab_events": any(kinds.get(kind) for kind in SLAB),
         "snapshots": [name for name in ("before", "after") if manifest["scalars"][name] is not None],
         "lost_events": provenance["lost_events"],
@@ -68,6 +70,19 @@ def describe(manifest: dict[str, Any], file: Path) -> dict[str, Any]:
         "notes": provenance["notes"],
         "tool": provenance["tool"],
         "provenance": provenance,
+    }
+
+
+AREA_TABLES = {"areas": "vmap_areas", "vms": "vmap_vms", "blocks": "vmap_blocks"}
+
+
+def virtual_areas(manifest: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """For each snapshot that has virtual areas how many: all of struct vmap_area (free ones too), vm_struct and vmap_block."""
+    rows = {name: member["rows"] for name, member in manifest["members"].items()}
+    return {
+        label: {name: rows[f"{label}/{table}.parquet"] for name, table in AREA_TABLES.items()}
+        for label in ("before", "after")
+        if f"{label}/vmap_areas.parquet" in rows
     }
 
 
@@ -97,6 +112,8 @@ def _rows(d: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if d["workload_name"]:
         yield "workload", printable(d["workload_name"]) + (f", {d['workload_seconds']:g} s" if d["workload_seconds"] else "")
     yield "snapshots", " and ".join(d["snapshots"]) or "none: it can be counted and analysed, not replayed"
+    for label, counts in d["virtual_areas"].items():
+        yield f"virtual areas {label}", f"{counts['areas']:,} areas in use or free, {counts['vms']:,} described, {counts['blocks']:,} blocks of vm_map_ram"
     yield "events", f"{d['events']:,}"
     for kind, count in d["events_by_kind"].items():
         yield "", f"{count:>12,}  {printable(kind)}"
@@ -105,7 +122,9 @@ def _rows(d: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "lost events", f"{d['lost_events']:,}" + (": counts after the first loss cannot be trusted" if d["lost_events"] else "")
     yield "missed probes", f"{d['missed_probes']:,}" + (": the order of those events is unknown" if d["missed_probes"] else "")
     notes = [printable(note) for note in d["notes"]]
-    if d["events"] and not d["slab_events"]:
+    if d["virtual_areas"] and not any(kind.startswith("mm_page") for kind in d["events_by_kind"]):
+        notes.append(AREA_EVENTS_ONLY)
+    elif d["events"] and not d["slab_events"]:
         notes.append(PAGE_EVENTS_ONLY)
     for number, note in enumerate(notes):
         yield "" if number else "notes", note

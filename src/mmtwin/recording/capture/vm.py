@@ -38,6 +38,8 @@ NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", 
 """Programs of the host, and the Debian packages they come from."""
 PROCFS = ("buddyinfo", "pagetypeinfo", "zoneinfo", "slabinfo", "vmallocinfo", "meminfo")
 POLL_SECONDS = 0.05
+BOOTS = 3
+"""Starts of the guest before a stray breakpoint counts as an error."""
 LOW_MEMORY = 0xC000_0000
 """QEMU's pc machine places RAM above this at 4 GiB when there are 3.5 GiB or more."""
 
@@ -117,6 +119,10 @@ class Guest:
     modules: tuple[Path, ...] = ()
     cmdline: str = ""
     timeout: float = 600.0
+
+
+class BreakpointCrash(CaptureError):
+    """The guest died of a breakpoint that another CPU had already taken away: QEMU with several CPUs sometimes runs code from before a change (version 7.2 does)."""
 
 
 def check_host(guest: Guest) -> None:
@@ -354,8 +360,15 @@ def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) ->
         from mmtwin.recording.capture.vmap_snapshot import vmap_layout
 
         wanted += vmap_probes(symbols, vmap_layout(guest.kernel / "vmlinux"))
-    with tempfile.TemporaryDirectory(prefix="mmtwin-") as scratch:
-        return _record(guest, wanted, Path(scratch), progress)
+    for attempt in range(BOOTS):
+        try:
+            with tempfile.TemporaryDirectory(prefix="mmtwin-") as scratch:
+                return _record(guest, wanted, Path(scratch), progress)
+        except BreakpointCrash:
+            if attempt == BOOTS - 1:
+                raise
+            progress("the guest met one of QEMU's stray breakpoints; again")
+    raise AssertionError("unreachable")
 
 
 def _snapshot(guest: Guest, core: dump.Dump) -> Snapshot:
@@ -376,7 +389,12 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
     vm = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         monitor, console = Monitor(qmp, lambda: vm.poll() is None), Console(vm)
-        console.until("@@READY", 180)
+        try:
+            console.until("@@READY", 180)
+        except CaptureError as error:
+            if any("int3:" in line for line in console.log):
+                raise BreakpointCrash(str(error)) from None
+            raise
         if console.refused:
             raise CaptureError(f"the guest's kernel refused a probe, so the order of events could not be known: {console.refused[0]}")
         if missing := [p.name for p in wanted if f"{GROUP}/{p.name}" not in console.files]:
