@@ -12,7 +12,9 @@ command -v qemu-system-x86_64 > /dev/null && command -v busybox > /dev/null && c
   apt-get install -y -q qemu-system-x86 busybox-static cpio xz-utils
 [ -f "$kernel/vmlinux" ] || "$here/get-kernel.sh" "$kernel" 6.1
 
-# name | workload | RAM | CPUs | further options
+kernel686=${MMTWIN_KERNEL_686:-$here/kernel-6.1-686}
+
+# name | workload | RAM | CPUs | further options; names that end with 686 are recorded on Debian's 32-bit kernel
 recordings='
 files-256m-1cpu-preempt-none | files     | 256M  | 1 | --cmdline preempt=none
 files-256m-1cpu              | files     | 256M  | 1 |
@@ -32,6 +34,7 @@ modules-512m-1cpu-slab       | modules   | 512M  | 1 | --slab
 files-256m-1cpu-slab         | files     | 256M  | 1 | --slab
 pressure-128m-2cpu-slab      | pressure  | 128M  | 2 | --slab
 slabs-512m-4cpu-slab         | slabs     | 512M  | 4 | --slab
+files-2g-1cpu-686            | files     | 2G    | 1 |
 '
 echo "$recordings" | while IFS='|' read -r name workload memory cpus options; do
   name=$(echo $name)
@@ -39,8 +42,12 @@ echo "$recordings" | while IFS='|' read -r name workload memory cpus options; do
   if [ $# -gt 0 ]; then
     case " $* " in *" $name "*) ;; *) continue ;; esac
   fi
+  case $name in
+    *-686) [ -f "$kernel686/vmlinux" ] || "$here/get-kernel.sh" "$kernel686" 6.1-686; vm=$kernel686 ;;
+    *) vm=$kernel ;;
+  esac
   # shellcheck disable=SC2086
-  "$mmtwin" record --vm "$kernel" --workload "$here/workloads/$(echo $workload).sh" --mem $memory --smp $cpus $options --force -o "$root/tests/recordings/$name.mmrec" < /dev/null
+  "$mmtwin" record --vm "$vm" --workload "$here/workloads/$(echo $workload).sh" --mem $memory --smp $cpus $options --force -o "$root/tests/recordings/$name.mmrec" < /dev/null
 done
 # Virtual areas: name | workload | kernel | RAM | CPUs | further options. Those of 6.12 hold nothing else and are in a directory of their own.
 areas='

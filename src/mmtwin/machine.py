@@ -32,7 +32,7 @@ from mmtwin.mm.page_alloc import (
 )
 from mmtwin.mm.slab_common import SlubConfig, slub_cpus
 from mmtwin.mm.slab_tables import Slub, copy_slub
-from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_PCP, Pgdat, copy_pgdat, new_pgdat
+from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_PCP, Pgdat, copy_pgdat, new_pgdat, pageblock_starts
 from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
 from mmtwin.mm.vmap_tables import Vmalloc, copy_vmalloc
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
@@ -109,7 +109,7 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
         self.reserved: tuple[Frames, ...] = tuple(physical.join(reserved))
         usable = physical.subtract(self.ram, self.reserved)
         self._starts, self._ends = [start for start, _ in usable], [end for _, end in usable]
-        config = SlubConfig(cpus=slub_cpus(self.cpus, self.cpus)) if slab_config is None else slab_config
+        config = SlubConfig(cpus=slub_cpus(self.cpus, self.cpus), arch=profile.slab) if slab_config is None else slab_config
         if slub is None:
             slub, names, geometries = new_allocator(self.cpus, profile.page_offset, config)
             self._set_slub(slub, [], config)
@@ -301,8 +301,7 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
                 }
             )
         if what == "pageblocks":
-            pfn = np.arange(len(self.state.pageblock), dtype=np.int64) << self.profile.pageblock_order
-            return pl.DataFrame({"pfn": pfn, "migratetype": np.array(MIGRATETYPE_NAMES)[self.state.pageblock]})
+            return pl.DataFrame({"pfn": pageblock_starts(self.state), "migratetype": np.array(MIGRATETYPE_NAMES)[self.state.pageblock]})
         if what in SLAB_FRAMES:
             return self.slab_frame(what)
         raise RequestError(f"no frame {what!r}; there are: {', '.join(FRAMES_OF)}")
@@ -525,6 +524,7 @@ def boot(
     if memory_map is None and not 1 << 21 <= ram_bytes <= (MAX_FRAMES - (1 << 19)) << PAGE_SHIFT:
         raise RequestError(f"ram {ram!r}: expected 2 MiB to just below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
     frames = physical.ram_frames(physical.qemu_pc_memory_map(ram_bytes) if memory_map is None else memory_map)
+    frames = physical.clip(frames, 0, kernel.max_frames)
     if not frames or frames[-1][1] > MAX_FRAMES:
         raise RequestError(f"memory map: expected memory, all of it below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
     spans = physical.zone_spans(frames, kernel.zone_limits, len(kernel.zone_names))
@@ -541,14 +541,15 @@ def boot(
     else:
         mine = list(reserved)
         reserve = physical.BootReserve(mine, physical.take_top(physical.subtract(frames, mine), initrd_pages))
-    state = new_pgdat(frames[-1][1], cpus, kernel.gfp_zones)
-    for z, span in enumerate(spans):
+    state = new_pgdat(frames[-1][1], cpus, kernel.gfp_zones, kernel.pageblock_order, kernel.pageblock_split(spans[kernel.highmem_zone].start))
+    for z, (span, high) in enumerate(zip(spans, physical.is_highmem(kernel, spans), strict=True)):
         zone = state.zone[z]
         zone["start_pfn"], zone["end_pfn"], zone["present_pages"] = span
+        zone["is_highmem"] = high
     free = physical.subtract(frames, reserve.kept)
     free_memory(state, free)
     _derive_constants(state, kernel, frames, free, reserve.freed, thp)
-    config = SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus))
+    config = SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus), kernel.slab)
     return Machine(state, kernel, frames, reserve.kept, slab_config=config, kasan=kasan or "kasan=on" in cmdline.split())
 
 
@@ -605,7 +606,7 @@ def _derive_constants(state: Pgdat, kernel: Profile, ram: Sequence[Frames], free
     config["percpu_pagelist_high_fraction"], config["pcp_batch_scale_max"] = kernel.percpu_pagelist_high_fraction, kernel.pcp_batch_scale_max
     config["thp"], config["nofragment_zone"] = kernel.thp, kernel.nofragment_zone
     spans = [physical.ZoneSpan(start, end, int(zone["present_pages"])) for (start, end), zone in zip(zones, state.zone, strict=True)]
-    config["page_group_by_mobility_disabled"] = physical.estimated_kernel_pages(spans, kernel.struct_page_size) < kernel.pageblock_nr_pages * MIGRATE_TYPES
+    config["page_group_by_mobility_disabled"] = physical.estimated_kernel_pages(spans, kernel, True) < kernel.pageblock_nr_pages * MIGRATE_TYPES
     final = state.zone["managed_pages"].copy()
     late_pages = np.array([physical.count(physical.clip(late, *zone)) for zone in zones])
     if int(config["online_cpus"]) > 1:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmtwin.gfp import MIGRATE_TYPES
 from mmtwin.mm.slab_tables import Slub
-from mmtwin.mm.tables import NR_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Pgdat
+from mmtwin.mm.tables import NR_ORDERS, Pgdat, pageblock_rows
 from mmtwin.mm.validate import free_blocks
 from mmtwin.mm.vmap_tables import TREE_BUSY, VM_ALLOC, VM_DMA_COHERENT, VM_IOREMAP, VM_MAP, VM_SPARSE, VM_UNINITIALIZED, VM_USERMAP, Vmalloc, bias, unbias
 from mmtwin.profiles.profile import Profile
@@ -41,7 +41,7 @@ def pagetypeinfo(state: Pgdat, profile: Profile, sections: Iterable[tuple[int, i
     free = free_blocks(state)
     shape = (len(state.zone), MIGRATE_TYPES, NR_ORDERS)
     counts = np.bincount((free.zone * MIGRATE_TYPES + free.migratetype) * NR_ORDERS + free.order, minlength=shape[0] * shape[1] * shape[2]).reshape(shape)
-    text = [f"Page block order: {PAGEBLOCK_ORDER}\nPages per block:  {PAGEBLOCK_NR_PAGES}\n\n"]
+    text = [f"Page block order: {profile.pageblock_order}\nPages per block:  {profile.pageblock_nr_pages}\n\n"]
     text.append(f"{'Free pages count per migrate type at order':<43} " + "".join(f"{order:6d} " for order in range(NR_ORDERS)) + "\n")
     zones = populated_zones(state)
     for z in zones:
@@ -56,14 +56,15 @@ def pagetypeinfo(state: Pgdat, profile: Profile, sections: Iterable[tuple[int, i
 
 
 def _pageblocks(state: Pgdat, z: int, sections: Iterable[tuple[int, int]] | None) -> np.ndarray:
-    """Pageblocks that the kernel visits: one every 512 frames from the zone's first frame on, if it has a ``struct page``."""
-    pfns = np.arange(int(state.zone[z]["start_pfn"]), int(state.zone[z]["end_pfn"]), PAGEBLOCK_NR_PAGES)
+    """Pageblocks that the kernel visits: one a pageblock's frames from the zone's first frame on, if it has a ``struct page``."""
+    step = 1 << int(state.config[0]["pageblock_order"])
+    pfns = np.arange(int(state.zone[z]["start_pfn"]), int(state.zone[z]["end_pfn"]), step)
     if sections is not None:
         online = np.zeros(len(pfns), dtype=bool)
         for start, end in sections:
             online |= (pfns >= start) & (pfns < end)
         pfns = pfns[online]
-    return pfns >> PAGEBLOCK_ORDER
+    return pageblock_rows(state, pfns)
 
 
 def zoneinfo(state: Pgdat, profile: Profile) -> str:
@@ -75,7 +76,7 @@ def zoneinfo(state: Pgdat, profile: Profile) -> str:
     text = []
     populated = populated_zones(state)
     cpus, online = int(state.config[0]["nr_cpus"]), int(state.config[0]["online_cpus"])
-    for z, zone in enumerate(state.zone):
+    for z, zone in enumerate(state.zone[: len(profile.zone_names)]):
         boost, free = int(zone["watermark_boost"]), max(0, int(zone["nr_free_pages"]))
         text.append(f"Node 0, zone {profile.zone_names[z]:>8}")
         if populated and z == populated[0]:
@@ -85,7 +86,7 @@ def zoneinfo(state: Pgdat, profile: Profile) -> str:
         text.append(
             f"\n        spanned  {int(zone['end_pfn']) - int(zone['start_pfn'])}\n        present  {zone['present_pages']}\n        managed  {zone['managed_pages']}\n        cma      0"
         )
-        text.append(f"\n        protection: ({', '.join(str(pages) for pages in state.lowmem_reserve[z].tolist())})")
+        text.append(f"\n        protection: ({', '.join(str(pages) for pages in state.lowmem_reserve[z, : len(profile.zone_names)].tolist())})")
         if z in populated:
             text += [f"\n      {name:<12} {free if name == 'nr_free_pages' else 0}" for name in profile.zone_stat_items]
             text += [f"\n      {name:<12} 0" for name in profile.numa_stat_items]

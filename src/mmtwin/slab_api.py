@@ -168,13 +168,14 @@ class SlabAllocator:
     def kmalloc_array(self, n: int, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
         """``kmalloc_array``: an array of `n` elements.
 
-        :raises AllocationFailure: also when the product does not fit 64 bits (Linux returns NULL).
+        :raises AllocationFailure: also when the product does not fit a ``size_t`` (Linux returns NULL).
         """
         n, size, gfp, cpu = _whole(n, "number"), _whole(size, "size"), self._slab_gfp(gfp), self._slab_cpu(cpu)
         if n < 0 or size < 0:
             raise RequestError(f"{n} elements of {size} bytes: expected 0 or more")
-        if n * size > SIZE_MAX:
-            raise AllocationFailure(f"kmalloc_array({n}, {size}): the product overflows 64 bits: Linux returns NULL", -12, 0, gfp, "overflow")
+        if n * size > slab_common.size_max(self.slab_config.arch):
+            bits = 8 * self.slab_config.arch.word
+            raise AllocationFailure(f"kmalloc_array({n}, {size}): the product overflows {bits} bits: Linux returns NULL", -12, 0, gfp, "overflow")
         return self.kmalloc(n * size, gfp, cpu)
 
     def kcalloc(self, n: int, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
@@ -247,10 +248,9 @@ class SlabAllocator:
     def _is_large(self, pfn: int) -> bool:
         return 0 <= pfn < int(self.state.config[0]["nr_frames"]) and int(self.state.page[pfn]["flags"]) & 4 != 0
 
-    @staticmethod
-    def kmalloc_size_roundup(size: int) -> int:
+    def kmalloc_size_roundup(self, size: int) -> int:
         """``kmalloc_size_roundup``: the bytes that kmalloc(size) really gives."""
-        return slab_common.kmalloc_size_roundup(_whole(size, "size"))
+        return slab_common.kmalloc_size_roundup(_whole(size, "size"), self.slab_config.arch)
 
     # Caches
 
@@ -287,12 +287,12 @@ class SlabAllocator:
         count = int(self.slub.config[0]["caches"])
         live = [i for i in range(count) if int(cache[i]["live"])]
         candidates = [slab_common.Mergeable(*(int(cache[i][c]) for c in ("flags", "size", "ctor", "usersize", "refcount"))) for i in live]
-        found = slab_common.find_mergeable(candidates, size, align, flags, name, ctor is not None, usersize, config.nomerge, config.debug)
+        found = slab_common.find_mergeable(candidates, size, align, flags, name, ctor is not None, usersize, config.nomerge, config.debug, config.arch)
         if slab_common.kmem_cache_sanity_check(name, size, flags) == 0 and found is not None:
             row = cache[live[found]]
             row["refcount"] = int(row["refcount"]) + 1
             row["object_size"] = max(int(row["object_size"]), size)
-            row["inuse"] = max(int(row["inuse"]), -(-size // 8) * 8)
+            row["inuse"] = max(int(row["inuse"]), slab_common.align_up(size, config.arch.word))
             return KmemCache(live[found], name, size, None, self._cache_names[live[found]])
         geometry = slab_common.new_cache(name, size, align, flags, ctor is not None, config)
         if geometry is None:
@@ -588,7 +588,7 @@ class SlabAllocator:
         return AllocationFailure(text, error, int(row["min_order"]), gfp, status)
 
     def _bad_object(self, error: int, address: int, call: str) -> DoubleFree | BadFree:
-        at = f"0x{operator.index(address) & SIZE_MAX:016x}"
+        at = f"0x{operator.index(address) & SIZE_MAX:0{2 * self.slab_config.arch.word}x}"
         if error == -EBUSY:
             number = object_entry(self._handle, self._physical(address))[0]
             return DoubleFree(f"BUG {self._cache_names[number]} (Not tainted): Object already free: {call}({at})")
@@ -609,7 +609,7 @@ class SlabAllocator:
 
 def boot_caches(config: SlubConfig) -> list[slab_common.BootCache]:
     """``kmem_cache``, ``kmem_cache_node`` and kmalloc's caches, oldest first."""
-    return [*slab_common.create_boot_caches(), *slab_common.create_kmalloc_caches(True, True, config.nokmem)]
+    return [*slab_common.create_boot_caches(arch=config.arch), *slab_common.create_kmalloc_caches(True, True, config.nokmem)]
 
 
 def new_allocator(cpus: int, page_offset: int, config: SlubConfig) -> tuple[Slub, list[str], list[CacheGeometry]]:

@@ -49,7 +49,7 @@ def from_snapshot(snapshot: Snapshot, provenance: Provenance) -> Machine:
     )
     slub, names = slab_state.restore(snapshot, state, int(state.config[0]["nr_cpus"])) if slab_state.has_slabs(snapshot) else (None, [])
     present = int(snapshot.scalars.get("present_cpus", provenance.cpus))
-    options = SlubConfig.from_cmdline(provenance.cmdline, slub_cpus(present, int(snapshot.scalars.get("possible_cpus", present))))
+    options = SlubConfig.from_cmdline(provenance.cmdline, slub_cpus(present, int(snapshot.scalars.get("possible_cpus", present))), profile.slab)
     ram = physical.ram_frames(MemoryRange(*row) for row in snapshot.memory_map.select("start", "size", "type").iter_rows())
     frames = physical.clip(ram, 0, int(state.config[0]["nr_frames"]))
     return Machine(state, profile, frames, slub=slub, cache_names=names, slab_config=options)

@@ -55,6 +55,7 @@ def restore(snapshot: Snapshot, provenance: Provenance, with_vms: bool = True) -
         scalars["MODULES_VADDR"],
         scalars["MODULES_END"],
         version=version_of(provenance.kernel_release),
+        bits_per_long=64 if scalars["VMALLOC_START"] >> 32 else 32,
         online_cpus=provenance.cpus,
         areas=max(1024, 2 * len(areas)),
         vms=max(256, 2 * len(tables["vms"])),
@@ -177,7 +178,9 @@ def pool_areas(state: Vmalloc, node: int) -> dict[int, list[tuple[int, int]]]:
     """Start and end of the pooled areas of a node, by their pages, in the order of their lists."""
     base = int(state.config[0]["pool_base"]) + node * MAX_VA_SIZE_PAGES
     area = state.area
-    found = {i + 1: [(int(area[row]["va_start"]) + BIAS, int(area[row]["va_end"]) + BIAS) for row in _listed(state, base + i)] for i in range(MAX_VA_SIZE_PAGES)}
+    found = {
+        i + 1: [(int(area[row]["va_start"]) + BIAS, int(area[row]["va_end"]) + BIAS) for row in _listed(state, base + i)] for i in range(MAX_VA_SIZE_PAGES)
+    }
     return {pages: areas for pages, areas in found.items() if areas}
 
 

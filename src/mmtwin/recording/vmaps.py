@@ -53,7 +53,7 @@ VMAP_TARGETS = ("vmap_node", "vmap_pool", "vmap_lock")
 NO_ROW = -(1 << 31)
 """In column node while records are converted: an event of no interest."""
 IMAGE = 0xFFFF_FFFF_8000_0000
-"""Static variables of the kernel lie from here on."""
+"""Static variables of the kernel lie from here on; on i386 the scalars image_start and image_end say where."""
 
 AREA_TREES = ("free", "busy", "lazy", "pool", "preload")
 """Where an area is: in the free tree; in the busy or lazy tree of a node; in a pool of a node; or a CPU's spare object (node is the CPU then)."""
@@ -85,7 +85,17 @@ in a signed integer.
 - page_tables: entries that are not 0 of the page tables above the lowest level, for the vmalloc and module ranges: level (5 is the highest of five, 2 points to
   the lowest tables or is a huge page), pfn of the table, index in it, the entry.
 """
-VMAP_SCALARS = ("vmap_lazy_nr", "nr_vmalloc_pages", "nr_vmap_nodes", "vmap_zone_size", "VMALLOC_START", "VMALLOC_END", "MODULES_VADDR", "MODULES_END", "vmap_bbmap_bits")
+VMAP_SCALARS = (
+    "vmap_lazy_nr",
+    "nr_vmalloc_pages",
+    "nr_vmap_nodes",
+    "vmap_zone_size",
+    "VMALLOC_START",
+    "VMALLOC_END",
+    "MODULES_VADDR",
+    "MODULES_END",
+    "vmap_bbmap_bits",
+)
 """Scalars that a snapshot with these tables must have."""
 
 MAX_AREAS, MAX_NODES, MAX_POOLS = 1 << 22, 128, 256
@@ -98,7 +108,7 @@ def vmap_column(target: str, pointers: Int, scalars: Mapping[str, int]) -> dict[
     address = unsigned(pointers)
     if target == "vmap_lock":
         node = np.full(len(pointers), -1, dtype=np.int64)
-        node[address >= np.uint64(IMAGE)] = NO_ROW
+        node[(address >= np.uint64(scalars.get("image_start", IMAGE))) & (address < np.uint64(scalars.get("image_end", MASK)))] = NO_ROW
         for cpu in range(scalars.get("possible_cpus", 1)):
             lock = scalars.get(f"vmap_queue_lock_{cpu}", 0)
             node[(address >= np.uint64(lock)) & (address < np.uint64(lock + scalars.get("vmap_queue_size", 0)))] = NO_ROW  # the xarray's lock
@@ -146,12 +156,18 @@ def check_vmaps(tables: Mapping[str, pl.DataFrame], scalars: Mapping[str, int], 
     possible = scalars.get("possible_cpus", cpus)
     need(1 <= possible <= 8192, "cpus", f"possible_cpus is {possible}")
     per_cpu = tables["cpus"]["cpu"].cast(pl.Int64).to_numpy()
-    need((per_cpu >= 0) & (per_cpu < possible) & (np.bincount(np.clip(per_cpu, 0, possible - 1), minlength=1).max(initial=0) <= 1), "cpus", "cpu: impossible, or twice")
+    need(
+        (per_cpu >= 0) & (per_cpu < possible) & (np.bincount(np.clip(per_cpu, 0, possible - 1), minlength=1).max(initial=0) <= 1),
+        "cpus",
+        "cpu: impossible, or twice",
+    )
     _check_areas(tables["areas"], len(tables["vms"]), nodes, possible, need)
     sizes = tables["vms"].select("size", "nr_pages").to_numpy()
     need((sizes >= 0) & (sizes < 1 << 57), "vms", "size or nr_pages is impossible")
     block = {name: tables["blocks"][name].cast(pl.Int64).to_numpy() for name in VMAP_TABLES["blocks"]}
-    need((block["cpu"] >= -1) & (block["cpu"] < possible) & (block["owner"] >= -1) & (block["owner"] < possible), "blocks", f"cpu: expected -1 to {possible - 1}")
+    need(
+        (block["cpu"] >= -1) & (block["cpu"] < possible) & (block["owner"] >= -1) & (block["owner"] < possible), "blocks", f"cpu: expected -1 to {possible - 1}"
+    )
     for name in ("free", "dirty", "dirty_min", "dirty_max"):
         need((block[name] >= 0) & (block[name] <= bits), "blocks", f"{name}: expected 0 to {bits}")
     busy = set(tables["areas"].filter(pl.col("tree") == "busy")["va_start"].to_list())

@@ -14,7 +14,7 @@ from mmtwin.mm.vmap_tables import NIL, TREE_BUSY, TREE_FREE, Vmalloc, new_vmallo
 from mmtwin.recording import vmap_state
 from mmtwin.recording.model import Recording, Snapshot
 from mmtwin.replay.part import Part
-from mmtwin.replay.vmaps import D_BLOCK, D_MERGE, NOTHING, VMAP_COUNTERS, VMAP_OP, WHATS, VmapOutcome, run_vmaps, vmap_ops
+from mmtwin.replay.vmaps import D_BLOCK, D_MERGE, NOTHING, VMAP_COUNTERS, VMAP_OP, WHATS, run_vmaps, vmap_ops
 
 COUNTS = (D_MERGE, D_BLOCK)
 """Differences whose values are no addresses: pages or areas purged; pages of a block that are free (times 65536) and dirty."""

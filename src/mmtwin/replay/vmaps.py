@@ -277,7 +277,11 @@ def busy(v: Any, q: Any, op: Any) -> None:
     else:
         q.counters[V_UNPLACED] += 1
     if int(x["order"]) >= 0:
-        if int(x["asking"]) == 1 and int(x["size"]) == int(v.config[0]["block_pages"]) << PAGE_SHIFT and 1 << int(x["order"]) <= int(v.config[0]["bits_per_long"]):
+        if (
+            int(x["asking"]) == 1
+            and int(x["size"]) == int(v.config[0]["block_pages"]) << PAGE_SHIFT
+            and 1 << int(x["order"]) <= int(v.config[0]["bits_per_long"])
+        ):
             x["block_area"] = row
         if not int(x["cut"]):
             x["piece"] = start if equal else NOTHING
@@ -600,7 +604,16 @@ def vmap_ops(events: pl.DataFrame) -> tuple[npt.NDArray[np.void], int]:
     number = {kind: i for i, kind in enumerate(VMAP_KINDS)}
     ops = np.zeros(len(wanted), dtype=VMAP_OP)
     kind = np.array([number[k] for k in wanted["kind"].to_list()], dtype=np.int64)
-    for name, source in (("event", "event"), ("ptr", "ptr"), ("end", "call_site"), ("size", "bytes_req"), ("align", "bytes_alloc"), ("arg", "arg"), ("node", "node"), ("cpu", "cpu")):
+    for name, source in (
+        ("event", "event"),
+        ("ptr", "ptr"),
+        ("end", "call_site"),
+        ("size", "bytes_req"),
+        ("align", "bytes_alloc"),
+        ("arg", "arg"),
+        ("node", "node"),
+        ("cpu", "cpu"),
+    ):
         ops[name] = wanted[source].to_numpy()
     answers = np.isin(kind, (K_RESULT, K_RAM_RESULT))
     ops["arg"][answers] = ops["ptr"][answers]
