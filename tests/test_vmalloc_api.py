@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,9 +23,12 @@ from mmtwin import GFP_ATOMIC, GFP_KERNEL
 from mmtwin.errors import AllocationFailure, BadIoremap, BadVfree, KernelBug, KernelSilent, PageFault, RequestError, VmallocFailure
 from mmtwin.machine import Machine
 from mmtwin.mm.vmap_tables import VM_MAP, VM_MAP_PUT_PAGES, VM_NO_GUARD
+from mmtwin.recording import store
 from mmtwin.tracing import Event
 
 PAGE = 4096
+RECORDINGS = Path(__file__).parent / "recordings"
+EVENTS = Path(__file__).parent / "data" / "vmalloc-events-6.1.json"
 REPORTS = Path(__file__).parent / "data" / "vmalloc-misuse-6.1.txt"
 
 
@@ -273,6 +278,82 @@ def test_vm_map_ram_cuts_blocks(m: Machine) -> None:
     m.vm_unmap_aliases()
     assert m.vmallocinfo() == ""
     m.validate()
+
+
+# Continued from a real machine
+
+
+@pytest.fixture
+def loaded() -> Machine:
+    return mmtwin.load(RECORDINGS / "areas-256m-1cpu.mmrec", "after")
+
+
+def test_vmallocinfo_of_a_real_machine(loaded: Machine) -> None:
+    text = store.load(RECORDINGS / "areas-256m-1cpu.mmrec").provenance.procfs["vmallocinfo"]
+    assert loaded.vmallocinfo() == text and text.count("unpurged") > 10
+    loaded.validate()
+
+
+def test_a_real_machine_goes_on(loaded: Machine) -> None:
+    address = loaded.vmalloc(20480)
+    loaded.write(address, b"after the dump")
+    assert loaded.read(address, 14) == b"after the dump"
+    before = loaded.mmu_counters()["table_pages"]
+    assert loaded.vmalloc(4096) and loaded.mmu_counters()["table_pages"] == before  # the dump's page tables are there
+    loaded.vfree(address)
+    with pytest.raises(RequestError, match="does not hold its page frames"):
+        loaded.vfree(loaded.space.vmalloc_start + 0xD000)
+    loaded.validate()
+
+
+def kernel_steps(call: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """A recorded vmalloc's own steps; what a slab or the free tree needed on the way depends on what the machine did before."""
+    found: list[tuple[Any, ...]] = []
+    for event in call["events"]:
+        kind, gfp = event["kind"], event.get("gfp", 0)
+        if kind == "kmalloc" or (kind == "kmem_cache_alloc" and found and found[-1][0] != "kmem_cache_alloc"):
+            found.append((kind, event["bytes_req"], event["bytes_alloc"], gfp))
+        elif kind == "bulk" and event["nr"] > 1:
+            found.append(("alloc_pages_bulk", event["nr"], gfp))
+        elif kind == "mm_page_alloc" and gfp & 0x2 and not event.get("order"):
+            found.append(("mm_page_alloc", 0, gfp))
+    return found
+
+
+def twin_steps(log: list[Event]) -> list[tuple[Any, ...]]:
+    """The same of the twin."""
+    found: list[tuple[Any, ...]] = []
+    for e in log:
+        if e.kind == "kmalloc" or (e.kind == "kmem_cache_alloc" and found and found[-1][0] != "kmem_cache_alloc"):
+            found.append((e.kind, e.bytes_req, e.bytes_alloc, e.gfp))
+        elif e.kind == "alloc_pages_bulk" or (e.kind == "mm_page_alloc" and e.gfp & 0x2 and not e.order):
+            found.append((e.kind, e.order, e.gfp))
+    return found
+
+
+CALLS: list[dict[str, Any]] = json.loads(EVENTS.read_text())["calls"]
+
+
+@pytest.mark.parametrize("call", [c for c in CALLS if c["call"] == "vmalloc"], ids=lambda call: str(call["pages"]))
+def test_steps_are_a_real_kernels(call: dict[str, Any]) -> None:
+    m = mmtwin.boot("linux-6.1", ram="512MiB", cpus=1)
+    with m.events() as log:
+        m.vmalloc(call["pages"] * PAGE)
+    assert twin_steps(log) == kernel_steps(call)
+    tables = [i for i, e in enumerate(log) if e.kind == "mm_page_alloc" and e.gfp == 0xDC0]
+    pages = [i for i, e in enumerate(log) if e.gfp == 0x2CC2]
+    assert all(i > max(pages) or i < min(pages) for i in tables)  # behind the pages; before them those of a nested page array
+
+
+@pytest.mark.parametrize("call", [c for c in CALLS if c["call"] == "vfree"], ids=lambda call: str(call["pages"]))
+def test_steps_of_vfree_are_a_real_kernels(call: dict[str, Any]) -> None:
+    m = mmtwin.boot("linux-6.1", ram="512MiB", cpus=1)
+    address = m.vmalloc(call["pages"] * PAGE)
+    with m.events() as log:
+        m.vfree(address)
+    names = {"clear_pte": "vmap_unlink", "mm_page_free": "mm_page_free", "kfree": "kfree"}
+    kernel = [kind for kind, _ in groupby(e["kind"] for e in call["events"] if e["kind"] in names.values())]  # the fixture tells equal ones once
+    assert [kind for kind, _ in groupby(names[e.kind] for e in log if e.kind in names)] == kernel
 
 
 # Misuse: what a real 6.1 said (tests/data/vmalloc-misuse-6.1.txt, made by oracle/module/vmalloc_misuse.c)

@@ -439,15 +439,18 @@ class VmallocSteps:
             text = f"{call}(0x{self._hex(address)}): Linux frees the whole area 0x{self._hex(start)}-0x{self._hex(start + size)} without a word; pass its first address"
             warnings.warn(text, KernelSilent, stacklevel=3)
         count, first = int(row["nr_pages"]), int(row["first_pfn"])
+        if deallocate and count and first < 0:
+            raise RequestError(
+                f"{call}(0x{self._hex(address)}): this area was there when the machine was recorded, and a recording does not hold its page frames"
+            )
         array, descriptor = unsigned(int(row["pages"])), unsigned(int(row["object"]))
         self._free_unmap(int(row["area"]), cpu)
         if flags & VM_FLUSH_RESET_PERMS:
             self._reset_permissions(first, count if deallocate else 0, cpu)
         entry.free_vm_entry(self._vmap_handle, vm)
         if deallocate and count:
-            self._note("mm_page_free", address=max(first, 0), order=count)
-            if first >= 0:
-                free_area_pages_kernel(self.state, cpu, first, count)
+            self._note("mm_page_free", address=first, order=count)
+            free_area_pages_kernel(self.state, cpu, first, count)
             if not flags & VM_MAP_PUT_PAGES:
                 self.areas.config[0]["nr_vmalloc_pages"] -= count
         if deallocate and array:
