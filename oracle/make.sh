@@ -96,6 +96,13 @@ if wanted kmalloc-probe "$@"; then
   "$here/module/build.sh" "$here/module-build" "$(cat "$kernel/release")"
   "$here/module/run.sh" "$kernel" "$here/module-build/$(cat "$kernel/release")/kmalloc_probe.ko" "$root/tests/data/kmalloc-probe-6.1.txt.gz"
 fi
+if wanted layouts "$@" || wanted alloc-cost "$@"; then
+  for flavour in 6.1-686 6.1-686-pae 6.12; do [ -f "$here/kernel-$flavour/vmlinuz" ] || "$here/get-kernel.sh" "$here/kernel-$flavour" $flavour; done
+fi
+if wanted layouts "$@"; then
+  "$here/layout.sh" "$here/module-build" "$root/tests/data/layouts.json.gz" "$here/kernel-6.1-686" "$here/kernel-6.1-686-pae" "$kernel" "$here/kernel-6.12"
+fi
+if wanted alloc-cost "$@"; then "$here/alloc-cost.sh" "$here/module-build" "$root/tests/data/alloc-cost-6.1.json" "$kernel" "$here/kernel-6.1-686"; fi
 if wanted vmalloc-events "$@"; then
   scratch=$(mktemp -d)
   "$here/module/build.sh" "$here/module-build" "$(cat "$kernel/release")" vmalloc_probe

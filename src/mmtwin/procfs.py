@@ -1,8 +1,9 @@
-"""/proc/buddyinfo, /proc/pagetypeinfo, /proc/zoneinfo and /proc/slabinfo in the kernel's exact text (mm/vmstat.c, mm/slab_common.c), as pure functions over the tables."""
+"""/proc/buddyinfo, pagetypeinfo, zoneinfo, slabinfo and vmallocinfo in the kernel's exact text (mm/vmstat.c, slab_common.c, vmalloc.c), as pure functions over
+the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from mmtwin.gfp import MIGRATE_TYPES
 from mmtwin.mm.slab_tables import Slub
 from mmtwin.mm.tables import NR_ORDERS, Pgdat, pageblock_rows
 from mmtwin.mm.validate import free_blocks
+from mmtwin.mm.vmap_tables import TREE_BUSY, VM_ALLOC, VM_DMA_COHERENT, VM_IOREMAP, VM_MAP, VM_SPARSE, VM_UNINITIALIZED, VM_USERMAP, Vmalloc, bias, unbias
 from mmtwin.profiles.profile import Profile
 
 LIST_CAP = 100000
@@ -119,3 +121,51 @@ def slabinfo(state: Slub, names: Sequence[str]) -> str:
                 f" : tunables {0:4} {0:4} {0:4} : slabdata {slabs:6} {slabs:6} {0:6}"
             )
     return "\n".join(lines) + "\n"
+
+
+VM_KINDS = ((VM_IOREMAP, "ioremap"), (VM_ALLOC, "vmalloc"), (VM_MAP, "vmap"), (VM_USERMAP, "user"), (VM_DMA_COHERENT, "dma-coherent"), (VM_SPARSE, "sparse"))
+
+
+def vmallocinfo(state: Vmalloc, callers: Mapping[int, str], numa: bool = True) -> str:
+    """/proc/vmallocinfo as a reader with CAP_SYSLOG sees it (mm/vmalloc.c, s_show and show_purge_info; vmalloc_info_show since 6.9).
+
+    The busy areas by address (since 6.9: of one node after the other), then those that are freed and wait to be purged.
+
+    :param callers: names of callers by the number in ``vm_struct.caller``; others are shown as numbers.
+    :param numa: CONFIG_NUMA: pages are counted by node.
+    """
+    config = state.config[0]
+    digits = int(config["bits_per_long"]) // 4
+    start, end = int(config["vmalloc_start"]), int(config["vmalloc_end"])
+    lines = []
+    for node in range(int(config["nr_nodes"])):
+        for row in tree_rows(state, TREE_BUSY + node):
+            area = state.area[row]
+            first, last = unbias(int(area["va_start"])), unbias(int(area["va_end"]))
+            if int(area["vm"]) <= 0:
+                lines.append(f"0x{first:0{digits}x}-0x{last:0{digits}x} {last - first:7} vm_map_ram")
+                continue
+            vm = state.vm[int(area["vm"])]
+            first, size, flags, caller, pages = unbias(int(vm["addr"])), int(vm["size"]), int(vm["flags"]), int(vm["caller"]), int(vm["nr_pages"])
+            parts = [f"0x{first:0{digits}x}-0x{first + size:0{digits}x} {size:7}"]
+            parts += [callers.get(caller, f"0x{caller & (1 << digits * 4) - 1:x}")] if caller else []
+            parts += [f"pages={pages}"] if pages else []
+            parts += [f"phys=0x{int(vm['phys_addr']):0{digits}x}"] if int(vm["phys_addr"]) else []
+            parts += [name for flag, name in VM_KINDS if flags & flag]
+            parts += ["vpages"] if start <= bias(int(vm["pages"])) < end and int(vm["pages"]) else []
+            parts += [f"N0={pages}"] if numa and pages and not flags & VM_UNINITIALIZED else []
+            lines.append(" ".join(parts))
+    for node in range(int(config["nr_nodes"])):
+        for row in tree_rows(state, int(config["lazy_tree"]) + node):
+            first, last = unbias(int(state.area[row]["va_start"])), unbias(int(state.area[row]["va_end"]))
+            lines.append(f"0x{first:0{digits}x}-0x{last:0{digits}x} {last - first:7} unpurged vm_area")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def tree_rows(state: Vmalloc, tree: int) -> list[int]:
+    """Rows of a tree's areas in the order of its list."""
+    found, row = [], int(state.area[tree]["next"])
+    while row != tree:
+        found.append(row)
+        row = int(state.area[row]["next"])
+    return found

@@ -88,6 +88,7 @@ class SlabAllocator:
     state: Pgdat
     slub: Slub
     cpus: int
+    _contexts: int
 
     def _set_slub(self, slub: Slub, names: list[str], config: SlubConfig) -> None:
         self.slub, self._cache_names, self.slab_config = slub, names, config
@@ -113,27 +114,6 @@ class SlabAllocator:
         self.slub = reserve(self.slub, 1024, max(1 << 16, 2 * most))
         self._bind()
 
-    # Addresses
-
-    def virt_to_phys(self, address: int) -> int:
-        """The physical address: a constant offset from the virtual one. :raises RequestError: not an address of the direct map."""
-        address = _whole(address, "address")
-        physical = address - self.PAGE_OFFSET
-        if not 0 <= physical < int(self.state.config[0]["nr_frames"]) * PAGE_SIZE:
-            raise RequestError(f"address 0x{address:x}: not in the direct map, which begins at 0x{self.PAGE_OFFSET:x}")
-        return physical
-
-    def phys_to_virt(self, physical: int) -> int:
-        """The address of a physical address in the direct map. :raises RequestError: it is not below the end of memory."""
-        physical = _whole(physical, "physical address")
-        if not 0 <= physical < int(self.state.config[0]["nr_frames"]) * PAGE_SIZE:
-            raise RequestError(f"physical address 0x{physical:x}: this machine's memory ends at 0x{int(self.state.config[0]['nr_frames']) * PAGE_SIZE:x}")
-        return physical + self.PAGE_OFFSET
-
-    def virt_to_page(self, address: int) -> int:
-        """The page frame number of an address of the direct map."""
-        return self.virt_to_phys(address) // PAGE_SIZE
-
     # kmalloc
 
     def kmalloc(self, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
@@ -147,7 +127,8 @@ class SlabAllocator:
         :raises RequestError: a negative size, no such flags or CPU.
         """
         if (
-            cpu.__class__ is int
+            not self._contexts
+            and cpu.__class__ is int
             and 0 <= cpu < self.cpus
             and gfp.__class__ is int
             and 0 <= gfp <= GFP_MASK
@@ -169,6 +150,8 @@ class SlabAllocator:
         if size > KMALLOC_MAX_SIZE:
             text = f"kmalloc({size}): above KMALLOC_MAX_SIZE ({KMALLOC_MAX_SIZE} bytes): Linux warns once and returns NULL; use vmalloc or kvmalloc"
             raise AllocationFailure(text, -12, get_order(size), gfp, "order too large")
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"kmalloc({size})")
         physical = NO_ROOM
         while physical == NO_ROOM:
             physical = int(kmalloc_entry(self._handle, size, gfp, cpu))
@@ -358,6 +341,8 @@ class SlabAllocator:
         :raises RequestError: the cache was destroyed or is another machine's, or no such flags or CPU.
         """
         number, cpu, gfp = self._cache(cache), self._slab_cpu(cpu), self._slab_gfp(gfp)
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"kmem_cache_alloc({cache.name!r})")
         slabs = int(self.slub.cache[number]["nr_slabs"])
         physical = NO_ROOM
         while physical == NO_ROOM:
@@ -413,6 +398,8 @@ class SlabAllocator:
         most = int(self.state.config[0]["nr_frames"]) * PAGE_SIZE // int(self.slub.cache[number]["size"])
         if not 0 <= n <= most:
             raise RequestError(f"{n} objects: expected 0 to {most}, what this machine's memory has room for")
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"kmem_cache_alloc_bulk({cache.name!r})")
         if cache.ctor is not None or number in self._ctors:
             objects: list[int] = []
             try:
@@ -535,8 +522,20 @@ class SlabAllocator:
     def _cpu(self, cpu: int) -> int:
         raise NotImplementedError
 
+    def _may_allocate(self, gfp: int, cpu: int, what: str = "") -> int:
+        """The flags that are left in this context (`contexts.Contexts`). :raises SleepingInAtomic: it may sleep where that is forbidden."""
+        raise NotImplementedError
+
+    def _had_to_sleep(self, cpu: int, what: str = "") -> None:
+        """The request must wait for memory. :raises SchedulingWhileAtomic: where it cannot."""
+        raise NotImplementedError
+
     def _watched(self) -> object:
         """From now on contents are kept and debugged caches checked."""
+        raise NotImplementedError
+
+    def phys_to_virt(self, physical: int) -> int:
+        """The address in the direct map."""
         raise NotImplementedError
 
     def _slab_cpu(self, cpu: int) -> int:
@@ -576,6 +575,8 @@ class SlabAllocator:
     def _slab_failure(self, error: int, what: str, number: int, size: int, gfp: int, cpu: int) -> AllocationFailure:
         words = f"{what}, mode:0x{gfp:x}({gfp_names(gfp)}), CPU {cpu}"
         status = "needs reclaim" if error == -11 else "failed"
+        if error == -11:
+            self._had_to_sleep(cpu, what)
         if number < 0:
             return AllocationFailure(f"{words}: no block of {format_size(size)} in one piece", error, get_order(size), gfp, status)
         row = self.slub.cache[number]

@@ -30,6 +30,7 @@ PG_LRU = 8  # on an LRU list: counts as movable when a pageblock is stolen
 PG_MOVABLE = 16  # __PageMovable: movable without being on the LRU
 PG_FREEING = 32  # between mm_page_free and the moment it reaches a list
 PG_SLAB = 64  # every page of a slab; `next` is then the slab's row
+PG_TABLE = -128  # a page-table page, besides PG_ALLOCATED; `next` is then its row in the page tables (the sign: the column has 8 bits)
 
 ZONE_BOOSTED_WATERMARK = 1
 ZONE_RECLAIM_ACTIVE = 2
