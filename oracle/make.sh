@@ -54,10 +54,12 @@ areas='
 areas-256m-1cpu              | areas     | 6.1  | 256M  | 1 |
 areas-256m-4cpu              | areas-smp | 6.1  | 256M  | 4 |
 areas-256m-2cpu-slab         | areas-smp | 6.1  | 256M  | 2 | --slab
+areas-2g-1cpu-slab-686       | areas     | 6.1-686 | 2G | 1 | --slab
+areas-2g-4cpu-686            | areas-smp | 6.1-686 | 2G | 4 |
 virtual/areas-6.12-1cpu      | areas     | 6.12 | 256M  | 1 |
 virtual/areas-6.12-4cpu      | areas-smp | 6.12 | 256M  | 4 |
 '
-areas_kernel() { case $1 in 6.12) echo "${MMTWIN_KERNEL_612:-$here/kernel-6.12}" ;; *) echo "$kernel" ;; esac; }
+areas_kernel() { case $1 in 6.12) echo "${MMTWIN_KERNEL_612:-$here/kernel-6.12}" ;; *-686) echo "$kernel686" ;; *) echo "$kernel" ;; esac; }
 echo "$areas" | while IFS='|' read -r name workload series memory cpus options; do
   name=$(echo $name) series=$(echo $series)
   [ -n "$name" ] || continue
@@ -77,6 +79,17 @@ if wanted slab-classic-1cpu "$@"; then
   slab=${MMTWIN_SLAB_KERNEL:-$here/kernel-slab}
   [ -f "$slab/vmlinux" ] || "$here/slab-kernel.sh" "$slab"
   "$mmtwin" record --vm "$slab" --workload "$here/slab-kernel-workload.sh" --mem 128M --smp 1 --slab --force -o "$root/tests/data/slab-classic-1cpu.mmrec" < /dev/null
+fi
+if wanted sys-slab-686 "$@"; then "$here/sys-slab.sh" "$kernel686" "$root/tests/data/sys-kernel-slab-686.json.gz"; fi
+if wanted zoneinfo-i386 "$@"; then
+  pae=${MMTWIN_KERNEL_686_PAE:-$here/kernel-6.1-686-pae}
+  [ -f "$pae/vmlinux" ] || "$here/get-kernel.sh" "$pae" 6.1-686-pae
+  "$here/zoneinfo-i386.sh" "$root/tests/data/zoneinfo-i386.json.gz" "$kernel686" "$pae"
+fi
+if wanted exhaust28 "$@"; then
+  "$here/module/build.sh" "$here/module-build" "$(cat "$kernel686/release")" exhaust28
+  "$(dirname "$mmtwin")/python" "$here/module/exhaust28.py" "$kernel686" "$here/module-build/$(cat "$kernel686/release")/exhaust28.ko" \
+    "$root/tests/data/exhaust28-686.mmrec" "$root/tests/data/exhaust28-686.json"
 fi
 if wanted sys-slab "$@"; then "$here/sys-slab.sh" "$kernel" "$root/tests/data/sys-kernel-slab.json.gz"; fi
 if wanted kmalloc-probe "$@"; then

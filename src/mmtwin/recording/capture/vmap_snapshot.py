@@ -169,7 +169,7 @@ def block_pages(prog: Any) -> int:
     bits = prog.type("struct cpumask").size * 8
     cpus = 1 << (bits - 1).bit_length()
     space = (128 << 30 if word_size(prog) == 8 else 128 << 20) >> PAGE_SHIFT
-    return min(1024, max(16 * word_size(prog), space // cpus // 16))
+    return min(1024, max(16 * word_size(prog), int(space // cpus // 16)))
 
 
 def vmap_tables(prog: Any, page_offset: int) -> dict[str, pl.DataFrame]:
