@@ -198,6 +198,37 @@ def test_counters_of_a_machine(m: Machine) -> None:
     assert (found["walks"] - before["walks"], found["tlb_misses"] - before["tlb_misses"], found["tlb_hits"] - before["tlb_hits"]) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("pages", [1, 5, 100, 600])
+def test_writes_of_a_vmalloc(pages: int) -> None:
+    """n PTEs, one entry for each new table; the next one beside it none; vfree n and one for the guard page; kmalloc none at all."""
+    m = mmtwin.boot(ram="128MiB", cpus=1)
+    names = ("pte_writes", "table_writes", "table_pages", "tlb_flushes", "tlb_range_flushes", "sync_writes")
+
+    def counted() -> list[int]:
+        found = m.mmu_counters()
+        return [found[name] for name in names]
+
+    def change(before: list[int]) -> list[int]:
+        return [b - a for a, b in zip(before, counted(), strict=True)]
+
+    array = 2 if pages > 512 else 0  # the page array is then a vmalloc of its own, of 2 pages
+    before = counted()
+    v = m.vmalloc(pages * PAGE)
+    tables = 1 + (1 if pages < 512 else 2)
+    assert change(before) == [pages + array, tables, tables, 0, 0, 0]
+    before = counted()
+    w = m.vmalloc(5 * PAGE)
+    assert change(before) == [5, 0, 0, 0, 0, 0]
+    before = counted()
+    m.vfree(v)
+    assert change(before) == [pages + 1 + (array + 1 if array else 0), 0, 0, 0, 0, 0]
+    before = counted()
+    m.kfree(m.kmalloc(pages))
+    assert change(before) == [0] * 6
+    m.vfree(w)
+    m.validate()
+
+
 def test_requests_that_make_no_sense(m: Machine) -> None:
     p = m.kmalloc(8)
     for call in (
