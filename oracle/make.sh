@@ -96,7 +96,7 @@ if wanted kmalloc-probe "$@"; then
   "$here/module/build.sh" "$here/module-build" "$(cat "$kernel/release")"
   "$here/module/run.sh" "$kernel" "$here/module-build/$(cat "$kernel/release")/kmalloc_probe.ko" "$root/tests/data/kmalloc-probe-6.1.txt.gz"
 fi
-if wanted layouts "$@" || wanted alloc-cost "$@"; then
+if wanted layouts "$@" || wanted alloc-cost "$@" || wanted faults "$@"; then
   for flavour in 6.1-686 6.1-686-pae 6.12; do [ -f "$here/kernel-$flavour/vmlinuz" ] || "$here/get-kernel.sh" "$here/kernel-$flavour" $flavour; done
 fi
 if wanted layouts "$@"; then
@@ -110,5 +110,19 @@ if wanted vmalloc-events "$@"; then
     -o "$scratch/sizes.mmrec" < /dev/null
   "$(dirname "$mmtwin")/python" "$here/vmalloc-events.py" "$scratch/sizes.mmrec" "$root/tests/data/vmalloc-events-6.1.json"
   rm -r "$scratch"
+fi
+if wanted faults "$@"; then
+  for flavour in 4level 5level nosmap 686 686pae; do
+    words=no5lvl cpu=max guest=$kernel
+    case $flavour in
+      5level) words= ;;
+      nosmap) cpu=max,-smap,-smep ;;
+      686) guest=$here/kernel-6.1-686 ;;
+      686pae) guest=$here/kernel-6.1-686-pae ;;
+    esac
+    "$here/module/build.sh" "$here/module-build" "$(cat "$guest/release")" faults
+    # shellcheck disable=SC2086
+    MMTWIN_CPU=$cpu "$here/module/run-faults.sh" "$guest" "$here/module-build/$(cat "$guest/release")/faults.ko" "$root/tests/data/faults-6.1-$flavour.txt" $words
+  done
 fi
 cp "$root/tests/recordings/slabs-512m-4cpu-slab.mmrec" "$root/src/mmtwin/data/demo.mmrec"

@@ -12,13 +12,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for plain `pytest`, which does not put the directory there
 
-from bench import boot, first_result, pairs, peer_perf_kmem, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmaps
+from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmaps
 
-MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, slabs, slab_peer, slab_pairs, soak, vmaps, boot, pairs, first_result)
+MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, slabs, slab_peer, slab_pairs, soak, vmaps, boot, pairs, first_result, pgtable)
 CONTRACT = {
     "page_events_per_second", "page_requests_per_second", "peer_perf_kmem_events_per_second", "page_events_ratio_to_perf_kmem", "bytes_per_frame", "boot_1tib_seconds",
     "first_result_cold_seconds", "first_result_warm_seconds", "alloc_free_pair_ns_256mib", "alloc_free_pair_ns_4gib", "alloc_free_pair_ns_64gib", "alloc_free_pair_ns_1tib",
-    "slab_events_per_second", "slab_ops_per_second", "kmalloc_pair_microseconds", "glibc_malloc_pair_microseconds", "soak_operations", "soak_broken_invariants",
+    "slab_events_per_second", "slab_ops_per_second", "page_table_walk_ns", "tlb_hit_ns", "kmalloc_pair_microseconds", "glibc_malloc_pair_microseconds", "soak_operations", "soak_broken_invariants",
     "vmap_pairs_per_second", "vmap_pairs_per_second_1k_live", "vmap_pairs_per_second_1m_live", "kernel_test_vmalloc_fix_size_loops_per_second",
 }  # fmt: skip
 
@@ -160,3 +160,9 @@ def test_a_figure_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch, 
     printed = capsys.readouterr()
     assert json.loads(printed.out).items() >= {"a": None, "b": 2}.items()
     assert "A: not measured: ZeroDivisionError" in printed.err
+
+
+def test_pgtable() -> None:
+    figures = pgtable.measure(1)
+    assert figures.keys() == pgtable.ABOUT.keys()
+    assert all(value and value > 0 for value in figures.values())

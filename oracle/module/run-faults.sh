@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Loads faults.ko into a guest of a real kernel, provokes every fault, and stores what the kernel said.
-#   run-faults.sh KERNEL_DIR faults.ko OUT.txt [WORD ...]      WORDs go to the kernel's command line (no5lvl, nosmap ...)
-# $MMTWIN_CPU is QEMU's processor (max; max,-smap,-smep ...). KERNEL_DIR has vmlinuz (oracle/get-kernel.sh), the module is from build.sh. Needs qemu-system-x86, busybox-static, cpio. Under a minute.
+#   run-faults.sh KERNEL_DIR faults.ko OUT.txt [WORD ...]      WORDs go to the kernel's command line (no5lvl)
+# KERNEL_DIR has vmlinuz (oracle/get-kernel.sh), the module is from build.sh. $MMTWIN_CPU is QEMU's processor (max). The guest's
+# busybox is the kernel's, which 32-bit kernels come with, or the host's. Needs qemu-system-x86, busybox-static, cpio. Under a minute.
 set -euo pipefail
 kernel=${1:?usage: run-faults.sh KERNEL_DIR faults.ko OUT.txt [WORD ...]} module=${2:?} out=${3:?}
 shift 3
-busybox=${MMTWIN_BUSYBOX:-$(command -v busybox)}
+busybox=$(command -v busybox)
+[ ! -x "$kernel/busybox" ] || busybox=$kernel/busybox
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$scratch/root/bin" "$scratch/root/proc"

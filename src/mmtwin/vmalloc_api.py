@@ -31,6 +31,7 @@ from mmtwin.mm.vmap_tables import (
     bias,
     unbias,
 )
+from mmtwin.page_fault import Area
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 from mmtwin.vmalloc_steps import GFP_DIRECT_RECLAIM, GFP_DMA32, GFP_NOWARN, GFP_PGTABLE_KERNEL, GFP_ZERO, PMD_SHIFT, VmallocSteps, site, whole
 
@@ -419,6 +420,13 @@ class VmallocAllocator(VmallocSteps):
         row = self.areas.vm[vm]
         found: dict[str, int | str] = {name: int(row[name]) for name in ("size", "flags", "nr_pages", "phys_addr", "page_order")}
         return {"addr": unbias(int(row["addr"])), **found, "caller": self._callers.get(int(row["caller"]), "")}
+
+    def _area_at(self, address: int) -> Area | None:
+        found = self.find_vm_area(address)
+        if found is None:
+            return None
+        start = int(found["addr"])
+        return Area(start, start + int(found["size"]), not int(found["flags"]) & VM_NO_GUARD)
 
     def phys_pages(self, address: int, n: int | None = None) -> list[int]:
         """The page frames behind `n` bytes of kernel memory, page by page; -1 where nothing is mapped.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for plain `pytest`, which does not put the directory there
 
+import mmtwin
 from mmtwin.mm import pgtable
 from mmtwin.mm.mmu import (
     AC,
@@ -204,3 +207,54 @@ def test_a_tlb_that_is_flushed_agrees_with_the_tables(kind: str, steps: list[tup
             assert translate(box.mmu, cpu, signed(at), WRITE if what == 2 else READ) == (
                 plain[page] << 12 if page in plain else FAULT["write" if what == 2 else "none"]
             )
+
+
+DIGEST = """
+import hashlib
+import random
+from mmtwin.mm.mmu import flush_tlb_kernel_range_entry, mmu_handle, translate_entry
+from mmtwin.mm.pgtable_tables import counters, signed
+from mmtwin.mm.validate_pgtable import validate_pgtable
+from tests.mmu_box import KINDS, Box
+
+for kind in KINDS:
+    box, r, seen = Box(kind), random.Random(kind), []
+    root = box.process()
+    start = box.space.vmalloc_start + (8 << 20)
+    mapped = set()
+    for step in range(1200):
+        page, cpu = r.randrange(900), r.randrange(2)
+        at, what = start + page * 4096, r.random()
+        if what < 0.35 and page not in mapped:
+            mapped.add(page)
+            box.map(at, page + 7, r.choice((0x163, 0x161, 0x103)))
+        elif what < 0.45:
+            n = r.randrange(1, 20)
+            box.unmap(at, at + n * 4096)
+            mapped -= set(range(page, page + n))
+        elif what < 0.47:
+            flush_tlb_kernel_range_entry(box.mmu, signed(at), signed(at) + r.choice((1, 5, 40)) * 4096)
+        elif what < 0.49:
+            box.switch(r.choice((root, int(box.mmu.config[0]["root"]))), cpu)
+        else:
+            table = mmu_handle(box.state, box.mmu)
+            address = at if what < 0.9 else box.space.page_offset + page * 40960
+            seen.append(translate_entry(table.ctypes.data, cpu, signed(address) + 5, r.choice((0, 2, 4, 16, 1 << 18))))
+    validate_pgtable(box.mmu, box.state)
+    used = int(box.mmu.config[0]["tables"])
+    total = hashlib.sha256(repr((seen, counters(box.mmu))).encode())
+    for table in (box.mmu.entry[:used], box.mmu.table[:used], box.mmu.tlb, box.mmu.cpu, box.mmu.config):
+        total.update(table.tobytes())
+    print(kind, total.hexdigest())
+"""
+
+
+def test_same_state_compiled_checked_and_interpreted() -> None:
+    source = os.pathsep.join([str(Path(mmtwin.__file__).parents[1]), str(Path(__file__).parents[2])])
+    found = {}
+    for mode in ({}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_DISABLE_JIT": "1"}):
+        clean = {name: value for name, value in os.environ.items() if name not in ("NUMBA_BOUNDSCHECK", "NUMBA_DISABLE_JIT")}
+        run = subprocess.run([sys.executable, "-c", DIGEST], env=clean | {"PYTHONPATH": source} | mode, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        found[next(iter(mode), "compiled")] = run.stdout
+    assert len(set(found.values())) == 1 and found["compiled"].count("\n") == 4, found
