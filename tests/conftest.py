@@ -41,6 +41,17 @@ def real(recordings: dict[str, Recording]) -> dict[str, Recording]:
     return found
 
 
+@pytest.fixture(scope="session")
+def areas() -> dict[str, Recording]:
+    """The recordings with virtual areas, by name; those of 6.12 have nothing else."""
+    from mmtwin.recording import store
+
+    paths = [*sorted(RECORDINGS.glob("areas-*.mmrec")), *sorted((RECORDINGS / "virtual").glob("*.mmrec"))]
+    found = {path.stem: store.load(path) for path in paths}
+    assert {(r.provenance.kernel_release.split("-")[0][:4], r.provenance.cpus) for r in found.values()} >= {("6.1.", 1), ("6.1.", 4), ("6.12", 1), ("6.12", 4)}
+    return found
+
+
 @pytest.fixture
 def bare() -> Callable[..., Machine]:
     """Makes a machine without a kernel image: ``bare("64MiB", cpus=2)``."""

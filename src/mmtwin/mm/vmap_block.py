@@ -196,6 +196,16 @@ def purge_fragmented_block(v: Any, block: int, force: bool) -> bool:
 
 
 @slow
+def mend_block(v: Any, block: int, free: int, dirty: int) -> None:
+    """What a block has free and dirty is what somebody else says (a replay, after a difference)."""
+    entry = v.block[block]
+    entry["free"] = free
+    entry["dirty"] = dirty
+    if free == 0 and int(entry["state"]) == ON_QUEUE:
+        _queue_del(v, block)
+
+
+@slow
 def _free_purged_blocks(v: Any, first: int) -> None:
     """``free_purged_blocks``: all of the chain."""
     while first != NIL:

@@ -18,7 +18,7 @@ from mmtwin.errors import ProfileError, RecordingError
 from mmtwin.recording.convert import COLUMNS
 from mmtwin.recording.model import EVENTS_SCHEMA, KINDS, Recording, Snapshot
 from mmtwin.recording.slab_classic import check_classic
-from mmtwin.recording.vmaps import VMAP_KINDS, check_vmaps
+from mmtwin.recording.vmaps import MAX_POOLS, VMAP_KINDS, check_vmaps, unsigned
 
 # The same as in mmtwin.mm.tables, mmtwin.mm.slab_tables and mmtwin.gfp (a test compares them), written here so that reading a file does not import numba.
 MAX_ORDER, MIGRATE_TYPES, NR_PCP_LISTS, MAX_NR_ZONES = 10, 5, 14, 5
@@ -226,11 +226,16 @@ def _check_vmap_events(label: str, events: pl.DataFrame, kinds: Int, snapshot: S
     blocks = np.isin(kinds, [KINDS.index(kind) for kind in VMAP_KINDS if kind.startswith("vmap_block_")])
     limit = np.where(blocks, snapshot.scalars["possible_cpus"], snapshot.scalars["nr_vmap_nodes"])
     _where(label, "node", node, rows & ((node < np.where(blocks, -1, 0)) | (node >= limit)), "there is no such vmap node or CPU")
+    start, end = (unsigned(events[name].to_numpy()) for name in ("ptr", "call_site"))
+    ranges = np.isin(kinds, [KINDS.index(kind) for kind in ("vmap_request", "vmap_busy", "vmap_unlink")])
+    _where(label, "call_site", events["call_site"].to_numpy(), ranges & (start >= end), "the end of a virtual area, or of a range for one, is not behind its begin")
     asked = np.isin(kinds, [KINDS.index(kind) for kind in ("vmap_request", "vmap_percpu")])
     for name in ("bytes_req", "bytes_alloc"):
         values = events[name].to_numpy()
         _where(label, name, values, asked & ((values <= 0) | (values >= 1 << 57)), "no size or alignment of a virtual area")
+    _where(label, "bytes_alloc", values, asked & (values & (values - 1) != 0), "no power of two")
     values = events["arg"].to_numpy()
+    _where(label, "arg", values, (kinds == KINDS.index("vmap_pool_out")) & ((values < 0) | (values >= MAX_POOLS)), "no number of a pool")
     counts = np.isin(kinds, [KINDS.index(kind) for kind in ("vmap_ram", "vmap_unram")])
     _where(label, "arg", values, counts & ((values < 0) | (values >= 1 << 32)), "no number of pages")
 

@@ -34,7 +34,7 @@ SIGN = -(1 << 63)
 
 def version_of(release: str) -> int:
     """A kernel's release as `mmtwin.mm.vmap_tables` wants it: 601 for 6.1."""
-    found = re.match(r"(\d+)\.(\d+)", release)
+    found = re.match(r"(\d{1,3})\.(\d{1,2})\b", release)
     return int(found[1]) * 100 + int(found[2]) if found else 601
 
 

@@ -154,7 +154,7 @@ def check_vmaps(tables: Mapping[str, pl.DataFrame], scalars: Mapping[str, int], 
     need(1 <= bits <= 1024, "blocks", f"vmap_bbmap_bits is {bits}; expected 1 to 1024")
     need(0 <= scalars["vmap_lazy_nr"] < 1 << 52, "areas", "vmap_lazy_nr is impossible")
     possible = scalars.get("possible_cpus", cpus)
-    need(1 <= possible <= 8192, "cpus", f"possible_cpus is {possible}")
+    need(cpus <= possible <= 8192, "cpus", f"possible_cpus is {possible}, with {cpus} CPUs online")
     per_cpu = tables["cpus"]["cpu"].cast(pl.Int64).to_numpy()
     need(
         (per_cpu >= 0) & (per_cpu < possible) & (np.bincount(np.clip(per_cpu, 0, possible - 1), minlength=1).max(initial=0) <= 1),

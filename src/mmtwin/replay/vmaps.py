@@ -32,10 +32,10 @@ from mmtwin.mm.vmalloc import (
     purge_one,
     unlink_busy,
 )
-from mmtwin.mm.vmap_block import block_at, cut_piece, find_block, forget_block, new_vmap_block, purge_fragmented_block, soil_piece
+from mmtwin.mm.vmap_block import block_at, cut_piece, mend_block, find_block, forget_block, new_vmap_block, purge_fragmented_block, soil_piece
 from mmtwin.mm.vmap_node import node_pool_add_va, node_pool_del_va, reclaim_list_global, size_to_va_pool
 from mmtwin.mm.vmap_percpu import enclosing_free, pcpu_get_vm_areas
-from mmtwin.mm.vmap_tables import AREA_HELD, MAX_VA_SIZE_PAGES, NIL, VMAP_FLAGS_MASK, Vmalloc, reserve_areas
+from mmtwin.mm.vmap_tables import AREA_BUSY, AREA_HELD, MAX_VA_SIZE_PAGES, NIL, VMAP_FLAGS_MASK, Vmalloc, reserve_areas
 from mmtwin.mm.vmap_tree import list_del_area, merge_or_add, merge_or_add_augment, new_area, preload
 from mmtwin.recording.vmaps import VMAP_KINDS
 from mmtwin.units import PAGE_SHIFT
@@ -72,6 +72,7 @@ VMAP_CONTEXT = np.dtype(
         ("piece", "i8"), ("cut", "i8"),  # its address, and whether there is one
         ("block_area", "i8"),  # area of a new block that is not on its queue yet
         ("returned", "i8"), ("returned_order", "i8"),  # piece that vm_unmap_ram is given, order -1: not in it
+        ("cleared", "i8"),  # 1: its lock is taken once more before, for the bitmap (6.12)
     ]
 )  # fmt: skip
 """What is going on in one task."""
@@ -92,6 +93,8 @@ WHATS = ("virtual area", "freed area", "vm_map_ram piece", "purged area", "vm_ma
 KEPT = 100
 NOTHING = -(1 << 62)
 """No address."""
+NODES = 609
+"""Vmap nodes and pools came with Linux 6.9."""
 ERRORS = 4095
 """Pointers of the last page are error numbers (MAX_ERRNO)."""
 SIGN = -(1 << 63)
@@ -158,7 +161,7 @@ def give_back(v: Any, address: int, size: int) -> None:
 def take_range(v: Any, cpu: int, start: int, end: int) -> bool:
     """Takes what the kernel took out of the free tree; false if it is not free in the twin."""
     free = enclosing_free(v, start)
-    if free == NIL or int(v.area[free]["va_end"]) < end:
+    if end <= start or free == NIL or int(v.area[free]["va_end"]) < end:
         return False
     result = adjust_va_to_fit_type(v, cpu, free, start, end - start)
     if result == NO_SPARE:
@@ -170,11 +173,12 @@ def take_range(v: Any, cpu: int, start: int, end: int) -> bool:
 @slow
 def drop_answer(v: Any, x: Any) -> None:
     """Gives back what the twin found for a request that the kernel went on with in another way."""
-    if int(x["row"]) != NIL:
-        row = int(x["row"])
-        if int(x["asking"]) == 2:
+    row = int(x["row"])
+    if row != NIL:
+        if int(x["asking"]) == 2 and int(v.area[row]["state"]) == AREA_BUSY:
             unlink_busy(v, row)
-        merge_or_add_augment(v, row)
+        if int(v.area[row]["state"]) == AREA_HELD:
+            merge_or_add_augment(v, row)
     elif int(x["address"]) != OVERFLOW and int(x["address"]) != NOTHING:
         give_back(v, int(x["address"]), int(x["size"]))
     x["row"] = NIL
@@ -209,6 +213,8 @@ def request(v: Any, q: Any, op: Any) -> None:
 def pool_take(v: Any, q: Any, op: Any) -> None:
     """``node_pool_del_va`` in alloc_vmap_area: the pool is looked at. The node is the kernel's, should the task have moved to another CPU meanwhile."""
     x = q.context[int(op["context"])]
+    if int(v.config[0]["version"]) < NODES:
+        return
     node = int(op["node"])
     mark = (node + 1) << 8
     if int(x["mark"]) != mark:
@@ -434,13 +440,14 @@ def purge_node_op(v: Any, q: Any, op: Any, kind: int) -> None:
         v.config[0]["lazy_nr"] -= sort_out(v, q, int(op["node"]), True)
         return
     node = int(x["purging"])
-    if kind == K_LAZY_SUB:
+    if kind == K_LAZY_SUB and node >= 0:
         v.config[0]["lazy_nr"] -= sort_out(v, q, node, False)
         if q.local[node] == NIL:
             x["purging"] = -1
         return
     if node < 0:  # the end of a decay
-        reclaim_list_global(v)
+        if kind == K_RECLAIM:
+            reclaim_list_global(v)
         return
     row = q.local[node]
     while row != NIL:
@@ -482,8 +489,9 @@ def block_op(v: Any, q: Any, op: Any, kind: int) -> None:
         x["cut"] = 1
     elif kind == K_BLOCK_FREE:
         order = int(x["returned_order"])
-        if order < 0 or int(op["size"]) != int(entry["dirty"]) + (1 << order):
-            return  # 6.12 takes the lock twice; the first time it only clears the bitmap
+        if order < 0 or int(x["cleared"]):
+            x["cleared"] = 0
+            return
         soil_piece(v, block, int(x["returned"]), order)
         x["returned_order"] = -1
     elif not purge_fragmented_block(v, block, kind == K_BLOCK_PURGE) and kind == K_BLOCK_FLUSH and int(entry["dirty_max"]) and int(entry["dirty"]) != pages:
@@ -494,6 +502,8 @@ def block_op(v: Any, q: Any, op: Any, kind: int) -> None:
         q.counters[V_BLOCKS_EQUAL] += 1
     else:
         differ_area(q, op, D_BLOCK, int(op["arg"]) << 16 | int(op["size"]), int(entry["free"]) << 16 | int(entry["dirty"]))
+        if int(op["arg"]) >= 0 and int(op["size"]) >= 0 and int(op["arg"]) + int(op["size"]) <= pages:
+            mend_block(v, block, int(op["arg"]), int(op["size"]))
 
 
 @slow
@@ -501,7 +511,7 @@ def ram_op(v: Any, q: Any, op: Any, kind: int) -> None:
     """vm_map_ram and vm_unmap_ram begin and end."""
     x = q.context[int(op["context"])]
     order = 0
-    while 1 << order < int(op["arg"]):
+    while kind != K_RAM_RESULT and 1 << order < int(op["arg"]):  # get_order
         order += 1
     if kind == K_RAM:
         x["order"] = order
@@ -511,6 +521,7 @@ def ram_op(v: Any, q: Any, op: Any, kind: int) -> None:
     elif kind == K_UNRAM:
         x["returned"] = int(op["ptr"])
         x["returned_order"] = order
+        x["cleared"] = int(v.config[0]["version"]) >= NODES
     elif int(x["order"]) >= 0:
         x["order"] = -1
         if int(op["arg"]) == 0:  # it had no room; alloc_vmap_area said so
@@ -536,6 +547,8 @@ def rare(v: Any, q: Any, op: Any, kind: int) -> None:
         x["row"] = NIL
     elif kind == K_PERCPU_SEARCH:
         percpu_search(v, q, op)
+    elif K_DECAY <= kind <= K_RECLAIM and int(v.config[0]["version"]) < NODES:
+        return
     elif kind == K_DECAY:
         v.config[0]["skip_populate"] = int(op["arg"])
         q.hidden[int(op["node"])] = NIL
@@ -653,8 +666,8 @@ def run_vmaps(state: Vmalloc, ops: npt.NDArray[np.void], contexts: int, progress
     for start in range(0, len(ops), CHUNK):
         chunk = ops[start : start + CHUNK]
         kinds = np.bincount(chunk["kind"], minlength=len(VMAP_KINDS))
-        rows = 3 * int(kinds[K_REQUEST] + kinds[K_SEARCH] + kinds[K_OFFER] + kinds[K_BUSY] + kinds[K_PERCPU_SEARCH]) + 16
-        state = reserve_areas(state, areas=rows, blocks=int(kinds[K_RAM]) + 4)
+        rows = 3 * int(kinds[[K_SEARCH, K_OFFER, K_BUSY, K_RESULT, K_PERCPU_SEARCH]].sum()) + 16  # what an operation may use, after a difference too
+        state = reserve_areas(state, areas=rows, blocks=int(kinds[K_BLOCK_TAKE]) + 4)
         replay_vmap_ops(state, q, chunk)
         progress(min(start + CHUNK, len(ops)))
     counters = {name: int(q.counters[i]) for i, name in enumerate(VMAP_COUNTERS)}
