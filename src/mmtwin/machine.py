@@ -41,6 +41,7 @@ from mmtwin.profiles import Profile, physical
 from mmtwin.profiles.layout import AddressSpace, address_space
 from mmtwin.profiles.physical import Frames, MemoryRange
 from mmtwin.slab_api import SlabAllocator, boot_caches, new_allocator
+from mmtwin.swap_area import SwapAreas
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
 from mmtwin.vmalloc_api import VmallocAllocator
 from mmtwin.vmalloc_steps import free_space
@@ -62,7 +63,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
+class Machine(SwapAreas, Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the

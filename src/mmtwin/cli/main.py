@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from mmtwin import __version__
 from mmtwin.cli import terminal
+from mmtwin.cli.claims import claims
 from mmtwin.cli.demo import demo
 from mmtwin.cli.help import ColumnFormatter
 from mmtwin.cli.import_ import import_
@@ -37,7 +38,7 @@ app = App(
 )
 app.meta.group_parameters = Group("Everywhere", sort_key=9)
 app.meta.suppress_keyboard_interrupt = False
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "record": record, "import": import_, "info": info, "replay": replay, "stat": stat, "layout": layout}
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "record": record, "import": import_, "info": info, "replay": replay, "stat": stat, "layout": layout, "claims": claims}
 for position, (verb, command) in enumerate(COMMANDS.items()):
     app.command(command, name=verb, sort_key=position)
 
