@@ -12,11 +12,10 @@ edu='edu,dma_mask=0xffffffffffffffff'
 runs="
 512M | 1 | 15 | -M pc | swiotlb=force
 512M | 3 | 2  | -M pc | swiotlb=force
-512M | 2 | 66 | -M pc | swiotlb=2048,2,force
+512M | 2 | 64 | -M pc | swiotlb=2048,2,force
 512M | 1 | 9  | -M pc |
 5G   | 2 | 41 | -M pc |
 5G   | 1 | 40 | -M pc | swiotlb=noforce
-512M | 1 | 12 | -M pc | slub_debug=
 512M | 1 | 16 | -M q35 -device intel-iommu -device $edu | intel_iommu=on iommu.strict=1
 512M | 2 | 16 | -M q35 -device intel-iommu -device $edu | intel_iommu=on
 512M | 1 | 16 | -M q35 -device $edu |
@@ -32,7 +31,7 @@ $b mount -t proc proc /proc
 for w in $($b cat /proc/cmdline); do case $w in probe_parts=*) parts=${w#*=} ;; esac; done
 $b insmod /dma_probe.ko parts=$parts && echo && echo @@BEGIN && $b dmesg | $b grep -i -E 'software IO TLB|DMAR: Intel|iommu: Default' | $b sed 's/^/log /'
 $b cat /proc/dma_probe
-$b dmesg | $b sed -n '/dma_probe: case/,$p' | $b grep -v -E '^(RSP|RAX|RDX|RBP|R10|R13|FS:|CS:|CR2:|Code:|DR0|DR3| |Call Trace|Hardware|Modules)' | $b sed 's/^/log /'
+$b dmesg | $b sed -n '/dma_probe: case/,$p' | $b grep -v -E '^(RSP|RAX|PKRU|RIP: 0033|---|RDX|RBP|R10|R13|FS:|CS:|CR2:|Code:|DR0|DR3| |Call Trace|Hardware|Modules)' | $b sed 's/^/log /'
 echo @@BYE
 $b poweroff -f
 INIT

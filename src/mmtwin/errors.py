@@ -191,7 +191,12 @@ class KernelBug(ReportedError):
 
 
 class DmaError(ReportedError):
-    """A mapping that the DMA API refuses (DMA_MAPPING_ERROR) or warns about."""
+    """A mapping that the DMA API refuses (DMA_MAPPING_ERROR) or warns about.
+
+    :ivar printed: whether the kernel would have printed it: many of its warnings come only once.
+    """
+
+    printed = True
 
 
 class DmaMappingError(DmaError):

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mmtwin import procfs
+from mmtwin.contexts import Contexts
 from mmtwin.errors import AllocationFailure, BadFree, CacheBusy, DoubleFree, RequestError, WrongCache
 from mmtwin.gfp import GFP_KERNEL, gfp_names
 from mmtwin.mm import slab_common
 from mmtwin.mm.handle import address_table
 from mmtwin.mm.kmalloc import KMALLOC_MAX_CACHE_SIZE, ZERO_SIZE_PTR
-from mmtwin.mm.page_alloc import ENOENT
+from mmtwin.mm.page_alloc import EAGAIN, ENOENT
 from mmtwin.mm.slab_common import KMALLOC_MAX_SIZE, SIZE_MAX, CacheGeometry, SlubConfig
 from mmtwin.mm.slab_entry import (
     EBUSY,
@@ -77,7 +78,7 @@ def _whole(value: int, what: str) -> int:
         raise RequestError(f"{what} {value!r}: expected a whole number") from None
 
 
-class SlabAllocator:
+class SlabAllocator(Contexts):
     """kmalloc, caches and slabinfo, over `slub` (the slab tables) and `state` (the page allocator's).
 
     :ivar slub: the slab tables (`mm.slab_tables.Slub`).
@@ -135,6 +136,7 @@ class SlabAllocator:
             and gfp & GFP_TYPES != GFP_TYPES
             and size.__class__ is int
             and 0 < size <= KMALLOC_MAX_SIZE
+            and not self._contexts
         ):
             physical = kmalloc_entry(self._handle, size, gfp, cpu)
             if physical >= 0:
@@ -574,9 +576,9 @@ class SlabAllocator:
 
     def _slab_failure(self, error: int, what: str, number: int, size: int, gfp: int, cpu: int) -> AllocationFailure:
         words = f"{what}, mode:0x{gfp:x}({gfp_names(gfp)}), CPU {cpu}"
-        status = "needs reclaim" if error == -11 else "failed"
-        if error == -11:
-            self._had_to_sleep(cpu, what)
+        if error == -EAGAIN and self._contexts:
+            error = self._no_reclaim(cpu, what)
+        status = "needs reclaim" if error == -EAGAIN else "failed"
         if number < 0:
             return AllocationFailure(f"{words}: no block of {format_size(size)} in one piece", error, get_order(size), gfp, status)
         row = self.slub.cache[number]

@@ -1,0 +1,137 @@
+"""Devices of a machine and the bounce buffers that they share: `Devices` is the part of `Machine` that makes and owns them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from mmtwin.dma.debug import DmaDebug
+from mmtwin.dma.iommu import IommuDomain
+from mmtwin.dma.pools import Device
+from mmtwin.dma.types import bit_mask
+from mmtwin.errors import AllocationFailure
+from mmtwin.gfp import GFP, GFP_KERNEL
+from mmtwin.memory import Memory
+from mmtwin.mm.swiotlb import IO_TLB_DEFAULT_SIZE, IO_TLB_MIN_SLABS, IO_TLB_SEGSIZE, IO_TLB_SHIFT, Swiotlb, SwiotlbSettings, new_swiotlb
+from mmtwin.mm.tables import Pgdat
+from mmtwin.profiles import Profile
+from mmtwin.profiles.physical import Frames
+from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, get_order
+
+if TYPE_CHECKING:
+    from mmtwin.machine import Machine
+
+SLOT_BYTES, AREA_BYTES = 24, 24
+"""sizeof(struct io_tlb_slot), sizeof(struct io_tlb_area)."""
+
+
+class Devices:
+    """Devices of a machine, its bounce buffers, and the switch of DMA debugging; mixed into `Machine`."""
+
+    state: Pgdat
+    profile: Profile
+    cpus: int
+    ram: tuple[Frames, ...]
+    reserved: tuple[Frames, ...]
+    PAGE_OFFSET: int
+
+    _io_tlb: Swiotlb | None = None
+    _io_tlb_decided = False
+    _dma_debug: DmaDebug | None = None
+    _devices = 0
+    _printed_once: frozenset[str] = frozenset()
+
+    def device(self, name: str, dma_mask: int = 32, *, coherent_mask: int | None = None, iommu: bool | IommuDomain = False, driver: str = "platform") -> Device:
+        """A device that can do DMA.
+
+        :param name: as reports name it.
+        :param dma_mask: address bits that it can drive, or a mask.
+        :param coherent_mask: likewise for coherent memory; None: the same.
+        :param iommu: an IOMMU translates its addresses: True for a domain of its own, or one that it shares.
+        :param driver: the driver's name (the bus's as long as it has none).
+        """
+        self._devices += 1
+        domain = IommuDomain(self.cpus) if iommu is True else iommu or None
+        return Device(
+            cast("Machine", self), name, bit_mask(dma_mask), bit_mask(dma_mask if coherent_mask is None else coherent_mask), domain, driver, self._devices
+        )
+
+    @property
+    def dma_debug(self) -> DmaDebug | None:
+        """CONFIG_DMA_API_DEBUG: what is mapped; None: not compiled in (the default, as in Debian's kernels)."""
+        return self._dma_debug
+
+    def dma_debug_init(self) -> DmaDebug:
+        """From now on every mapping is checked, as with CONFIG_DMA_API_DEBUG."""
+        if self._dma_debug is None:
+            self._dma_debug = DmaDebug()
+        return self._dma_debug
+
+    # Bounce buffers
+
+    @property
+    def swiotlb(self) -> Swiotlb | None:
+        """The bounce buffers, or None. A machine with memory above 4 GiB got 64 MiB of them at boot, from what the kernel keeps below 4 GiB."""
+        if not self._io_tlb_decided:
+            self._io_tlb_decided = True
+            pages = self.profile.swiotlb_pages
+            below = [(start, min(end, 1 << 20)) for start, end in self.reserved if start < 1 << 20 and min(end, 1 << 20) - start >= pages]
+            if self.ram and self.ram[-1][1] > 1 << 20 and below:
+                nslabs, nareas = SwiotlbSettings(pages << PAGE_SHIFT >> IO_TLB_SHIFT).size(self.cpus)
+                self._io_tlb = new_swiotlb((below[-1][1] - pages) << PAGE_SHIFT, nslabs, nareas)
+        return self._io_tlb
+
+    def swiotlb_attach(self, start: int, cmdline: str = "", *, size: int | None = None) -> Swiotlb | None:
+        """Bounce buffers at a physical address that the caller keeps free for them, as ``swiotlb=`` on the command line asks; None with ``noforce``.
+
+        :param size: bytes, instead of what the command line says.
+        """
+        asked = SwiotlbSettings.from_cmdline(cmdline)
+        if size is not None:
+            asked = asked._replace(nslabs=max(1, size >> IO_TLB_SHIFT))
+        nslabs, nareas = asked.size(self.cpus)
+        self._io_tlb_decided = True
+        self._io_tlb = None if asked.disable else new_swiotlb(start, nslabs, nareas, asked.force)
+        return self._io_tlb
+
+    def swiotlb_init_late(self, size: int = IO_TLB_DEFAULT_SIZE, *, force: bool = False, cpu: int = 0) -> Swiotlb:
+        """``swiotlb_init_late``: bounce buffers from the page allocator, so of 4 MiB at most; then the tables of areas and slots.
+
+        :param force: every mapping is bounced.
+        :raises AllocationFailure: not even 1 MiB could be had.
+        """
+        machine = cast("Machine", self)
+        nslabs = -(-(size >> IO_TLB_SHIFT) // IO_TLB_SEGSIZE) * IO_TLB_SEGSIZE
+        order, pfn = get_order(nslabs << IO_TLB_SHIFT), -1
+        gfp = GFP_KERNEL | GFP.DMA32 | GFP.NOWARN
+        while (PAGE_SIZE >> IO_TLB_SHIFT) << order > IO_TLB_MIN_SLABS and pfn < 0:
+            try:
+                pfn = machine.alloc_pages(order, gfp, cpu)
+            except AllocationFailure:
+                order -= 1
+        if pfn < 0:
+            raise AllocationFailure("swiotlb_init_late: -12 (ENOMEM): no free block above 1 MiB below 4 GiB", -12, order, gfp, "failed")
+        nslabs = (PAGE_SIZE >> IO_TLB_SHIFT) << order
+        nareas = min(1 << (self.cpus - 1).bit_length(), nslabs // IO_TLB_SEGSIZE)
+        machine.alloc_pages(get_order(AREA_BYTES * nareas), GFP_KERNEL | GFP.ZERO, cpu)
+        machine.alloc_pages(get_order(SLOT_BYTES * nslabs), GFP_KERNEL | GFP.ZERO, cpu)
+        self._io_tlb_decided, self._io_tlb = True, new_swiotlb(pfn << PAGE_SHIFT, nslabs, nareas, force)
+        return self._io_tlb
+
+    # What the layers below need of the machine
+
+    def in_direct_map(self, address: int) -> bool:
+        """``virt_addr_valid``: the address is that of a page frame in the direct map."""
+        return 0 <= address - self.PAGE_OFFSET < int(self.state.config[0]["nr_frames"]) << PAGE_SHIFT
+
+    def _dma_memory(self, write: bool = False) -> Memory | None:
+        """The bytes of page frames; None as long as no byte was ever written, so that all of them are zeros."""
+        machine = cast("Machine", self)
+        if machine._watch is None and not write:
+            return None
+        return machine._watched().memory
+
+    def _once(self, key: str) -> bool:
+        """Whether a message that comes only once per boot comes now."""
+        first = key not in self._printed_once
+        self._printed_once |= {key}
+        return first
