@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mmtwin.contexts import callers
-from mmtwin.dma.types import DMA_BIDIRECTIONAL, DMA_FROM_DEVICE, DMA_TO_DEVICE, is_vmalloc_addr, vmalloc_to_pfn
+from mmtwin.dma.types import DMA_BIDIRECTIONAL, DMA_FROM_DEVICE, DMA_TO_DEVICE
 from mmtwin.errors import DmaApiError
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -149,10 +149,10 @@ class DmaDebug:
     def map_single(self, dev: DmaDevice, address: int, size: int, cpu: int) -> None:
         """``debug_dma_map_single``: the address must be in the direct map."""
         machine = dev.machine
-        if is_vmalloc_addr(machine, address):
+        if machine.is_vmalloc_addr(address):
             self.error(dev, None, f"device driver maps memory from invalid area [addr={address:016x}] [len={size}]", cpu)
             self.error(dev, None, f"device driver maps memory from vmalloc area [addr={address:016x}] [len={size}]", cpu)
-        elif not machine.in_direct_map(address):
+        elif not machine.virt_addr_valid(address):
             self.error(dev, None, f"device driver maps memory from invalid area [addr={address:016x}] [len={size}]", cpu)
 
     def map_page(self, dev: DmaDevice, physical: int, size: int, direction: int, dev_addr: int, skip_cpu_sync: bool, cpu: int) -> None:
@@ -220,13 +220,13 @@ class DmaDebug:
         stack = machine.context(cpu).task.stack
         if not stack:
             return
-        if not is_vmalloc_addr(machine, stack):
+        if not machine.is_vmalloc_addr(stack):
             address = physical + machine.PAGE_OFFSET
             if stack <= address < stack + THREAD_SIZE:
                 self.error(dev, None, f"device driver maps memory from stack [addr={address:016x}]", cpu)
             return
         for i in range(THREAD_SIZE // PAGE_SIZE):
-            if vmalloc_to_pfn(machine, stack + i * PAGE_SIZE) == physical >> PAGE_SHIFT:
+            if machine.vmalloc_to_pfn(stack + i * PAGE_SIZE) == physical >> PAGE_SHIFT:
                 address = stack + i * PAGE_SIZE + physical % PAGE_SIZE
                 self.error(dev, None, f"device driver maps memory from stack [probable addr={address:016x}]", cpu)
                 return

@@ -21,8 +21,6 @@ from mmtwin.dma.types import (
     Coherent,
     Scatter,
     bit_mask,
-    is_vmalloc_addr,
-    vmalloc_to_pfn,
 )
 from mmtwin.errors import AllocationFailure, DmaError, DmaFault, DmaMappingError, DmaOverflow, RequestError, SwiotlbFull, VmallocMapped
 from mmtwin.gfp import GFP, GFP_KERNEL
@@ -153,9 +151,8 @@ class DmaDevice:
                 raise AllocationFailure(text, -12, order, int(gfp), "failed")
 
     def _clear(self, physical: int, size: int) -> None:
-        memory = self.machine._dma_memory()
-        if memory is not None:
-            memory.fill(physical, size)
+        if self.machine._watch is not None:
+            self.machine._watch.memory.fill(physical, size)
 
     def dma_free_coherent(self, size: int, address: int, dma: int, cpu: int = 0) -> None:
         """``dma_free_coherent``.
@@ -166,7 +163,7 @@ class DmaDevice:
         m = self.machine
         warning = m._contexts and m.irqs_disabled(cpu)
         if m.dma_debug is not None:
-            physical = vmalloc_to_pfn(m, address) << PAGE_SHIFT if is_vmalloc_addr(m, address) else address - m.PAGE_OFFSET
+            physical = m.vmalloc_to_pfn(address) << PAGE_SHIFT if m.is_vmalloc_addr(address) else address - m.PAGE_OFFSET
             m.dma_debug.free_coherent(self, size, dma, physical, cpu)
         if self.iommu is None:
             m.free_pages(dma >> PAGE_SHIFT, get_order(size), cpu)
@@ -192,7 +189,7 @@ class DmaDevice:
         self._check(size, direction)
         if force:
             return self._pa(address)
-        if is_vmalloc_addr(m, address):
+        if m.is_vmalloc_addr(address):
             line = f"{self.driver} {self.name}: rejecting DMA map of vmalloc memory"
             error = VmallocMapped(f"{line}: 0x{address:x}: its frames are scattered; map them one by one with dma_map_sg", self._warn(cpu, "dma-mapping", line))
             error.printed = m._once("vmalloc")
@@ -300,7 +297,7 @@ class DmaDevice:
         m, entries = self.machine, list[Scatter]()
         while size > 0:
             length = min(size, PAGE_SIZE - address % PAGE_SIZE)
-            pfn = vmalloc_to_pfn(m, address) if is_vmalloc_addr(m, address) else m.virt_to_page(address)
+            pfn = m.vmalloc_to_pfn(address) if m.is_vmalloc_addr(address) else m.virt_to_page(address)
             entries.append(Scatter(pfn, address % PAGE_SIZE, length))
             address, size = address + length, size - length
         return entries
@@ -409,10 +406,8 @@ class DmaDevice:
         if size > room - offset:
             text = f"{self.driver} {self.name}: Buffer overflow detected. Allocation size: {room - offset}. Mapping size: {size}."
             size = room - offset
-        memory = m._dma_memory()
-        if memory is not None and origin + offset + size <= memory.nr_frames << PAGE_SHIFT:
-            source, target = (origin + offset, dma) if to_device else (dma, origin + offset)
-            memory.write(target, memory.read(source, size))
+        if origin + offset + size <= m._memory_end:
+            m._dma_copy(*((origin + offset, dma) if to_device else (dma, origin + offset)), size)
         if text:
             raise DmaError(text, text)
 
@@ -425,22 +420,17 @@ class DmaDevice:
         """
         done = 0
         for physical, n in self._translated(dma, len(data), write=True):
-            memory = self.machine._dma_memory(write=True)
-            assert memory is not None
-            memory.write(physical, data[done : done + n])
+            self.machine._dma_write(physical, data[done : done + n])
             done += n
 
     def read(self, dma: int, n: int) -> bytes:
         """The device reads memory. :raises DmaFault: as `write`."""
-        memory, parts = self.machine._dma_memory(), list[bytes]()
-        for physical, length in self._translated(dma, n, write=False):
-            parts.append(bytes(length) if memory is None else memory.read(physical, length))
-        return b"".join(parts)
+        return b"".join([self.machine._dma_read(physical, length) for physical, length in self._translated(dma, n, write=False)])
 
     def _translated(self, dma: int, n: int, *, write: bool) -> list[tuple[int, int]]:
         """Physical pieces, page by page. A device has no address lines above its mask: higher bits are lost on the way."""
         found = list[tuple[int, int]]()
-        end = int(self.machine.state.config[0]["nr_frames"]) << PAGE_SHIFT
+        end = self.machine._memory_end
         while n > 0:
             bus = dma & self.dma_mask
             length = min(n, PAGE_SIZE - bus % PAGE_SIZE)

@@ -10,9 +10,9 @@ from mmtwin.dma.pools import Device
 from mmtwin.dma.types import bit_mask
 from mmtwin.errors import AllocationFailure
 from mmtwin.gfp import GFP, GFP_KERNEL
-from mmtwin.memory import Memory
+from mmtwin.mm.mmu import TABLE_MARK
 from mmtwin.mm.swiotlb import IO_TLB_DEFAULT_SIZE, IO_TLB_MIN_SLABS, IO_TLB_SEGSIZE, IO_TLB_SHIFT, Swiotlb, SwiotlbSettings, new_swiotlb
-from mmtwin.mm.tables import Pgdat
+from mmtwin.mm.tables import PG_TABLE, Pgdat
 from mmtwin.profiles import Profile
 from mmtwin.profiles.physical import Frames
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, get_order
@@ -119,16 +119,36 @@ class Devices:
 
     # What the layers below need of the machine
 
-    def in_direct_map(self, address: int) -> bool:
-        """``virt_addr_valid``: the address is that of a page frame in the direct map."""
-        return 0 <= address - self.PAGE_OFFSET < int(self.state.config[0]["nr_frames"]) << PAGE_SHIFT
-
-    def _dma_memory(self, write: bool = False) -> Memory | None:
-        """The bytes of page frames; None as long as no byte was ever written, so that all of them are zeros."""
+    def _dma_read(self, physical: int, n: int) -> bytes:
+        """Bytes as a device sees them: by physical address, with no regard to whose they are."""
         machine = cast("Machine", self)
-        if machine._watch is None and not write:
-            return None
-        return machine._watched().memory
+        if self._is_table(physical):
+            return machine._load_special(physical | TABLE_MARK, n)
+        if machine._watch is None:
+            return bytes(n)
+        machine._watch._lay_out(physical, n)
+        return machine._watch.memory.read(physical, n)
+
+    def _dma_write(self, physical: int, data: bytes) -> None:
+        """Bytes that a device, or a copy to or from a bounce buffer, puts into memory."""
+        machine = cast("Machine", self)
+        if self._is_table(physical):
+            machine._store_special(physical | TABLE_MARK, data)
+        elif machine._watch is not None or any(data):
+            watch = machine._watched()
+            watch._lay_out(physical, len(data))
+            watch.memory.write(physical, data)
+
+    def _dma_copy(self, source: int, target: int, size: int) -> None:
+        """``memcpy`` between physical addresses, page by page; what was never written is not copied as long as nothing is written at all."""
+        machine, done = cast("Machine", self), 0
+        while machine._watch is not None and done < size:
+            n = min(size - done, PAGE_SIZE - (source + done) % PAGE_SIZE, PAGE_SIZE - (target + done) % PAGE_SIZE)
+            self._dma_write(target + done, self._dma_read(source + done, n))
+            done += n
+
+    def _is_table(self, physical: int) -> bool:
+        return bool(int(self.state.page[physical >> PAGE_SHIFT]["flags"]) & PG_TABLE)
 
     def _once(self, key: str) -> bool:
         """Whether a message that comes only once per boot comes now."""

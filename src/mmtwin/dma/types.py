@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmtwin.errors import RequestError
 from mmtwin.units import PAGE_SHIFT
@@ -62,13 +62,3 @@ def bit_mask(bits: int) -> int:
 def signed(address: int) -> int:
     """An address as tables keep it."""
     return address - (1 << 64) if address >> 63 else address
-
-
-def is_vmalloc_addr(machine: Any, address: int) -> bool:
-    """``is_vmalloc_addr``, by the machine's address spaces."""
-    return bool(machine.is_vmalloc_addr(address))
-
-
-def vmalloc_to_pfn(machine: Any, address: int) -> int:
-    """``vmalloc_to_pfn``, by the machine's page tables."""
-    return int(machine.vmalloc_to_pfn(address))
