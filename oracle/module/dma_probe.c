@@ -216,7 +216,7 @@ static void full(void)
 static void pool(void)
 {
 	static const size_t shapes[][3] = { { 1, 0, 0 }, { 4, 1, 0 }, { 32, 16, 0 }, { 64, 64, 4096 }, { 96, 32, 512 }, { 100, 4, 256 }, { 512, 0, 1024 },
-		{ 1024, 0, 1024 }, { 2048, 0, 0 }, { 3000, 8, 0 }, { 4096, 0, 4096 }, { 6000, 16, 8192 }, { 24, 3, 0 }, { 0, 0, 0 }, { 64, 0, 32 }, { 64, 0, 100 } };
+		{ 1024, 0, 1024 }, { 2048, 0, 0 }, { 3000, 8, 0 }, { 4096, 0, 4096 }, { 6000, 16, 8192 }, { 60, 4, 0 }, { 2049, 0, 8192 }, { 1000, 8, 65536 }, { 24, 3, 0 }, { 0, 0, 0 }, { 64, 0, 32 }, { 64, 0, 100 } };
 	static dma_addr_t dmas[LIVE], pages[2000];
 	static void *blocks[LIVE];
 	int s, i, k, step, n;
@@ -381,8 +381,15 @@ static void iommu(void)
 	if (!device_iommu_mapped(dev))
 		goto device;
 	seed = 7;
+	/* first, and with interrupts off, so that the 10 ms timer that empties the flush queue cannot come in between */
+	say("iround bits=32 nowait\n");
+	local_irq_save(flags);
+	iova_steps(2500, 40);
+	iova_end();
+	local_irq_restore(flags);
+	msleep(50);
 	say("iround bits=32\n");
-	iova_steps(2000, 40);
+	iova_steps(1000, 40);
 	iova_end();
 	dma_set_mask_and_coherent(dev, DMA_BIT_MASK(64));
 	say("iround bits=64\n");
@@ -392,16 +399,6 @@ static void iommu(void)
 	say("iround bits=28\n");
 	iova_steps(600, 8);
 	iova_end();
-	/* with interrupts off the 10 ms timer that empties the flush queue cannot come in between */
-	dma_set_mask_and_coherent(dev, DMA_BIT_MASK(32));
-	msleep(50);
-	say("iround bits=32 nowait\n");
-	local_irq_save(flags);
-	iova_steps(1500, 3);
-	iova_end();
-	local_irq_restore(flags);
-	msleep(50);
-
 device:
 	/* scattered frames become one range, and the device reads and writes through it */
 	for (i = 0; i < 16; i++)
