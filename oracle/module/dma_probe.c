@@ -18,7 +18,7 @@
 #include <linux/vmalloc.h>
 #include <linux/workqueue.h>
 
-enum { COHERENT = 1, BOUNCE = 2, POOL = 4, MISUSE = 8, IOMMU = 16, HIGH = 32, FULL = 64 };
+enum { COHERENT = 1, BOUNCE = 2, POOL = 4, MISUSE = 8, IOMMU = 16, HIGH = 32, FULL = 64, HANG = 128 };
 
 static int parts = COHERENT | BOUNCE | POOL | MISUSE;
 module_param(parts, int, 0);
@@ -191,6 +191,21 @@ static void bounce(void)
 	dma_set_min_align_mask(dev, 0);
 	dma_set_seg_boundary(dev, 0xffffffff);
 	dev->dma_parms = NULL;
+}
+
+/* A search for odd slots that began at an even one, in a pool without any: it does not end, so the log has to tell. */
+static void hang(void)
+{
+	static struct device_dma_parameters parms;
+	int i;
+
+	mask(64);
+	dev->dma_parms = &parms;
+	dma_set_min_align_mask(dev, 0xfff);
+	for (i = 0; i < 4; i++)
+		pr_emerg("hang %d error=%d\n", i, dma_mapping_error(dev, dma_map_single(dev, buffer, i < 3 ? 262144 : 4096, DMA_TO_DEVICE)));
+	pr_emerg("hang mapping\n");
+	pr_emerg("hang over error=%d\n", dma_mapping_error(dev, dma_map_single(dev, buffer + 2048, 126 << 11, DMA_TO_DEVICE)));
 }
 
 /* Until the pool is full, then one more, then each way again. */
@@ -456,6 +471,8 @@ static int __init dma_probe_init(void)
 		bounce();
 	if (parts & FULL)
 		full();
+	if (parts & HANG)
+		hang();
 	if (parts & POOL)
 		pool();
 	if (parts & MISUSE)

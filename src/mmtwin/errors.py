@@ -211,6 +211,10 @@ class SwiotlbFull(DmaMappingError):
     """``swiotlb buffer is full``."""
 
 
+class SwiotlbDeadlock(DmaError):
+    """6.1's search for bounce buffers with an alignment mask does not end when the pool is short of slots: the CPU hangs."""
+
+
 class DmaOverflow(DmaMappingError):
     """``DMA addr ... overflow``: memory above the device's mask, and no bounce buffer."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,7 +120,7 @@ def test_ranges_never_overlap_and_all_come_back(todo: list[tuple[int, int, int, 
                 assert all(pfn + pages <= other or other + length <= pfn for other, length in live.items())
                 live[pfn] = pages
         found = iommu.ranges(d)
-        assert all(a[1] < b[0] for a, b in zip(found, found[1:], strict=False))
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(found))
     for pfn, pages in live.items():
         (iommu.queue_iova if lazily else iommu.free_iova_fast)(d, 0, pfn, pages)
     iommu.fq_flush_timeout(d, 0)

@@ -82,6 +82,17 @@ def test_the_largest_mapping() -> None:
     assert int(swiotlb.swiotlb_find_slots(pool, 0, 4096, 256 << 10, 0, 0, ALL_ONES)) == 0
 
 
+def test_a_search_that_never_ends() -> None:
+    """Odd slots are wanted, the search began at an even one that is not slot 0, and all is taken: the recorded guest hung."""
+    hung = next(run for run in runs() if any(line.startswith("hang ") for line in run.lines))
+    assert hung.lines[-1] == "hang mapping"
+    pool = new_swiotlb(0x1D000000, 512, 1, True)
+    assert [int(swiotlb.swiotlb_find_slots(pool, 0, 0x5000000, 1 << 18, 0, 0xFFF, MASK32)) for _ in range(3)] == [0, 128, 256]
+    assert int(swiotlb.swiotlb_find_slots(pool, 0, 0x5000000, 4096, 0, 0xFFF, MASK32)) == 384
+    assert int(swiotlb.swiotlb_find_slots(pool, 0, 0x5000800, 126 << 11, 0, 0xFFF, MASK32)) == swiotlb.ENDLESS
+    assert int(swiotlb.swiotlb_find_slots(pool, 0, 0x5000800, 2048, 0, 0xFFF, MASK32)) == 387
+
+
 steps = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1 << 20), st.integers(1, 1 << 18), st.booleans()), max_size=60)
 
 

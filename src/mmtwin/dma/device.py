@@ -22,7 +22,7 @@ from mmtwin.dma.types import (
     Scatter,
     bit_mask,
 )
-from mmtwin.errors import AllocationFailure, DmaError, DmaFault, DmaMappingError, DmaOverflow, RequestError, SwiotlbFull, VmallocMapped
+from mmtwin.errors import AllocationFailure, DmaError, DmaFault, DmaMappingError, DmaOverflow, RequestError, SwiotlbDeadlock, SwiotlbFull, VmallocMapped
 from mmtwin.gfp import GFP, GFP_KERNEL
 from mmtwin.mm import swiotlb
 from mmtwin.mm.swiotlb import IO_TLB_SHIFT, IO_TLB_SIZE
@@ -220,7 +220,12 @@ class DmaDevice:
         """``dma_map_page``: as `dma_map_single`, by page frame, so also for high memory. `offset` may be beyond the first page."""
         self._check(size, direction)
         m, physical = self.machine, (pfn << PAGE_SHIFT) + offset
-        dma = self._map_physical(physical, size, direction, cpu, attrs)
+        try:
+            dma = self._map_physical(physical, size, direction, cpu, attrs)
+        except DmaMappingError:
+            if m.dma_debug is not None:
+                m.dma_debug.raise_found(DMA_MAPPING_ERROR)
+            raise
         if m.dma_debug is not None:
             m.dma_debug.map_page(self, physical, size, direction, dma, bool(attrs & DMA_ATTR_SKIP_CPU_SYNC), cpu)
             m.dma_debug.raise_found(dma)
@@ -371,6 +376,11 @@ class DmaDevice:
         tlb = self.machine.swiotlb
         assert tlb is not None
         index = int(swiotlb.swiotlb_find_slots(tlb, cpu, physical, size, 0, self.min_align_mask, self.seg_boundary))
+        if index == swiotlb.ENDLESS:
+            raise SwiotlbDeadlock(
+                f"{self.driver} {self.name}: swiotlb_do_find_slots never returns: no free slots for {size} bytes whose address agrees with 0x{physical:x} in the "
+                f"bits 0x{self.min_align_mask:x}: Linux 6.1 goes round for ever, with the lock held and interrupts off"
+            )
         if index < 0:
             total, used = int(tlb.config[0]["nslabs"]), swiotlb.mem_used(tlb)
             line = f"{self.driver} {self.name}: swiotlb buffer is full (sz: {size} bytes), total {total} (slots), used {used} (slots)"

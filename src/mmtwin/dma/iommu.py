@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MASK32 = 0xFFFFFFFF
 IOAPIC_RANGE = (0xFEE00000, 0xFEEFFFFF)
 """Where devices send their interrupts: never given out (drivers/iommu/intel/iommu.c)."""
+VM_DMA_COHERENT = 0x10
 HUGE_ORDER = 9
 """Coherent memory is taken in blocks of the sizes that the IOMMU has page-table entries for: 2 MiB, then 4 KiB."""
 PROT = {0: IOMMU_READ | IOMMU_WRITE, 1: IOMMU_READ, 2: IOMMU_WRITE}
@@ -215,7 +216,7 @@ class IommuDomain:
         for i, pfn in enumerate(pfns):
             self._enter(dma + (i << PAGE_SHIFT), pfn << PAGE_SHIFT, PAGE_SIZE, PROT[0])
             dev._clear(pfn << PAGE_SHIFT, PAGE_SIZE)
-        return int(m.vmap(pfns, cpu=cpu)), dma, pfns[0] << PAGE_SHIFT
+        return int(m.vmap(pfns, VM_DMA_COHERENT, cpu=cpu)), dma, pfns[0] << PAGE_SHIFT
 
     @staticmethod
     def _alloc_pages(m: Any, count: int, gfp: int, cpu: int) -> list[int]:
