@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mmtwin import procfs
-from mmtwin.contexts import Contexts
 from mmtwin.errors import AllocationFailure, BadFree, CacheBusy, DoubleFree, RequestError, WrongCache
 from mmtwin.gfp import GFP_KERNEL, gfp_names
 from mmtwin.mm import slab_common
@@ -78,7 +77,7 @@ def _whole(value: int, what: str) -> int:
         raise RequestError(f"{what} {value!r}: expected a whole number") from None
 
 
-class SlabAllocator(Contexts):
+class SlabAllocator:
     """kmalloc, caches and slabinfo, over `slub` (the slab tables) and `state` (the page allocator's).
 
     :ivar slub: the slab tables (`mm.slab_tables.Slub`).
@@ -136,7 +135,6 @@ class SlabAllocator(Contexts):
             and gfp & GFP_TYPES != GFP_TYPES
             and size.__class__ is int
             and 0 < size <= KMALLOC_MAX_SIZE
-            and not self._contexts
         ):
             physical = kmalloc_entry(self._handle, size, gfp, cpu)
             if physical >= 0:
@@ -528,8 +526,8 @@ class SlabAllocator(Contexts):
         """The flags that are left in this context (`contexts.Contexts`). :raises SleepingInAtomic: it may sleep where that is forbidden."""
         raise NotImplementedError
 
-    def _had_to_sleep(self, cpu: int, what: str = "") -> None:
-        """The request must wait for memory. :raises SchedulingWhileAtomic: where it cannot."""
+    def _no_reclaim(self, cpu: int, what: str = "") -> int:
+        """The error of a request that must wait for memory. :raises SchedulingWhileAtomic: where it cannot."""
         raise NotImplementedError
 
     def _watched(self) -> object:
