@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -355,3 +356,29 @@ def test_checks_by_kernel(m: Machine) -> None:
 def test_a_copy_is_in_process_context(m: Machine) -> None:
     with m.hardirq():
         assert m.copy().kmalloc(8)
+
+
+def test_vmalloc_says_why_it_fails(m: Machine) -> None:
+    """In an interrupt it is a bug whatever the flags; elsewhere where nothing may sleep its first kmalloc is what is reported."""
+    area = m.vmalloc(100)
+    for context in (m.softirq, m.hardirq, m.nmi, m.bh_disabled):
+        with context(), pytest.raises(KernelBug, match=r"^kernel BUG at mm/vmalloc\.c:2554! vmalloc needs process context"):
+            m.vmalloc(100)
+    with m.preempt_disabled(), pytest.raises(SleepingInAtomic, match=r"include/linux/sched/mm\.h:274 by kmalloc"):
+        m.vmalloc(100)
+    with m.hardirq():
+        m.vfree(area)
+        assert m.is_vmalloc_addr(area)
+        assert m.vmalloc_to_pfn(area), "put off until the work item runs"
+    area = m.vmalloc(100)
+    with m.nmi(), pytest.raises(KernelBug, match=r"^kernel BUG at mm/vmalloc\.c:2854!"):
+        m.vfree(area)
+    m.vfree(area)
+
+
+def test_the_examples_in_the_documentation() -> None:
+    failed, tried = doctest.testfile(
+        str(Path(__file__).parent.parent / "docs" / "contexts.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert tried > 4
+    assert not failed

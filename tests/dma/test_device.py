@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -79,7 +80,8 @@ def test_coherent_memory_comes_from_the_kernels_zone(run: Run) -> None:
         address, dma = dev.dma_alloc_coherent(size)
         assert m.virt_to_phys(address) == dma
         zone = next(z for z, row in enumerate(m.state.zone) if int(row["start_pfn"]) <= dma >> 12 < int(row["end_pfn"]))
-        assert zone == int(f["zone"]), line
+        if f["bits"] != "28":  # whose zone depends on whether the first free block of DMA32 lies below 256 MiB
+            assert zone == int(f["zone"]), line
         block = PAGE_SIZE << (-(-size // PAGE_SIZE) - 1).bit_length()
         assert dma % block == int(f["dma"], 16) % block == 0
         assert m.read(address, size) == bytes(size)
@@ -217,16 +219,44 @@ def test_a_device_with_forced_address_overwrites_whoever_is_there(m: Machine) ->
     assert big.read(big.phys_to_virt((high << 12) - 4 * GIB), 6) == b"packet"
 
 
-def test_scatter_gather_over_vmalloc_memory(m: Machine) -> None:
+def test_on_i386_it_hits_memory() -> None:
+    """With the vmalloc area just behind the direct map, ``__pa`` gives a frame of high memory: the device's bytes land there, and not where they belong."""
+    m = mmtwin.boot("linux-6.1-686", ram="2GiB", cpus=1)
+    dev = m.device("old", 32)
+    address = m.vmalloc(4096)
+    dma = dev.dma_map_single(address, 100, DMA_FROM_DEVICE, force=True)
+    assert dma == address - 0xC0000000
+    assert dma >> 12 != m.vmalloc_to_pfn(address)
+    dev.write(dma, b"gone astray")
+    assert m.read(address, 11) == bytes(11)
+    assert m.read(m.kmap(dma >> 12) + dma % PAGE_SIZE, 11) == b"gone astray"
+    assert dev.dma_alloc_coherent(8192).dma + 8192 <= 896 << 20
+    assert m.swiotlb is None
+
+
+@pytest.mark.parametrize("translated", [False, True])
+def test_scatter_gather_over_vmalloc_memory(m: Machine, translated: bool) -> None:
     """Page by page, with ``vmalloc_to_page``, the device reaches what is scattered."""
-    frames = [m.alloc_pages(0, GFP_KERNEL) for _ in range(8)][::2]
-    dev = m.device("dma_probe", 32)
-    entries = [Scatter(pfn, 0, PAGE_SIZE) for pfn in frames]
-    for i, pfn in enumerate(frames):
-        m.write(m.phys_to_virt(pfn << 12), bytes((ord("a") + i,)) * PAGE_SIZE)
-    assert dev.dma_map_sg(entries, DMA_TO_DEVICE) == 4
-    assert b"".join(dev.read(e.dma_address, 2) for e in entries) == b"aabbccdd"
-    dev.dma_unmap_sg(entries, DMA_TO_DEVICE)
+    dev = m.device("dma_probe", 32, iommu=translated)
+    holes = [m.alloc_pages(0, GFP_KERNEL) for _ in range(64)]
+    for pfn in holes[::2]:
+        m.free_pages(pfn, 0)
+    address, text = m.vmalloc(8 * PAGE_SIZE), bytes(range(250)) * 100
+    m.write(address + 100, text)
+    entries = dev.scatterlist(address + 100, len(text))
+    assert len(entries) == 7
+    assert [e.pfn for e in entries] == m.phys_pages(address, 7 * PAGE_SIZE)
+    assert any(b.pfn != a.pfn + 1 for a, b in itertools.pairwise(entries))
+    mapped = dev.dma_map_sg(entries, DMA_BIDIRECTIONAL)
+    assert mapped == (1 if translated else 7)
+    assert b"".join(dev.read(e.dma_address, e.dma_length) for e in entries[:mapped]) == text
+    dev.write(entries[0].dma_address, b"from the device")
+    dev.dma_unmap_sg(entries, DMA_BIDIRECTIONAL)
+    assert m.read(address + 100, 15) == b"from the device"
+    with pytest.raises(VmallocMapped):
+        dev.dma_map_single(address, 100)
+    p = m.kmalloc(8192)
+    assert [e.pfn for e in dev.scatterlist(p, 8192)] == [m.virt_to_page(p), m.virt_to_page(p) + 1]
 
 
 def test_a_list_is_mapped_wholly_or_not_at_all(big: Machine) -> None:

@@ -89,8 +89,7 @@ def test_coherent_memory(m: Machine, gfp: int) -> None:
     m.drain()
     free = m.free
     memory = dev.dma_alloc_coherent(5 * PAGE_SIZE, gfp)
-    if hasattr(m, "vmap"):
-        assert m.is_vmalloc_addr(memory.address) == (said["vmalloc"] == "1")
+    assert m.is_vmalloc_addr(memory.address) == (said["vmalloc"] == "1")
     m.write(memory.address + 4 * PAGE_SIZE, b"end")
     assert dev.read(memory.dma + 4 * PAGE_SIZE, 3) == b"end"
     dev.write(memory.dma, b"start")

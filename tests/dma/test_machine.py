@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +64,10 @@ def test_a_copy_has_its_own_state() -> None:
     other = m.copy()
     assert other.dma_debug is None
     assert pickle.loads(pickle.dumps(m)).swiotlb is not None
+
+
+def test_the_examples_in_the_documentation() -> None:
+    file = Path(__file__).parent.parent.parent / "docs" / "dma.md"
+    failed, tried = doctest.testfile(str(file), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert tried > 10
+    assert not failed

@@ -142,7 +142,7 @@ class DmaDevice:
             if (pfn << PAGE_SHIFT) + size - 1 <= limit:
                 return pfn
             m.free_pages(pfn, order, cpu)
-            if limit < U64 and not gfp & (GFP.DMA32 | GFP.DMA):
+            if "DMA32" in m.profile.zone_names and limit < U64 and not gfp & (GFP.DMA32 | GFP.DMA):
                 gfp |= GFP.DMA32
             elif not gfp & GFP.DMA:
                 gfp = gfp & ~GFP.DMA32 | GFP.DMA

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmtwin.dma.types import DMA_ATTR_FORCE_CONTIGUOUS, DMA_MAPPING_ERROR, Scatter
 from mmtwin.errors import AllocationFailure, DmaError, DmaMappingError, RequestError
@@ -14,6 +14,7 @@ from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, get_order
 
 if TYPE_CHECKING:
     from mmtwin.dma.device import DmaDevice
+    from mmtwin.machine import Machine
 
 MASK32 = 0xFFFFFFFF
 IOAPIC_RANGE = (0xFEE00000, 0xFEEFFFFF)
@@ -196,10 +197,10 @@ class IommuDomain:
 
         :returns: virtual address, the device's address, and the first page's physical one.
         """
-        m: Any = dev.machine
+        m = dev.machine
         pages = _align(size) >> PAGE_SHIFT
         gfp |= GFP.ZERO
-        if not gfp & GFP.DIRECT_RECLAIM or attrs & DMA_ATTR_FORCE_CONTIGUOUS or not hasattr(m, "vmap"):
+        if not gfp & GFP.DIRECT_RECLAIM or attrs & DMA_ATTR_FORCE_CONTIGUOUS:
             pfn = m.alloc_pages(get_order(pages << PAGE_SHIFT), gfp, cpu)
             try:
                 dma = self.map(dev, pfn << PAGE_SHIFT, size, 0, cpu, dev.coherent_dma_mask)
@@ -219,7 +220,7 @@ class IommuDomain:
         return int(m.vmap(pfns, VM_DMA_COHERENT, cpu=cpu)), dma, pfns[0] << PAGE_SHIFT
 
     @staticmethod
-    def _alloc_pages(m: Any, count: int, gfp: int, cpu: int) -> list[int]:
+    def _alloc_pages(m: Machine, count: int, gfp: int, cpu: int) -> list[int]:
         """``__iommu_dma_alloc_pages``: the largest blocks that fit, without trying hard, down to single pages; each is split."""
         gfp = (gfp | GFP.NOWARN | GFP.HIGHMEM) & ~GFP.COMP
         pfns: list[int] = []
@@ -243,13 +244,13 @@ class IommuDomain:
         return pfns
 
     @staticmethod
-    def _free_pages(m: Any, pfns: Sequence[int], cpu: int) -> None:
+    def _free_pages(m: Machine, pfns: Sequence[int], cpu: int) -> None:
         for pfn in reversed(pfns):
             m.free_pages(pfn, 0, cpu)
 
     def free_coherent(self, dev: DmaDevice, size: int, address: int, dma: int, cpu: int) -> None:
         """``iommu_dma_free``."""
-        m: Any = dev.machine
+        m = dev.machine
         pfns = [self.table.get((dma >> PAGE_SHIFT) + i, (-1, 0))[0] for i in range(_align(size) >> PAGE_SHIFT)]
         if -1 in pfns:
             raise RequestError(f"dma_free_coherent: nothing of this size is mapped at 0x{dma:x}")

@@ -75,7 +75,7 @@ class Devices:
             self._io_tlb_decided = True
             pages = self.profile.swiotlb_pages
             below = [(start, min(end, 1 << 20)) for start, end in self.reserved if start < 1 << 20 and min(end, 1 << 20) - start >= pages]
-            if self.ram and self.ram[-1][1] > 1 << 20 and below:
+            if pages and self.ram and self.ram[-1][1] > 1 << 20 and below:
                 nslabs, nareas = SwiotlbSettings(pages << PAGE_SHIFT >> IO_TLB_SHIFT).size(self.cpus)
                 self._io_tlb = new_swiotlb((below[-1][1] - pages) << PAGE_SHIFT, nslabs, nareas)
         return self._io_tlb
