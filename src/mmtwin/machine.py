@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mmtwin import procfs, profiles
 from mmtwin.address_space import AddressSpaces
 from mmtwin.contexts import Contexts
+from mmtwin.dma import Devices
 from mmtwin.errors import AllocationFailure, BadFree, DoubleFree, ProfileError, RequestError
 from mmtwin.gfp import MIGRATE_TYPES, MIGRATETYPE_NAMES, MOVABLE, gfp_names
 from mmtwin.mm.page_alloc import (
@@ -62,7 +63,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
+class Machine(Contexts, Devices, VmallocAllocator, AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
@@ -152,7 +153,7 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
         :raises RequestError: no such order, flags or CPU.
         """
         order, gfp, cpu = self._order(order), self._gfp(gfp), self._cpu(cpu)
-        if self._contexts:
+        if self._contexts and order <= MAX_ORDER:
             gfp = self._may_allocate(gfp, cpu, f"alloc_pages of order {order}")
         pfn = int(alloc_pages_kernel(self.state, cpu, order, gfp))
         if pfn < 0:
@@ -445,8 +446,9 @@ class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
             return AllocationFailure(
                 f"{words}: the largest block has order {MAX_ORDER} ({format_size(PAGE_SIZE << MAX_ORDER)})", -ENOMEM, order, gfp, "order too large"
             )
+        if error == -EAGAIN and self._contexts:
+            error = self._no_reclaim(cpu, words)
         if error == -EAGAIN:
-            self._had_to_sleep(cpu, words)
             text = f"{words}: no zone may give it at once; Linux would now reclaim or compact memory, which mmtwin does not do yet"
             return AllocationFailure(text, error, order, gfp, "needs reclaim")
         if error == -EINVAL:
