@@ -85,7 +85,17 @@ in a signed integer.
 - page_tables: entries that are not 0 of the page tables above the lowest level, for the vmalloc and module ranges: level (5 is the highest of five, 2 points to
   the lowest tables or is a huge page), pfn of the table, index in it, the entry.
 """
-VMAP_SCALARS = ("vmap_lazy_nr", "nr_vmalloc_pages", "nr_vmap_nodes", "vmap_zone_size", "VMALLOC_START", "VMALLOC_END", "MODULES_VADDR", "MODULES_END", "vmap_bbmap_bits")
+VMAP_SCALARS = (
+    "vmap_lazy_nr",
+    "nr_vmalloc_pages",
+    "nr_vmap_nodes",
+    "vmap_zone_size",
+    "VMALLOC_START",
+    "VMALLOC_END",
+    "MODULES_VADDR",
+    "MODULES_END",
+    "vmap_bbmap_bits",
+)
 """Scalars that a snapshot with these tables must have."""
 
 MAX_AREAS, MAX_NODES, MAX_POOLS = 1 << 22, 128, 256
@@ -146,12 +156,18 @@ def check_vmaps(tables: Mapping[str, pl.DataFrame], scalars: Mapping[str, int], 
     possible = scalars.get("possible_cpus", cpus)
     need(cpus <= possible <= 8192, "cpus", f"possible_cpus is {possible}, with {cpus} CPUs online")
     per_cpu = tables["cpus"]["cpu"].cast(pl.Int64).to_numpy()
-    need((per_cpu >= 0) & (per_cpu < possible) & (np.bincount(np.clip(per_cpu, 0, possible - 1), minlength=1).max(initial=0) <= 1), "cpus", "cpu: impossible, or twice")
+    need(
+        (per_cpu >= 0) & (per_cpu < possible) & (np.bincount(np.clip(per_cpu, 0, possible - 1), minlength=1).max(initial=0) <= 1),
+        "cpus",
+        "cpu: impossible, or twice",
+    )
     _check_areas(tables["areas"], len(tables["vms"]), nodes, possible, need)
     sizes = tables["vms"].select("size", "nr_pages").to_numpy()
     need((sizes >= 0) & (sizes < 1 << 57), "vms", "size or nr_pages is impossible")
     block = {name: tables["blocks"][name].cast(pl.Int64).to_numpy() for name in VMAP_TABLES["blocks"]}
-    need((block["cpu"] >= -1) & (block["cpu"] < possible) & (block["owner"] >= -1) & (block["owner"] < possible), "blocks", f"cpu: expected -1 to {possible - 1}")
+    need(
+        (block["cpu"] >= -1) & (block["cpu"] < possible) & (block["owner"] >= -1) & (block["owner"] < possible), "blocks", f"cpu: expected -1 to {possible - 1}"
+    )
     for name in ("free", "dirty", "dirty_min", "dirty_max"):
         need((block[name] >= 0) & (block[name] <= bits), "blocks", f"{name}: expected 0 to {bits}")
     busy = set(tables["areas"].filter(pl.col("tree") == "busy")["va_start"].to_list())

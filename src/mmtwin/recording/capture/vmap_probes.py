@@ -230,7 +230,9 @@ def vmap_probes(symbols: Symbols, layout: VmapLayout) -> list[Probe]:
     return found
 
 
-def _probes_of_nodes(find: Finder, sites: Callable[..., None], enter: Callable[..., None], unlocks: Callable[..., None], area: str, in_tree: str, is_free: str) -> None:
+def _probes_of_nodes(
+    find: Finder, sites: Callable[..., None], enter: Callable[..., None], unlocks: Callable[..., None], area: str, in_tree: str, is_free: str
+) -> None:
     """What 6.9 and later do differently: busy and lazy trees in nodes, and pools."""
     alloc, noflush, purge, decay, node = "alloc_vmap_area", "free_vmap_area_noflush", "__purge_vmap_area_lazy", "decay_va_pool_node", "purge_vmap_node"
     others = is_free.replace("==", "!=")

@@ -126,7 +126,7 @@ def _has_symbol(prog: Any, name: str) -> bool:
 
 def block_pages(prog: Any) -> int:
     """``VMAP_BBMAP_BITS``, which only the compiler knows: by its formula (mm/vmalloc.c) from the bits of a CPU mask, CONFIG_NR_CPUS rounded up."""
-    bits = prog.type("struct cpumask").size * 8
+    bits = int(prog.type("struct cpumask").size) * 8
     cpus = 1 << (bits - 1).bit_length()
     return min(1024, max(128, (128 << 30 >> PAGE_SHIFT) // cpus // 16))
 
