@@ -12,20 +12,29 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for plain `pytest`, which does not put the directory there
 
-from bench import boot, first_result, pairs, peer_perf_kmem, recorded, slab_pairs, slab_peer, slabs, soak, stream
+from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmaps
 
-MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, slabs, slab_peer, slab_pairs, soak, boot, pairs, first_result)
+MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, slabs, slab_peer, slab_pairs, soak, vmaps, boot, pairs, first_result, pgtable)
 CONTRACT = {
     "page_events_per_second", "page_requests_per_second", "peer_perf_kmem_events_per_second", "page_events_ratio_to_perf_kmem", "bytes_per_frame", "boot_1tib_seconds",
     "first_result_cold_seconds", "first_result_warm_seconds", "alloc_free_pair_ns_256mib", "alloc_free_pair_ns_4gib", "alloc_free_pair_ns_64gib", "alloc_free_pair_ns_1tib",
-    "slab_events_per_second", "slab_ops_per_second", "kmalloc_pair_microseconds", "glibc_malloc_pair_microseconds", "soak_operations", "soak_broken_invariants",
+    "slab_events_per_second", "slab_ops_per_second", "page_table_walk_ns", "tlb_hit_ns", "kmalloc_pair_microseconds", "glibc_malloc_pair_microseconds", "soak_operations", "soak_broken_invariants",
+    "vmap_pairs_per_second", "vmap_pairs_per_second_1k_live", "vmap_pairs_per_second_1m_live", "kernel_test_vmalloc_fix_size_loops_per_second",
 }  # fmt: skip
 
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark's own loops uncompiled: compiling them takes longer than a tiny run."""
-    for module, name in ((stream, "generate"), (pairs, "fill_and_free"), (soak, "churn"), (soak, "give_all")):
+    for module, name in (
+        (stream, "generate"),
+        (pairs, "fill_and_free"),
+        (soak, "churn"),
+        (soak, "give_all"),
+        (vmaps, "initialise"),
+        (vmaps, "fill"),
+        (vmaps, "churn"),
+    ):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, getattr(function, "py_func", function))
 
@@ -103,6 +112,17 @@ def test_soak() -> None:
     assert figures["soak_broken_invariants"] == figures["soak_failed_operations"] == figures["soak_slab_pages_left"] == 0
 
 
+@pytest.mark.usefixtures("interpreted")
+def test_vmaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmaps, "LONG_BUSY", 100)
+    figures = vmaps.measure(60, 1, {"1k": 100})
+    assert figures.keys() == vmaps.ABOUT.keys()
+    measured = {key for key, value in figures.items() if value is not None}
+    assert measured == {key for key in vmaps.ABOUT if not key.endswith(("_10k_live", "_100k_live", "_1m_live"))}
+    assert all(float(figures[key] or 0) > 0 for key in measured)
+    assert figures["kernel_test_vmalloc_fix_size_loops_per_second"] == 2036660
+
+
 def test_missing_slab_peer_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(slab_peer.shutil, "which", lambda name: None)
     assert slab_peer.measure() == dict.fromkeys(slab_peer.ABOUT)
@@ -140,3 +160,9 @@ def test_a_figure_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch, 
     printed = capsys.readouterr()
     assert json.loads(printed.out).items() >= {"a": None, "b": 2}.items()
     assert "A: not measured: ZeroDivisionError" in printed.err
+
+
+def test_pgtable() -> None:
+    figures = pgtable.measure(1)
+    assert figures.keys() == pgtable.ABOUT.keys()
+    assert all(value and value > 0 for value in figures.values())

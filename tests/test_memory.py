@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmtwin
-from mmtwin.errors import RequestError
+from mmtwin.errors import PageFault, RequestError
 from mmtwin.gfp import GFP_KERNEL
 from mmtwin.memory import Memory
 
@@ -79,10 +79,14 @@ def test_a_machine_keeps_contents_from_the_first_write_on() -> None:
 
 
 def test_addresses_outside() -> None:
-    m = mmtwin.boot(ram="128MiB", cpus=1)
+    m = mmtwin.boot(ram="128MiB", cpus=1, reserved=())
     end = m.PAGE_OFFSET + (int(m.state.config[0]["nr_frames"]) << 12)
-    for address, n in ((0, 1), (end, 1), (end - 1, 2), (m.PAGE_OFFSET, -1)):
+    for address, n in ((0, 1), (end, 1), (end - 1, 2)):
+        with pytest.raises(PageFault):
+            m.read(address, n)
+    for address, n in ((m.PAGE_OFFSET, -1), (-1, 1), (1 << 64, 1), ((1 << 64) - 1, 2)):
         with pytest.raises(RequestError):
             m.read(address, n)
-    with pytest.raises(RequestError):
+    with pytest.raises(PageFault):
         m.write(end - 1, b"ab")
+    assert m.read(end - 1, 1) == b"a"  # what is in the page before the fault was written

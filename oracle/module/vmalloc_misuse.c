@@ -194,6 +194,15 @@ static void read_freed(void)
 	pr_err("read %d\n", p[0]);
 }
 
+static void read_freed_touched(void)
+{
+	volatile char *p = vmalloc(8192);
+
+	p[0] = 7;
+	vfree((void *)p);
+	pr_err("read %d\n", p[0]);
+}
+
 #define CASE(name) { #name, name }
 static const struct {
 	const char *name;
@@ -201,7 +210,7 @@ static const struct {
 } cases[] = {
 	CASE(vfree_unaligned), CASE(vfree_kmalloc), CASE(vfree_small_kmalloc), CASE(vfree_twice), CASE(vfree_middle), CASE(vfree_guard), CASE(vfree_null),
 	CASE(vfree_user), CASE(vmalloc_zero), CASE(vmalloc_too_large), CASE(vmalloc_all_memory), CASE(kvmalloc_int_max), CASE(kvmalloc_atomic), CASE(ioremap_ram),
-	CASE(ioremap_zero), CASE(vmap_no_guard), CASE(vunmap_vmalloc), CASE(vmalloc_preempt_disabled), CASE(vfree_bh_disabled), CASE(write_guard), CASE(read_freed),
+	CASE(ioremap_zero), CASE(vmap_no_guard), CASE(vunmap_vmalloc), CASE(vmalloc_preempt_disabled), CASE(vfree_bh_disabled), CASE(write_guard), CASE(read_freed), CASE(read_freed_touched),
 	CASE(kfree_vmalloc), CASE(ksize_vmalloc), CASE(vmalloc_bh_disabled),
 };
 

@@ -52,6 +52,24 @@ class AllocationFailure(MmtwinError, MemoryError):
         return type(self), (str(self), self.errno, self.order, self.gfp, self.status)
 
 
+class VmallocFailure(AllocationFailure):
+    """vmalloc or one of its family returns NULL.
+
+    :ivar report: what the kernel prints; "" if it says nothing.
+    """
+
+    def __init__(self, message: str, errno: int, gfp: int, status: str, report: str = "") -> None:
+        super().__init__(message, errno, 0, gfp, status)
+        self.report = report
+
+    def __reduce__(self) -> tuple[type[VmallocFailure], tuple[str, int, int, str, str]]:  # type: ignore[override]
+        return type(self), (str(self), self.errno, self.gfp, self.status, self.report)
+
+
+class KernelSilent(UserWarning):
+    """A misuse that the kernel lets pass without a word. The machine has done what the kernel does."""
+
+
 class DoubleFree(MmtwinError):
     """The block is free already."""
 
@@ -81,6 +99,14 @@ class ReportedError(MmtwinError):
 
     def __reduce__(self) -> tuple[type[ReportedError], tuple[str, str, int | None]]:
         return type(self), (str(self), self.report, self.address)
+
+
+class BadVfree(ReportedError, BadFree):
+    """``vfree`` or ``vunmap`` of an address that is no virtual area: the kernel warns and does nothing."""
+
+
+class BadIoremap(ReportedError):
+    """``ioremap`` of ordinary memory: the kernel warns and returns NULL."""
 
 
 class SlubError(ReportedError):
@@ -145,3 +171,121 @@ class KasanDoubleFree(KasanError, DoubleFree):
 
 class KasanInvalidFree(KasanError, BadFree):
     """A free of an address inside an object."""
+
+
+class SleepingInAtomic(ReportedError):
+    """``BUG: sleeping function called from invalid context``: a request that may wait, made where waiting is forbidden (CONFIG_DEBUG_ATOMIC_SLEEP).
+
+    :ivar printed: whether the kernel would have printed it; it does so once a second.
+    """
+
+    printed = True
+
+
+class SchedulingWhileAtomic(ReportedError):
+    """``BUG: scheduling while atomic``: a request had to wait where that is forbidden."""
+
+
+class KernelBug(ReportedError):
+    """``kernel BUG at file:line!``: a ``BUG_ON``; the machine is not usable afterwards, or the task is killed."""
+
+
+class DmaError(ReportedError):
+    """A mapping that the DMA API refuses (DMA_MAPPING_ERROR) or warns about."""
+
+
+class DmaMappingError(DmaError):
+    """DMA_MAPPING_ERROR: the device cannot be given this memory, or there is no room to bounce or map it."""
+
+
+class VmallocMapped(DmaMappingError):
+    """``rejecting DMA map of vmalloc memory``: the pages behind it are not contiguous."""
+
+
+class SwiotlbFull(DmaMappingError):
+    """``swiotlb buffer is full``."""
+
+
+class DmaOverflow(DmaMappingError):
+    """``DMA addr ... overflow``: memory above the device's mask, and no bounce buffer."""
+
+
+class DmaApiError(DmaError):
+    """What CONFIG_DMA_API_DEBUG found; as in the kernel, the call was carried out (`address` is its result)."""
+
+
+class DmaFault(DmaError):
+    """The device used an address that leads nowhere: not mapped by its IOMMU, or no memory behind it."""
+
+
+class DmaPoolError(DmaError):
+    """``dma_pool_free`` or ``dma_pool_destroy`` refused."""
+
+
+class PageFault(ReportedError):
+    """An access that the page tables do not allow: the kernel's Oops.
+
+    :ivar cr2: the address that faulted.
+    :ivar error_code: bit 0: the page is present; 1: a write; 2: from user mode; 4: an instruction fetch.
+    """
+
+    def __init__(self, message: str, report: str = "", cr2: int = 0, error_code: int = 0) -> None:
+        super().__init__(message, report)
+        self.cr2, self.error_code = cr2, error_code
+
+    def __reduce__(self) -> tuple[type[ReportedError], tuple[object, ...]]:  # type: ignore[override]
+        return type(self), (str(self), self.report, self.cr2, self.error_code)
+
+
+class NotPresent(PageFault):
+    """Nothing is mapped there."""
+
+
+class NullPointerDereference(NotPresent):
+    """An address in the first page."""
+
+
+class GuardPage(NotPresent):
+    """The page behind a virtual area, left unmapped so that running over its end is noticed."""
+
+
+class UnmappedArea(NotPresent):
+    """A part of the vmalloc space that belongs to no area, or whose area was freed."""
+
+
+class ProtectionFault(PageFault):
+    """The page is mapped, but not for this."""
+
+
+class WriteToReadOnly(ProtectionFault):
+    """A write to a read-only page."""
+
+
+class NotExecutable(ProtectionFault):
+    """An instruction fetch from a page with the NX bit."""
+
+
+class UserAccess(ProtectionFault):
+    """The kernel touched (SMAP) or executed (SMEP) a process's page."""
+
+
+class GeneralProtection(ReportedError):
+    """An address that is not canonical."""
+
+
+class NotDirectMapped(RequestError):
+    """``virt_to_phys`` and its relatives compute with the direct map's constant offset; this address is not in it.
+
+    :ivar wrong: the physical address that the kernel computes all the same (without CONFIG_DEBUG_VIRTUAL nothing stops it).
+    """
+
+    def __init__(self, message: str, wrong: int = 0) -> None:
+        super().__init__(message)
+        self.wrong = wrong
+
+    def __reduce__(self) -> tuple[type[NotDirectMapped], tuple[str, int]]:
+        return type(self), (str(self), self.wrong)
+
+
+class KmapError(MmtwinError):
+    """``kmap`` of high memory: no place is left, or ``kunmap`` of what is not mapped."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import operator
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from mmtwin import procfs, profiles
+from mmtwin.address_space import AddressSpaces
+from mmtwin.contexts import Contexts
 from mmtwin.errors import AllocationFailure, BadFree, DoubleFree, ProfileError, RequestError
 from mmtwin.gfp import MIGRATE_TYPES, MIGRATETYPE_NAMES, MOVABLE, gfp_names
 from mmtwin.mm.page_alloc import (
@@ -29,19 +32,26 @@ from mmtwin.mm.page_alloc import (
 )
 from mmtwin.mm.slab_common import SlubConfig, slub_cpus
 from mmtwin.mm.slab_tables import Slub, copy_slub
-from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_PCP, Pgdat, copy_pgdat, new_pgdat
+from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_PCP, Pgdat, copy_pgdat, new_pgdat, pageblock_starts
 from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
+from mmtwin.mm.vmap_tables import Vmalloc, copy_vmalloc
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
 from mmtwin.profiles import Profile, physical
+from mmtwin.profiles.layout import AddressSpace, address_space
 from mmtwin.profiles.physical import Frames, MemoryRange
 from mmtwin.slab_api import SlabAllocator, boot_caches, new_allocator
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
+from mmtwin.vmalloc_api import VmallocAllocator
+from mmtwin.vmalloc_steps import free_space
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from mmtwin.mm.highmem import HighMem
+    from mmtwin.mm.pgtable_tables import Mmu
     from mmtwin.slub_debug import Watch
+    from mmtwin.tracing import Event
 
 MAX_FRAMES = 1 << 30
 """4 TiB: row numbers are 32 bits wide."""
@@ -52,7 +62,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(SlabAllocator):
+class Machine(Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
@@ -76,6 +86,11 @@ class Machine(SlabAllocator):
         cache_names: Sequence[str] = (),
         slab_config: SlubConfig | None = None,
         kasan: bool = False,
+        space: AddressSpace | None = None,
+        mmu: Mmu | None = None,
+        highmem: HighMem | None = None,
+        areas: Vmalloc | None = None,
+        callers: Mapping[int, str] | None = None,
     ) -> None:
         """Wraps existing tables; `boot` and `mmtwin.load` make machines.
 
@@ -83,6 +98,9 @@ class Machine(SlabAllocator):
         :param slub: the slab allocator's tables, with the caches' names by row; None: as it starts, with kmalloc's caches, all empty.
         :param slab_config: boot options that concern slabs; None: none.
         :param kasan: every access of an object's bytes is checked.
+        :param space: the kernel's address space; None: the profile's, for this memory.
+        :param mmu: page tables; None: as they are after boot. `highmem`: mappings of high memory, likewise.
+        :param areas: virtual areas; None: none yet, all addresses free. `callers`: who asked for them, by ``vm_struct.caller``.
         """
         self._watch: Watch | None = None
         self.state, self.profile, self.cpus = state, profile, int(state.config[0]["nr_cpus"])
@@ -91,7 +109,7 @@ class Machine(SlabAllocator):
         self.reserved: tuple[Frames, ...] = tuple(physical.join(reserved))
         usable = physical.subtract(self.ram, self.reserved)
         self._starts, self._ends = [start for start, _ in usable], [end for _, end in usable]
-        config = SlubConfig(cpus=slub_cpus(self.cpus, self.cpus)) if slab_config is None else slab_config
+        config = SlubConfig(cpus=slub_cpus(self.cpus, self.cpus), arch=profile.slab) if slab_config is None else slab_config
         if slub is None:
             slub, names, geometries = new_allocator(self.cpus, profile.page_offset, config)
             self._set_slub(slub, [], config)
@@ -99,6 +117,8 @@ class Machine(SlabAllocator):
                 self._add_cache(name, geometry, cache.usersize, cache.refcount)
         else:
             self._set_slub(slub, list(cache_names), config)
+        self._set_address_space(address_space(profile, self.ram) if space is None else space, mmu, highmem)
+        self._set_vmalloc(free_space(self.space, self.cpus, profile) if areas is None else areas, callers)
         if kasan:
             self._watched(True)
 
@@ -132,6 +152,8 @@ class Machine(SlabAllocator):
         :raises RequestError: no such order, flags or CPU.
         """
         order, gfp, cpu = self._order(order), self._gfp(gfp), self._cpu(cpu)
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"alloc_pages of order {order}")
         pfn = int(alloc_pages_kernel(self.state, cpu, order, gfp))
         if pfn < 0:
             raise self._failure(pfn, order, gfp, cpu)
@@ -162,6 +184,8 @@ class Machine(SlabAllocator):
         most = int(self.state.zone["managed_pages"].sum())
         if not 0 <= n <= most:
             raise RequestError(f"{n} pages: expected 0 to {most}, the pages this machine has")
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"alloc_pages_bulk of {n} pages")
         out = np.zeros(n, dtype=np.int64)
         got = int(alloc_pages_bulk_kernel(self.state, cpu, gfp, out)) if n else 0
         if got < 0:
@@ -181,6 +205,8 @@ class Machine(SlabAllocator):
         order = (pages - 1).bit_length()
         if order > MAX_ORDER:
             raise self._failure(-ENOMEM, order, gfp, cpu)
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"alloc_pages_exact of {size_bytes} bytes")
         pfn = int(alloc_pages_exact_kernel(self.state, cpu, pages, gfp))
         if pfn < 0:
             raise self._failure(pfn, order, gfp, cpu)
@@ -275,8 +301,7 @@ class Machine(SlabAllocator):
                 }
             )
         if what == "pageblocks":
-            pfn = np.arange(len(self.state.pageblock), dtype=np.int64) << self.profile.pageblock_order
-            return pl.DataFrame({"pfn": pfn, "migratetype": np.array(MIGRATETYPE_NAMES)[self.state.pageblock]})
+            return pl.DataFrame({"pfn": pageblock_starts(self.state), "migratetype": np.array(MIGRATETYPE_NAMES)[self.state.pageblock]})
         if what in SLAB_FRAMES:
             return self.slab_frame(what)
         raise RequestError(f"no frame {what!r}; there are: {', '.join(FRAMES_OF)}")
@@ -291,31 +316,6 @@ class Machine(SlabAllocator):
             self._watch.install()
         self._watch.kasan |= kasan
         return self._watch
-
-    def read(self, address: int, n: int) -> bytes:
-        """`n` bytes of memory from an address of the direct map on; what was never written reads as zeros.
-
-        :raises RequestError: outside of memory.
-        :raises KasanError: with KASAN, some of them belong to no object in use.
-        """
-        physical = self.virt_to_phys(address)
-        return bytes(self._check_length(n, physical)) if self._watch is None else self._watch.read(physical, self._check_length(n, physical))
-
-    def write(self, address: int, data: bytes) -> None:
-        """Puts `data` into memory. From the first write on the machine keeps contents: __GFP_ZERO clears, krealloc copies.
-
-        :raises RequestError: outside of memory.
-        :raises KasanError: with KASAN, some of the bytes belong to no object in use; they were written all the same.
-        """
-        physical = self.virt_to_phys(address)
-        self._check_length(len(data), physical)
-        self._watched().write(physical, bytes(data))
-
-    def _check_length(self, n: int, physical: int) -> int:
-        n, end = operator.index(n), int(self.state.config[0]["nr_frames"]) << PAGE_SHIFT
-        if not 0 <= n <= end - physical:
-            raise RequestError(f"{n} bytes at address 0x{self.phys_to_virt(physical):x}: expected 0 to {end - physical}, where memory ends")
-        return n
 
     def leaks(self, by: str = "callsite") -> pl.DataFrame:
         """Objects that are handed out, by who allocated them, as ``alloc_traces`` of /sys/kernel/debug/slab.
@@ -338,6 +338,7 @@ class Machine(SlabAllocator):
         return other
 
     def _copy_tables(self) -> Machine:
+        mmu, highmem = self._mmu_state()
         return Machine(
             copy_pgdat(self.state),
             self.profile,
@@ -346,21 +347,58 @@ class Machine(SlabAllocator):
             slub=copy_slub(self.slub),
             cache_names=self._cache_names,
             slab_config=self.slab_config,
+            space=self.space,
+            mmu=mmu,
+            highmem=highmem,
+            areas=copy_vmalloc(self.areas),
+            callers=self._callers,
         )
 
     def validate(self) -> None:
         """Checks all invariants. :raises InvariantError: naming the first broken one."""
         validate(self.state)
+        from mmtwin.mm.validate_pgtable import validate_pgtable
         from mmtwin.mm.validate_slub import validate_slub
 
         validate_slub(self.slub, self.state)
+        from mmtwin.mm.validate_vmalloc import validate_vmalloc
+
+        validate_vmalloc(self.areas)
+        validate_pgtable(self.mmu, self.state)
 
     def digest(self) -> str:
         """SHA-256 of all tables: equal for machines that went through the same requests, compiled or interpreted."""
         total = hashlib.sha256()
-        for table in (*self.state, *self.slub):
+        for table in (*self.state, *self.slub, *self.areas, self.mmu.entry, self.mmu.table, self.mmu.config):
             total.update(np.ascontiguousarray(table).view(np.uint8).data)
         return total.hexdigest()
+
+    def events(self) -> AbstractContextManager[list[Event]]:
+        """What the allocators do inside a block, step by step, as the kernel's tracepoints would show it::
+
+        with m.events() as log:
+            m.vmalloc(20480)
+        print(*log, sep="\\n")
+        """
+        from mmtwin.tracing import trace
+
+        return trace(self)
+
+    def steps(self) -> dict[str, int]:
+        """What the allocators have done so far, counted: the difference around a call is what it cost.
+
+        Pages taken and given back; nodes visited in the trees of virtual areas, rotations and list operations there; page-table entries written and
+        page-table pages made; flushes of the TLBs (of a range, or of everything).
+        """
+        areas, mmu = self.areas.config[0], self.mmu_counters()
+        return {
+            "pages_taken": int(self.state.zone["pgalloc"].sum()),
+            "pages_given": int(self.state.zone["pgfree"].sum()),
+            **{name: int(areas[name]) for name in ("tree_steps", "rotations", "list_steps", "merges", "splits")},
+            "page_table_writes": mmu["pte_writes"] + mmu["table_writes"],
+            "page_table_pages": mmu["table_pages"],
+            "tlb_flushes": mmu["tlb_flushes"] + mmu["tlb_range_flushes"],
+        }
 
     # What a caller got wrong
 
@@ -408,6 +446,7 @@ class Machine(SlabAllocator):
                 f"{words}: the largest block has order {MAX_ORDER} ({format_size(PAGE_SIZE << MAX_ORDER)})", -ENOMEM, order, gfp, "order too large"
             )
         if error == -EAGAIN:
+            self._had_to_sleep(cpu, words)
             text = f"{words}: no zone may give it at once; Linux would now reclaim or compact memory, which mmtwin does not do yet"
             return AllocationFailure(text, error, order, gfp, "needs reclaim")
         if error == -EINVAL:
@@ -485,6 +524,7 @@ def boot(
     if memory_map is None and not 1 << 21 <= ram_bytes <= (MAX_FRAMES - (1 << 19)) << PAGE_SHIFT:
         raise RequestError(f"ram {ram!r}: expected 2 MiB to just below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
     frames = physical.ram_frames(physical.qemu_pc_memory_map(ram_bytes) if memory_map is None else memory_map)
+    frames = physical.clip(frames, 0, kernel.max_frames)
     if not frames or frames[-1][1] > MAX_FRAMES:
         raise RequestError(f"memory map: expected memory, all of it below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
     spans = physical.zone_spans(frames, kernel.zone_limits, len(kernel.zone_names))
@@ -501,14 +541,15 @@ def boot(
     else:
         mine = list(reserved)
         reserve = physical.BootReserve(mine, physical.take_top(physical.subtract(frames, mine), initrd_pages))
-    state = new_pgdat(frames[-1][1], cpus, kernel.gfp_zones)
-    for z, span in enumerate(spans):
+    state = new_pgdat(frames[-1][1], cpus, kernel.gfp_zones, kernel.pageblock_order, kernel.pageblock_split(spans[kernel.highmem_zone].start))
+    for z, (span, high) in enumerate(zip(spans, physical.is_highmem(kernel, spans), strict=True)):
         zone = state.zone[z]
         zone["start_pfn"], zone["end_pfn"], zone["present_pages"] = span
+        zone["is_highmem"] = high
     free = physical.subtract(frames, reserve.kept)
     free_memory(state, free)
     _derive_constants(state, kernel, frames, free, reserve.freed, thp)
-    config = SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus))
+    config = SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus), kernel.slab)
     return Machine(state, kernel, frames, reserve.kept, slab_config=config, kasan=kasan or "kasan=on" in cmdline.split())
 
 
@@ -565,7 +606,7 @@ def _derive_constants(state: Pgdat, kernel: Profile, ram: Sequence[Frames], free
     config["percpu_pagelist_high_fraction"], config["pcp_batch_scale_max"] = kernel.percpu_pagelist_high_fraction, kernel.pcp_batch_scale_max
     config["thp"], config["nofragment_zone"] = kernel.thp, kernel.nofragment_zone
     spans = [physical.ZoneSpan(start, end, int(zone["present_pages"])) for (start, end), zone in zip(zones, state.zone, strict=True)]
-    config["page_group_by_mobility_disabled"] = physical.estimated_kernel_pages(spans, kernel.struct_page_size) < kernel.pageblock_nr_pages * MIGRATE_TYPES
+    config["page_group_by_mobility_disabled"] = physical.estimated_kernel_pages(spans, kernel, True) < kernel.pageblock_nr_pages * MIGRATE_TYPES
     final = state.zone["managed_pages"].copy()
     late_pages = np.array([physical.count(physical.clip(late, *zone)) for zone in zones])
     if int(config["online_cpus"]) > 1:

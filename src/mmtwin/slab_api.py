@@ -88,6 +88,7 @@ class SlabAllocator:
     state: Pgdat
     slub: Slub
     cpus: int
+    _contexts: int
 
     def _set_slub(self, slub: Slub, names: list[str], config: SlubConfig) -> None:
         self.slub, self._cache_names, self.slab_config = slub, names, config
@@ -113,27 +114,6 @@ class SlabAllocator:
         self.slub = reserve(self.slub, 1024, max(1 << 16, 2 * most))
         self._bind()
 
-    # Addresses
-
-    def virt_to_phys(self, address: int) -> int:
-        """The physical address: a constant offset from the virtual one. :raises RequestError: not an address of the direct map."""
-        address = _whole(address, "address")
-        physical = address - self.PAGE_OFFSET
-        if not 0 <= physical < int(self.state.config[0]["nr_frames"]) * PAGE_SIZE:
-            raise RequestError(f"address 0x{address:x}: not in the direct map, which begins at 0x{self.PAGE_OFFSET:x}")
-        return physical
-
-    def phys_to_virt(self, physical: int) -> int:
-        """The address of a physical address in the direct map. :raises RequestError: it is not below the end of memory."""
-        physical = _whole(physical, "physical address")
-        if not 0 <= physical < int(self.state.config[0]["nr_frames"]) * PAGE_SIZE:
-            raise RequestError(f"physical address 0x{physical:x}: this machine's memory ends at 0x{int(self.state.config[0]['nr_frames']) * PAGE_SIZE:x}")
-        return physical + self.PAGE_OFFSET
-
-    def virt_to_page(self, address: int) -> int:
-        """The page frame number of an address of the direct map."""
-        return self.virt_to_phys(address) // PAGE_SIZE
-
     # kmalloc
 
     def kmalloc(self, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
@@ -147,7 +127,8 @@ class SlabAllocator:
         :raises RequestError: a negative size, no such flags or CPU.
         """
         if (
-            cpu.__class__ is int
+            not self._contexts
+            and cpu.__class__ is int
             and 0 <= cpu < self.cpus
             and gfp.__class__ is int
             and 0 <= gfp <= GFP_MASK
@@ -169,6 +150,8 @@ class SlabAllocator:
         if size > KMALLOC_MAX_SIZE:
             text = f"kmalloc({size}): above KMALLOC_MAX_SIZE ({KMALLOC_MAX_SIZE} bytes): Linux warns once and returns NULL; use vmalloc or kvmalloc"
             raise AllocationFailure(text, -12, get_order(size), gfp, "order too large")
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"kmalloc({size})")
         physical = NO_ROOM
         while physical == NO_ROOM:
             physical = int(kmalloc_entry(self._handle, size, gfp, cpu))
@@ -185,13 +168,14 @@ class SlabAllocator:
     def kmalloc_array(self, n: int, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
         """``kmalloc_array``: an array of `n` elements.
 
-        :raises AllocationFailure: also when the product does not fit 64 bits (Linux returns NULL).
+        :raises AllocationFailure: also when the product does not fit a ``size_t`` (Linux returns NULL).
         """
         n, size, gfp, cpu = _whole(n, "number"), _whole(size, "size"), self._slab_gfp(gfp), self._slab_cpu(cpu)
         if n < 0 or size < 0:
             raise RequestError(f"{n} elements of {size} bytes: expected 0 or more")
-        if n * size > SIZE_MAX:
-            raise AllocationFailure(f"kmalloc_array({n}, {size}): the product overflows 64 bits: Linux returns NULL", -12, 0, gfp, "overflow")
+        if n * size > slab_common.size_max(self.slab_config.arch):
+            bits = 8 * self.slab_config.arch.word
+            raise AllocationFailure(f"kmalloc_array({n}, {size}): the product overflows {bits} bits: Linux returns NULL", -12, 0, gfp, "overflow")
         return self.kmalloc(n * size, gfp, cpu)
 
     def kcalloc(self, n: int, size: int, gfp: int = GFP_KERNEL, cpu: int = 0) -> int:
@@ -264,10 +248,9 @@ class SlabAllocator:
     def _is_large(self, pfn: int) -> bool:
         return 0 <= pfn < int(self.state.config[0]["nr_frames"]) and int(self.state.page[pfn]["flags"]) & 4 != 0
 
-    @staticmethod
-    def kmalloc_size_roundup(size: int) -> int:
+    def kmalloc_size_roundup(self, size: int) -> int:
         """``kmalloc_size_roundup``: the bytes that kmalloc(size) really gives."""
-        return slab_common.kmalloc_size_roundup(_whole(size, "size"))
+        return slab_common.kmalloc_size_roundup(_whole(size, "size"), self.slab_config.arch)
 
     # Caches
 
@@ -304,12 +287,12 @@ class SlabAllocator:
         count = int(self.slub.config[0]["caches"])
         live = [i for i in range(count) if int(cache[i]["live"])]
         candidates = [slab_common.Mergeable(*(int(cache[i][c]) for c in ("flags", "size", "ctor", "usersize", "refcount"))) for i in live]
-        found = slab_common.find_mergeable(candidates, size, align, flags, name, ctor is not None, usersize, config.nomerge, config.debug)
+        found = slab_common.find_mergeable(candidates, size, align, flags, name, ctor is not None, usersize, config.nomerge, config.debug, config.arch)
         if slab_common.kmem_cache_sanity_check(name, size, flags) == 0 and found is not None:
             row = cache[live[found]]
             row["refcount"] = int(row["refcount"]) + 1
             row["object_size"] = max(int(row["object_size"]), size)
-            row["inuse"] = max(int(row["inuse"]), -(-size // 8) * 8)
+            row["inuse"] = max(int(row["inuse"]), slab_common.align_up(size, config.arch.word))
             return KmemCache(live[found], name, size, None, self._cache_names[live[found]])
         geometry = slab_common.new_cache(name, size, align, flags, ctor is not None, config)
         if geometry is None:
@@ -358,6 +341,8 @@ class SlabAllocator:
         :raises RequestError: the cache was destroyed or is another machine's, or no such flags or CPU.
         """
         number, cpu, gfp = self._cache(cache), self._slab_cpu(cpu), self._slab_gfp(gfp)
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"kmem_cache_alloc({cache.name!r})")
         slabs = int(self.slub.cache[number]["nr_slabs"])
         physical = NO_ROOM
         while physical == NO_ROOM:
@@ -413,6 +398,8 @@ class SlabAllocator:
         most = int(self.state.config[0]["nr_frames"]) * PAGE_SIZE // int(self.slub.cache[number]["size"])
         if not 0 <= n <= most:
             raise RequestError(f"{n} objects: expected 0 to {most}, what this machine's memory has room for")
+        if self._contexts:
+            gfp = self._may_allocate(gfp, cpu, f"kmem_cache_alloc_bulk({cache.name!r})")
         if cache.ctor is not None or number in self._ctors:
             objects: list[int] = []
             try:
@@ -535,8 +522,20 @@ class SlabAllocator:
     def _cpu(self, cpu: int) -> int:
         raise NotImplementedError
 
+    def _may_allocate(self, gfp: int, cpu: int, what: str = "") -> int:
+        """The flags that are left in this context (`contexts.Contexts`). :raises SleepingInAtomic: it may sleep where that is forbidden."""
+        raise NotImplementedError
+
+    def _had_to_sleep(self, cpu: int, what: str = "") -> None:
+        """The request must wait for memory. :raises SchedulingWhileAtomic: where it cannot."""
+        raise NotImplementedError
+
     def _watched(self) -> object:
         """From now on contents are kept and debugged caches checked."""
+        raise NotImplementedError
+
+    def phys_to_virt(self, physical: int) -> int:
+        """The address in the direct map."""
         raise NotImplementedError
 
     def _slab_cpu(self, cpu: int) -> int:
@@ -576,6 +575,8 @@ class SlabAllocator:
     def _slab_failure(self, error: int, what: str, number: int, size: int, gfp: int, cpu: int) -> AllocationFailure:
         words = f"{what}, mode:0x{gfp:x}({gfp_names(gfp)}), CPU {cpu}"
         status = "needs reclaim" if error == -11 else "failed"
+        if error == -11:
+            self._had_to_sleep(cpu, what)
         if number < 0:
             return AllocationFailure(f"{words}: no block of {format_size(size)} in one piece", error, get_order(size), gfp, status)
         row = self.slub.cache[number]
@@ -587,7 +588,7 @@ class SlabAllocator:
         return AllocationFailure(text, error, int(row["min_order"]), gfp, status)
 
     def _bad_object(self, error: int, address: int, call: str) -> DoubleFree | BadFree:
-        at = f"0x{operator.index(address) & SIZE_MAX:016x}"
+        at = f"0x{operator.index(address) & SIZE_MAX:0{2 * self.slab_config.arch.word}x}"
         if error == -EBUSY:
             number = object_entry(self._handle, self._physical(address))[0]
             return DoubleFree(f"BUG {self._cache_names[number]} (Not tainted): Object already free: {call}({at})")
@@ -608,7 +609,7 @@ class SlabAllocator:
 
 def boot_caches(config: SlubConfig) -> list[slab_common.BootCache]:
     """``kmem_cache``, ``kmem_cache_node`` and kmalloc's caches, oldest first."""
-    return [*slab_common.create_boot_caches(), *slab_common.create_kmalloc_caches(True, True, config.nokmem)]
+    return [*slab_common.create_boot_caches(arch=config.arch), *slab_common.create_kmalloc_caches(True, True, config.nokmem)]
 
 
 def new_allocator(cpus: int, page_offset: int, config: SlubConfig) -> tuple[Slub, list[str], list[CacheGeometry]]:

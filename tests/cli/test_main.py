@@ -14,7 +14,7 @@ from mmtwin import __version__
 from mmtwin.cli import info, main
 from mmtwin.errors import InvariantError
 
-VERBS = ("demo", "record", "import", "info", "replay", "stat")
+VERBS = ("demo", "record", "import", "info", "replay", "stat", "layout")
 START = (sys.executable, "-m", "mmtwin.cli")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(main.__file__).parents[2])}
 
@@ -26,7 +26,7 @@ def test_help_loads_nothing_heavy() -> None:
     )
     words = ("--help", "--version", *(f"{verb} --help" for verb in VERBS), "nope", "record")
     run = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, env=ENVIRONMENT)
-    assert run.stderr.splitlines()[-1] == f"{[0] * 8 + [2, 2]} set()"
+    assert run.stderr.splitlines()[-1] == f"{[0] * 9 + [2, 2]} set()"
 
 
 def test_info_loads_nothing_heavy(bundled: Path) -> None:
@@ -89,7 +89,7 @@ def test_version(mmtwin: Callable[..., tuple[int, str, str]]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("repaly", 'unknown command "repaly". Did you mean "replay"? Available commands: demo, record, import, info, replay, stat; see mmtwin --help'),
+        ("repaly", 'unknown command "repaly". Did you mean "replay"? Available commands: demo, record, import, info, replay, stat, layout; see mmtwin --help'),
         ("replay", 'command "replay" parameter FILE requires an argument; see mmtwin replay --help'),
         ("replay a b", "unexpected argument 'b'; see mmtwin replay --help"),
         ("replay a --chekc", "unknown option: --chekc. Did you mean --check?; see mmtwin replay --help"),

@@ -10,7 +10,7 @@ from mmtwin.gfp import GFP_KERNEL, HIGHATOMIC, ISOLATE, MIGRATE_TYPES, MOVABLE, 
 from mmtwin.machine import Machine
 from mmtwin.mm.buddy import free_list
 from mmtwin.mm.pcp import order_to_pindex, pcp_allowed_order, pcp_list, pindex_to_order, rmqueue_pcplist, rmqueue_pcplist_locked
-from mmtwin.mm.tables import ZONE_RECLAIM_ACTIVE, Pgdat
+from mmtwin.mm.tables import ZONE_RECLAIM_ACTIVE, Pgdat, new_pgdat
 from mmtwin.mm.validate import validate
 
 Walk = Callable[[Pgdat, int], list[int]]
@@ -29,7 +29,7 @@ def test_list_numbers() -> None:
     found = [order_to_pindex(migratetype, order) for order in (0, 1, 2, 3) for migratetype in range(3)]
     assert found == list(range(12))
     assert [order_to_pindex(migratetype, 9) for migratetype in range(3)] == [12, 13, 12]
-    assert [pindex_to_order(index) for index in range(14)] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 9, 9]
+    assert [pindex_to_order(new_pgdat(1, 1), index) for index in range(14)] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 9, 9]
 
 
 def test_allowed_orders(machine: Machine) -> None:

@@ -23,7 +23,7 @@ def put(table: pl.DataFrame, column: str, row: int, value: Any) -> pl.DataFrame:
 
 
 def test_the_limits_are_those_of_the_replay() -> None:
-    ours = (validate.MAX_ORDER, validate.PAGEBLOCK_ORDER, validate.MIGRATE_TYPES, validate.NR_PCP_LISTS, validate.MAX_NR_ZONES)
+    ours = (validate.MAX_ORDER, validate.PAGEBLOCK_ORDERS[0], validate.MIGRATE_TYPES, validate.NR_PCP_LISTS, validate.MAX_NR_ZONES)
     assert ours == (tables.MAX_ORDER, tables.PAGEBLOCK_ORDER, gfp.MIGRATE_TYPES, tables.NR_PCP_LISTS, gfp.MAX_NR_ZONES)
     assert (validate.MAX_CACHES, validate.MAX_OBJECTS) == (slab_tables.MAX_CACHES, slab_tables.MAX_OBJS_PER_PAGE)
     assert tuple(bits for bits, zone in enumerate(gfp.GFP_ZONES) if zone < 0) == validate.BAD_ZONE_BITS

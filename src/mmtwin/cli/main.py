@@ -17,6 +17,7 @@ from mmtwin.cli.demo import demo
 from mmtwin.cli.help import ColumnFormatter
 from mmtwin.cli.import_ import import_
 from mmtwin.cli.info import info
+from mmtwin.cli.layout import layout
 from mmtwin.cli.record import record
 from mmtwin.cli.replay import replay
 from mmtwin.cli.stat import stat
@@ -36,7 +37,7 @@ app = App(
 )
 app.meta.group_parameters = Group("Everywhere", sort_key=9)
 app.meta.suppress_keyboard_interrupt = False
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "record": record, "import": import_, "info": info, "replay": replay, "stat": stat}
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "record": record, "import": import_, "info": info, "replay": replay, "stat": stat, "layout": layout}
 for position, (verb, command) in enumerate(COMMANDS.items()):
     app.command(command, name=verb, sort_key=position)
 

@@ -7,7 +7,7 @@ from typing import Any
 from mmtwin._jit import inner, slow
 from mmtwin.gfp import ALLOC_KSWAPD, ALLOC_NOFRAGMENT, HIGHATOMIC, ISOLATE, MIGRATE_TYPES, MOVABLE, PCPTYPES, RECLAIMABLE, UNMOVABLE
 from mmtwin.mm.list import list_add, list_add_tail, list_del
-from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, PG_ALLOCATED, PG_BUDDY, PG_LRU, PG_MOVABLE, ZONE_BOOSTED_WATERMARK
+from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, PG_ALLOCATED, PG_BUDDY, PG_LRU, PG_MOVABLE, ZONE_BOOSTED_WATERMARK
 from mmtwin.mm.vmstat import mod_zone_free_pages
 
 FALLBACKS = ((RECLAIMABLE, MOVABLE), (RECLAIMABLE, UNMOVABLE), (UNMOVABLE, MOVABLE))
@@ -25,9 +25,26 @@ def page_zone(b: Any, pfn: int) -> int:
 
 
 @inner
+def pageblock_order(b: Any) -> int:
+    """Order of the blocks that have a migrate type."""
+    return int(b.config[0]["pageblock_order"])
+
+
+@inner
+def pageblock_row(b: Any, pfn: int) -> int:
+    """Row of the pageblock that holds `pfn`.
+
+    Without sparse memory each zone keeps the types of its own pageblocks (``zone->pageblock_flags``), so that one which two zones share has two types: i386's
+    HighMem begins inside a pageblock. Rows from that frame on are one higher.
+    """
+    config = b.config[0]
+    return (pfn >> int(config["pageblock_order"])) + (1 if pfn >= int(config["pageblock_split"]) else 0)
+
+
+@inner
 def get_pageblock_migratetype(b: Any, pfn: int) -> int:
     """The type of the pageblock that holds `pfn`."""
-    return int(b.pageblock[pfn >> PAGEBLOCK_ORDER])
+    return int(b.pageblock[pageblock_row(b, pfn)])
 
 
 @inner
@@ -90,11 +107,12 @@ def free_one_page(b: Any, pfn: int, z: int, cpu: int, order: int, migratetype: i
     if migratetype != ISOLATE:
         mod_zone_free_pages(b, z, cpu, 1 << order)
     b.page[pfn]["flags"] = 0  # merging may file the block under a lower frame
+    block_order = pageblock_order(b)
     while order < MAX_ORDER:
         buddy = pfn ^ (1 << order)
         if not is_buddy_in_zone(b, buddy, z, order):
             break
-        if order >= PAGEBLOCK_ORDER:
+        if order >= block_order:
             other = get_pageblock_migratetype(b, buddy)
             if migratetype != other and (migratetype >= PCPTYPES or other >= PCPTYPES):
                 break
@@ -147,7 +165,7 @@ def find_suitable_fallback(b: Any, z: int, order: int, migratetype: int) -> int:
 @inner
 def can_steal_fallback(b: Any, order: int, start_type: int) -> bool:
     """Whether a fallback of this order may take the whole pageblock with it."""
-    return order >= PAGEBLOCK_ORDER // 2 or start_type == RECLAIMABLE or start_type == UNMOVABLE or int(b.config[0]["page_group_by_mobility_disabled"]) != 0
+    return order >= pageblock_order(b) // 2 or start_type == RECLAIMABLE or start_type == UNMOVABLE or int(b.config[0]["page_group_by_mobility_disabled"]) != 0
 
 
 @slow
@@ -155,14 +173,15 @@ def boost_watermark(b: Any, z: int) -> bool:
     """Raises the zone's watermarks for a while, so that kswapd frees memory and the next fallback becomes less likely."""
     zone = b.zone[z]
     factor = int(b.config[0]["watermark_boost_factor"])
-    if factor == 0 or int(zone["managed_pages"]) < 4 * PAGEBLOCK_NR_PAGES:
+    block = 1 << pageblock_order(b)
+    if factor == 0 or int(zone["managed_pages"]) < 4 * block:
         return False
     high = int(zone["wmark_high"])
     most = high // 10000 * factor + high % 10000 * factor // 10000
     if most == 0:
         return False
-    most = max(PAGEBLOCK_NR_PAGES, most)
-    zone["watermark_boost"] = min(int(zone["watermark_boost"]) + PAGEBLOCK_NR_PAGES, most)
+    most = max(block, most)
+    zone["watermark_boost"] = min(int(zone["watermark_boost"]) + block, most)
     return True
 
 
@@ -174,8 +193,9 @@ def move_freepages_block(b: Any, pfn: int, z: int, migratetype: int) -> tuple[in
         crosses the end of the zone.
     """
     zone = b.zone[z]
-    start = pfn & ~(PAGEBLOCK_NR_PAGES - 1)
-    end = start + PAGEBLOCK_NR_PAGES
+    block = 1 << pageblock_order(b)
+    start = pfn & ~(block - 1)
+    end = start + block
     if start < int(zone["start_pfn"]):
         start = pfn
     if end > int(zone["end_pfn"]):
@@ -201,12 +221,14 @@ def move_freepages_block(b: Any, pfn: int, z: int, migratetype: int) -> tuple[in
 def steal_suitable_fallback(b: Any, pfn: int, z: int, alloc_flags: int, start_type: int, whole_block: bool) -> None:
     """Takes a block, and if allowed what is free around it, from another type; retypes the pageblock when at least half of it is free or alike."""
     order = int(b.page[pfn]["order"])
+    block_order = pageblock_order(b)
     old_type = get_pageblock_migratetype(b, pfn)
     single = True
     if old_type == HIGHATOMIC:
         pass
-    elif order >= PAGEBLOCK_ORDER:
-        for block in range(pfn >> PAGEBLOCK_ORDER, (pfn + (1 << order)) >> PAGEBLOCK_ORDER):
+    elif order >= block_order:
+        first = pageblock_row(b, pfn)
+        for block in range(first, first + (1 << (order - block_order))):
             b.pageblock[block] = start_type
     else:
         if boost_watermark(b, z) and alloc_flags & ALLOC_KSWAPD:
@@ -219,9 +241,9 @@ def steal_suitable_fallback(b: Any, pfn: int, z: int, alloc_flags: int, start_ty
                 if start_type == MOVABLE:
                     alike = movable_pages
                 elif old_type == MOVABLE:
-                    alike = PAGEBLOCK_NR_PAGES - (free_pages + movable_pages)
-                if free_pages + alike >= PAGEBLOCK_NR_PAGES // 2 or int(b.config[0]["page_group_by_mobility_disabled"]):
-                    b.pageblock[pfn >> PAGEBLOCK_ORDER] = start_type
+                    alike = (1 << block_order) - (free_pages + movable_pages)
+                if free_pages + alike >= 1 << (block_order - 1) or int(b.config[0]["page_group_by_mobility_disabled"]):
+                    b.pageblock[pageblock_row(b, pfn)] = start_type
     if single:
         move_to_free_list(b, pfn, z, order, start_type)
 
@@ -235,7 +257,8 @@ def rmqueue_fallback(b: Any, z: int, order: int, start_type: int, alloc_flags: i
     """
     if start_type >= PCPTYPES:
         return False
-    least = PAGEBLOCK_ORDER if order < PAGEBLOCK_ORDER and alloc_flags & ALLOC_NOFRAGMENT else order
+    block_order = pageblock_order(b)
+    least = block_order if order < block_order and alloc_flags & ALLOC_NOFRAGMENT else order
     current = MAX_ORDER
     while current >= least:
         fallback = find_suitable_fallback(b, z, current, start_type)
@@ -268,11 +291,12 @@ def rmqueue(b: Any, z: int, order: int, migratetype: int, alloc_flags: int) -> i
 def reserve_highatomic_pageblock(b: Any, pfn: int, z: int) -> None:
     """Keeps the pageblock of a high-order atomic allocation for further ones, up to about 1 % of the zone."""
     zone = b.zone[z]
-    if int(zone["nr_reserved_highatomic"]) >= int(zone["managed_pages"]) // 100 + PAGEBLOCK_NR_PAGES:
+    block_order = pageblock_order(b)
+    if int(zone["nr_reserved_highatomic"]) >= int(zone["managed_pages"]) // 100 + (1 << block_order):
         return
     if get_pageblock_migratetype(b, pfn) < PCPTYPES:
-        zone["nr_reserved_highatomic"] = int(zone["nr_reserved_highatomic"]) + PAGEBLOCK_NR_PAGES
-        b.pageblock[pfn >> PAGEBLOCK_ORDER] = HIGHATOMIC
+        zone["nr_reserved_highatomic"] = int(zone["nr_reserved_highatomic"]) + (1 << block_order)
+        b.pageblock[pageblock_row(b, pfn)] = HIGHATOMIC
         move_freepages_block(b, pfn, z, HIGHATOMIC)
 
 
@@ -281,8 +305,8 @@ def unreserve_highatomic_pageblock(b: Any, pfn: int, z: int, migratetype: int) -
     """Gives a reserved pageblock back to `migratetype` (the choice of the block belongs to direct reclaim, its caller)."""
     zone = b.zone[z]
     if get_pageblock_migratetype(b, pfn) == HIGHATOMIC:
-        zone["nr_reserved_highatomic"] = int(zone["nr_reserved_highatomic"]) - min(PAGEBLOCK_NR_PAGES, int(zone["nr_reserved_highatomic"]))
-    b.pageblock[pfn >> PAGEBLOCK_ORDER] = migratetype
+        zone["nr_reserved_highatomic"] = int(zone["nr_reserved_highatomic"]) - min(1 << pageblock_order(b), int(zone["nr_reserved_highatomic"]))
+    b.pageblock[pageblock_row(b, pfn)] = migratetype
     move_freepages_block(b, pfn, z, migratetype)
 
 
@@ -293,7 +317,7 @@ def isolate_free_page(b: Any, pfn: int, z: int, cpu: int, order: int) -> None:
         mod_zone_free_pages(b, z, cpu, -(1 << order))
     del_page_from_free_list(b, pfn, z, order)
     b.page[pfn]["flags"] = PG_ALLOCATED
-    if order >= PAGEBLOCK_ORDER - 1:
-        for block in range(pfn >> PAGEBLOCK_ORDER, ((pfn + (1 << order) - 1) >> PAGEBLOCK_ORDER) + 1):
+    if order >= pageblock_order(b) - 1:
+        for block in range(pageblock_row(b, pfn), pageblock_row(b, pfn + (1 << order) - 1) + 1):
             if int(b.pageblock[block]) < PCPTYPES:
                 b.pageblock[block] = UNMOVABLE if int(b.config[0]["page_group_by_mobility_disabled"]) else MOVABLE

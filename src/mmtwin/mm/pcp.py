@@ -6,16 +6,16 @@ from typing import Any
 
 from mmtwin._jit import inner, slow
 from mmtwin.gfp import MOVABLE, PCPTYPES
-from mmtwin.mm.buddy import free_one_page, rmqueue
+from mmtwin.mm.buddy import free_one_page, pageblock_order, rmqueue
 from mmtwin.mm.list import list_add, list_add_tail, list_del
-from mmtwin.mm.tables import NR_PCP_LISTS, PAGE_ALLOC_COSTLY_ORDER, PAGEBLOCK_ORDER, PG_PCP, ZONE_RECLAIM_ACTIVE
+from mmtwin.mm.tables import NR_PCP_LISTS, PAGE_ALLOC_COSTLY_ORDER, PG_PCP, ZONE_RECLAIM_ACTIVE
 from mmtwin.mm.vmstat import mod_zone_free_pages
 
 
 @inner
 def pcp_allowed_order(b: Any, order: int) -> bool:
     """Orders that have per-CPU lists."""
-    return order <= PAGE_ALLOC_COSTLY_ORDER or (order == PAGEBLOCK_ORDER and int(b.config[0]["thp"]) != 0)
+    return order <= PAGE_ALLOC_COSTLY_ORDER or (order == pageblock_order(b) and int(b.config[0]["thp"]) != 0)
 
 
 @inner
@@ -27,9 +27,9 @@ def order_to_pindex(migratetype: int, order: int) -> int:
 
 
 @inner
-def pindex_to_order(pindex: int) -> int:
+def pindex_to_order(b: Any, pindex: int) -> int:
     """Order of the blocks on a list."""
-    return PAGEBLOCK_ORDER if pindex >= NR_PCP_LISTS - 2 else pindex // PCPTYPES
+    return pageblock_order(b) if pindex >= NR_PCP_LISTS - 2 else pindex // PCPTYPES
 
 
 @inner
@@ -95,7 +95,7 @@ def free_pcppages_bulk(b: Any, z: int, cpu: int, here: int, count: int, pindex: 
     empty = 0
     while count > 0 and empty < NR_PCP_LISTS:
         head = pcp_list(b, row, pindex)
-        order = pindex_to_order(pindex)
+        order = pindex_to_order(b, pindex)
         pfn = int(b.page[head]["prev"])
         empty = empty + 1 if pfn == head else 0
         while pfn != head and count > 0:

@@ -14,10 +14,16 @@ from mmtwin.mm.vmap_tables import NIL, RB_BLACK, RB_RED, ZERO_BYTES
 
 
 @inner
+def biased_size(va_start: int, va_end: int) -> int:
+    """The bytes from `va_start` to `va_end`, biased. In an order of adding that never leaves 64 bits: compiled code takes it for granted that nothing does."""
+    return (va_end + ZERO_BYTES) - va_start if va_end >= 0 else (va_end - va_start) + ZERO_BYTES
+
+
+@inner
 def compute_max(area: Any, node: int) -> int:
     """The largest area in the subtree of `node`, as a biased size, given that its children's are right."""
     entry = area[node]
-    largest = int(entry["va_end"]) - int(entry["va_start"]) + ZERO_BYTES
+    largest = biased_size(int(entry["va_start"]), int(entry["va_end"]))
     left = int(area[int(entry["rb_left"])]["subtree_max_size"])
     right = int(area[int(entry["rb_right"])]["subtree_max_size"])
     if left > largest:

@@ -1,7 +1,7 @@
 """How big a slab object is, how many fit into a slab, which caches are one: the arithmetic of SLUB in Linux 6.1, as plain Python.
 
 Data in, data out: nothing here keeps a state, and nothing is compiled, since a cache is made rarely. Sources: mm/slab_common.c, mm/slub.c
-(``calculate_order``, ``calculate_sizes``, ``kmem_cache_flags``), mm/slab.h, include/linux/slab.h of 6.1.y, 64-bit, with Debian's configuration
+(``calculate_order``, ``calculate_sizes``, ``kmem_cache_flags``), mm/slab.h, include/linux/slab.h of 6.1.y, 64-bit and i386 (`SlabArch`), with Debian's configuration
 (SLUB_DEBUG, SLUB_CPU_PARTIAL, MEMCG_KMEM, ZONE_DMA and STACKDEPOT on; KASAN, KFENCE, FAILSLAB, DEBUG_VM off). All sizes are in bytes.
 """
 
@@ -11,14 +11,15 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from mmtwin.errors import RequestError
+from mmtwin.profiles.profile import SLAB_64_BIT, SlabArch
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, get_order
 
-WORD = 8
-"""``sizeof(void *)``; also ARCH_SLAB_MINALIGN and ARCH_KMALLOC_MINALIGN of x86-64."""
+MINALIGN = 8
+"""ARCH_SLAB_MINALIGN and ARCH_KMALLOC_MINALIGN: ``__alignof__(unsigned long long)``, also on i386."""
 CACHE_LINE_SIZE = 64
-"""``cache_line_size()`` of x86-64."""
-TRACK_SIZE = 32
-"""``sizeof(struct track)``: with SLAB_STORE_USER each object has two, of its allocation and of its last free."""
+"""``cache_line_size()`` of x86."""
+TRACK_SIZE = SLAB_64_BIT.track_size
+"""``sizeof(struct track)`` of x86-64: with SLAB_STORE_USER each object has two, of its allocation and of its last free."""
 MAX_ORDER = 11
 """Orders end before this one."""
 MAX_OBJS_PER_PAGE = 32767
@@ -174,15 +175,20 @@ def kmalloc_name(kind: int, size: int) -> str:
     return KMALLOC_TYPE_PREFIX[kind] + KMALLOC_CLASSES[kmalloc_index(size)].label
 
 
-def kmalloc_size_roundup(size: int) -> int:
+def size_max(arch: SlabArch) -> int:
+    """``SIZE_MAX``: the largest ``size_t``."""
+    return (1 << 8 * arch.word) - 1
+
+
+def kmalloc_size_roundup(size: int, arch: SlabArch = SLAB_64_BIT) -> int:
     """``kmalloc_size_roundup``: the bytes that ``kmalloc(size)`` has room for, without asking for them; 0 and SIZE_MAX stay as they are.
 
-    Above KMALLOC_MAX_SIZE the answer is still the power of two, though kmalloc gives NULL, and above 2^63 the kernel's shift overflows to 0.
+    Above KMALLOC_MAX_SIZE the answer is still the power of two, though kmalloc gives NULL, and above half of SIZE_MAX the kernel's shift overflows to 0.
     """
-    if size in (0, SIZE_MAX):
+    if size in (0, size_max(arch)):
         return size
     if size > KMALLOC_MAX_CACHE_SIZE:
-        return (PAGE_SIZE << get_order(size)) & SIZE_MAX
+        return (PAGE_SIZE << get_order(size)) & size_max(arch)
     return KMALLOC_CLASSES[kmalloc_index(size)].size
 
 
@@ -223,12 +229,12 @@ class BootCache(NamedTuple):
     refcount: int
 
 
-def create_boot_caches(nr_node_ids: int = 1) -> list[BootCache]:
-    """``kmem_cache`` and ``kmem_cache_node``, in the order of the list of all caches, oldest first (``kmem_cache_init``; 6.1 on x86-64).
+def create_boot_caches(nr_node_ids: int = 1, arch: SlabArch = SLAB_64_BIT) -> list[BootCache]:
+    """``kmem_cache`` and ``kmem_cache_node``, in the order of the list of all caches, oldest first (``kmem_cache_init`` of 6.1).
 
     :param nr_node_ids: possible NUMA nodes; ``kmem_cache`` ends with a pointer for each.
     """
-    sizes = {"kmem_cache": 216 + 8 * nr_node_ids, "kmem_cache_node": 64}
+    sizes = {"kmem_cache": arch.kmem_cache + arch.word * nr_node_ids, "kmem_cache_node": arch.kmem_cache_node}
     return [BootCache(name, -1, -1, size, _boot_align(size, SLAB_HWCACHE_ALIGN), SLAB_HWCACHE_ALIGN, 0, -1) for name, size in sizes.items()]
 
 
@@ -255,7 +261,7 @@ def create_kmalloc_caches(memcg_kmem: bool = True, zone_dma: bool = True, nokmem
 
 def _boot_align(size: int, flags: int) -> int:
     """Caches made at boot whose size is a power of two are aligned to it, whatever debugging adds."""
-    return calculate_alignment(flags, max(WORD, size) if size & (size - 1) == 0 else WORD, size)
+    return calculate_alignment(flags, max(MINALIGN, size) if size & (size - 1) == 0 else MINALIGN, size)
 
 
 # --- the geometry of a cache -----------------------------------------------------------------------------------------------------
@@ -305,7 +311,7 @@ def align_up(value: int, align: int) -> int:
 
 
 def calculate_alignment(flags: int, align: int, size: int) -> int:
-    """The alignment of a cache's objects (``calculate_alignment``): what is asked for, at least a word.
+    """The alignment of a cache's objects (``calculate_alignment``): what is asked for, at least 8.
 
     With SLAB_HWCACHE_ALIGN at least a cache line, or the part of one (a half, a quarter ...) that an object of `size` bytes still fits into.
     """
@@ -314,7 +320,7 @@ def calculate_alignment(flags: int, align: int, size: int) -> int:
         while size <= part // 2:
             part //= 2
         align = max(align, part)
-    return align_up(max(align, WORD), WORD)
+    return align_up(max(align, MINALIGN), MINALIGN)
 
 
 def slub_cpus(present: int, possible: int) -> int:
@@ -392,25 +398,26 @@ class _Layout(NamedTuple):
     red_left_pad: int
 
 
-def _layout(object_size: int, align: int, flags: int, ctor: bool) -> _Layout:
+def _layout(object_size: int, align: int, flags: int, ctor: bool, arch: SlabArch) -> _Layout:
     """The inside of an object's slot, from its start: left red zone, object, red zone, free pointer, tracks, padding."""
-    size = align_up(object_size, WORD)
+    word = arch.word
+    size = align_up(object_size, word)
     flags &= ~OBJECT_POISON
     if flags & SLAB_POISON and not flags & SLAB_TYPESAFE_BY_RCU and not ctor:
         flags |= OBJECT_POISON
     if flags & SLAB_RED_ZONE and size == object_size:
-        size += WORD
+        size += word
     inuse = size
-    if flags & (SLAB_TYPESAFE_BY_RCU | SLAB_POISON) or (flags & SLAB_RED_ZONE and object_size < WORD) or ctor:
+    if flags & (SLAB_TYPESAFE_BY_RCU | SLAB_POISON) or (flags & SLAB_RED_ZONE and object_size < word) or ctor:
         offset = size  # behind the object, which must stay as it is while it is free
-        size += WORD
+        size += word
     else:
-        offset = object_size // 2 // WORD * WORD  # in the middle, away from overruns of its neighbours
+        offset = object_size // 2 // word * word  # in the middle, away from overruns of its neighbours
     if flags & SLAB_STORE_USER:
-        size += 2 * TRACK_SIZE + (4 if flags & SLAB_KMALLOC else 0)  # kmalloc's caches also keep the size that was asked for
-    pad = align_up(WORD, align) if flags & SLAB_RED_ZONE else 0
+        size += 2 * arch.track_size + (4 if flags & SLAB_KMALLOC else 0)  # kmalloc's caches also keep the size that was asked for
+    pad = align_up(word, align) if flags & SLAB_RED_ZONE else 0
     if pad:
-        size += WORD + pad
+        size += word + pad
     return _Layout(flags, align_up(size, align), inuse, offset, pad)
 
 
@@ -425,6 +432,7 @@ def calculate_sizes(
     min_objects: int = 0,
     disable_higher_order_debug: bool = False,
     cpu_partial: bool = True,
+    arch: SlabArch = SLAB_64_BIT,
 ) -> CacheGeometry | None:
     """The geometry of a cache of Linux 6.1 (``kmem_cache_open``, ``calculate_sizes``); None if no slab can hold an object (the kernel: -EINVAL).
 
@@ -436,15 +444,16 @@ def calculate_sizes(
     :param min_order: ``slub_min_order``, as `max_order` and `min_objects` are ``slub_max_order`` and ``slub_min_objects``.
     :param disable_higher_order_debug: letter O of ``slub_debug``: no metadata where it would need larger pages for a single object.
     :param cpu_partial: CONFIG_SLUB_CPU_PARTIAL.
+    :param arch: sizes of the kernel's structs.
     :raises RequestError: a size below 1 (6.1 divides by a size of 0), an alignment that is no power of two.
     """
     if object_size < 1 or align < 1 or align & (align - 1):
         raise RequestError(f"no cache of objects of {object_size} bytes aligned to {align}; expected at least 1 byte and a power of two")
-    layout = _layout(object_size, align, flags, ctor)
+    layout = _layout(object_size, align, flags, ctor, arch)
     if calculate_order(layout.size, cpus, min_order, max_order, min_objects) < 0:
         return None
     if disable_higher_order_debug and get_order(layout.size) > get_order(object_size):
-        layout = _layout(object_size, align, flags & ~DEBUG_METADATA_FLAGS, ctor)
+        layout = _layout(object_size, align, flags & ~DEBUG_METADATA_FLAGS, ctor, arch)
     flags, size = layout.flags, layout.size
     order = calculate_order(size, cpus, min_order, max_order, min_objects)
     objects = (PAGE_SIZE << order) // size
@@ -528,6 +537,7 @@ class SlubConfig(NamedTuple):
 
     :param cpus: see `slub_cpus`.
     :param nomerge: ``slab_nomerge`` or ``slub_nomerge``.
+    :param arch: sizes of the kernel's structs.
     """
 
     cpus: int = 1
@@ -537,14 +547,15 @@ class SlubConfig(NamedTuple):
     nomerge: bool = False
     nokmem: bool = False
     debug: SlubDebug = SlubDebug()
+    arch: SlabArch = SLAB_64_BIT
 
     @classmethod
-    def from_cmdline(cls, cmdline: str, cpus: int) -> SlubConfig:
+    def from_cmdline(cls, cmdline: str, cpus: int, arch: SlabArch = SLAB_64_BIT) -> SlubConfig:
         """Reads a kernel command line; words that do not concern slabs are skipped.
 
         :raises RequestError: a number that is none.
         """
-        config, numbers = cls(cpus), dict[str, int]()
+        config, numbers = cls(cpus, arch=arch), dict[str, int]()
         for word in cmdline.split():
             key, equals, value = word.partition("=")
             if key in ("slub_min_order", "slub_max_order", "slub_min_objects") and equals:
@@ -597,7 +608,7 @@ def open_cache(name: str, size: int, align: int, flags: int, ctor: bool = False,
     """`calculate_sizes` with the boot options of `config`; for caches whose alignment is final, such as a `BootCache`."""
     return calculate_sizes(
         size, align, kmem_cache_flags(flags, name, config.debug), ctor, config.cpus, config.min_order, config.max_order, config.min_objects,
-        config.debug.disable_higher_order,
+        config.debug.disable_higher_order, arch=config.arch,
     )  # fmt: skip
 
 
@@ -649,10 +660,11 @@ def find_mergeable(
     usersize: int = 0,
     nomerge: bool = False,
     debug: SlubDebug = SlubDebug(),
+    arch: SlabArch = SLAB_64_BIT,
 ) -> int | None:
     """The position in `caches` of the cache that a new one of these arguments becomes an alias of (``find_mergeable``), None if it is made.
 
-    It then gets ``refcount`` + 1, ``object_size`` = max(object_size, size), ``inuse`` = max(inuse, size rounded up to 8).
+    It then gets ``refcount`` + 1, ``object_size`` = max(object_size, size), ``inuse`` = max(inuse, size rounded up to a word).
 
     :param caches: all caches that exist, oldest first.
     :param align: as asked for.
@@ -660,7 +672,7 @@ def find_mergeable(
     """
     if nomerge or ctor or usersize:
         return None
-    size = align_up(size, WORD)
+    size = align_up(size, arch.word)
     align = calculate_alignment(flags, align, size)
     size = align_up(size, align)
     flags = cache_flags_for_merge(flags, name, debug)
@@ -669,7 +681,7 @@ def find_mergeable(
     for position, cache in enumerate(caches):
         if slab_unmergeable(cache) or (flags ^ cache.flags) & SLAB_MERGE_SAME:
             continue
-        if 0 <= cache.size - size < WORD and not cache.size & (align - 1):
+        if 0 <= cache.size - size < arch.word and not cache.size & (align - 1):
             return position
     return None
 

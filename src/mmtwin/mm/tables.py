@@ -18,7 +18,7 @@ MAX_ORDER = 10
 """The highest order, inclusive. (Linux 6.1's own MAX_ORDER is 11 and exclusive; the name became inclusive in 6.4.)"""
 NR_ORDERS = MAX_ORDER + 1
 PAGEBLOCK_ORDER = 9
-PAGEBLOCK_NR_PAGES = 1 << PAGEBLOCK_ORDER
+"""Of x86 where a huge page has 2 MiB: 64 bit and PAE. Where it has 4 MiB (i386 without PAE) it is 10; see ``pageblock_order`` of `CONFIG`."""
 PAGE_ALLOC_COSTLY_ORDER = 3
 NR_PCP_LISTS = 14
 """Orders 0 to 3 of three types, then two for transparent huge pages: not movable, movable (one in 6.1.0 to 6.1.?, see docs)."""
@@ -30,6 +30,7 @@ PG_LRU = 8  # on an LRU list: counts as movable when a pageblock is stolen
 PG_MOVABLE = 16  # __PageMovable: movable without being on the LRU
 PG_FREEING = 32  # between mm_page_free and the moment it reaches a list
 PG_SLAB = 64  # every page of a slab; `next` is then the slab's row
+PG_TABLE = -128  # a page-table page, besides PG_ALLOCATED; `next` is then its row in the page tables (the sign: the column has 8 bits)
 
 ZONE_BOOSTED_WATERMARK = 1
 ZONE_RECLAIM_ACTIVE = 2
@@ -100,6 +101,8 @@ CONFIG = np.dtype(
         ("nofragment_zone", "i8"),  # ALLOC_NOFRAGMENT applies when this zone is the preferred one; -1 never
         ("kswapd_wakeups", "i8"),  # wakeup_kswapd calls
         ("totalreserve_pages", "i8"),
+        ("pageblock_order", "i8"),  # order of the blocks that have a migrate type: that of a huge page
+        ("pageblock_split", "i8"),  # see `pageblock_row`; nr_frames for none
     ]
 )
 """One row: sizes and sysctls."""
@@ -113,7 +116,7 @@ class Pgdat(NamedTuple):
     """``pg_data_t``: one node's page allocator.
 
     :param page: `PAGE`, nr_frames rows and the list heads behind them.
-    :param pageblock: migrate type per pageblock.
+    :param pageblock: migrate type per pageblock, see `pageblock_row`.
     :param zone: `ZONE`, one row per zone index (unpopulated ones are zero).
     :param lowmem_reserve: pages of zone i kept from requests whose highest zone is j.
     :param gfp_zone: highest zone index by the low four bits of the GFP flags.
@@ -141,8 +144,11 @@ def _sparse_zeros(rows: int) -> npt.NDArray[np.void]:
     return np.frombuffer(memory, dtype=PAGE)
 
 
-def new_pgdat(nr_frames: int, nr_cpus: int, gfp_zones: tuple[int, ...] = GFP_ZONES) -> Pgdat:
-    """Empty tables: every list empty, no memory free. The page table is zero pages until it is touched."""
+def new_pgdat(nr_frames: int, nr_cpus: int, gfp_zones: tuple[int, ...] = GFP_ZONES, pageblock_order: int = PAGEBLOCK_ORDER, pageblock_split: int = 0) -> Pgdat:
+    """Empty tables: every list empty, no memory free. The page table is zero pages until it is touched.
+
+    :param pageblock_split: first frame of a zone that begins inside a pageblock, on kernels without sparse memory (`pageblock_row`); 0 for none.
+    """
     free_lists = MAX_NR_ZONES * NR_ORDERS * MIGRATE_TYPES
     pcp_lists = MAX_NR_ZONES * nr_cpus * NR_PCP_LISTS
     page = _sparse_zeros(nr_frames + free_lists + pcp_lists)
@@ -152,10 +158,10 @@ def new_pgdat(nr_frames: int, nr_cpus: int, gfp_zones: tuple[int, ...] = GFP_ZON
     config = np.zeros(1, dtype=CONFIG)
     config["nr_frames"], config["nr_cpus"], config["online_cpus"] = nr_frames, nr_cpus, nr_cpus
     config["free_list_base"], config["pcp_list_base"] = nr_frames, nr_frames + free_lists
-    config["nofragment_zone"] = -1
+    config["nofragment_zone"], config["pageblock_order"], config["pageblock_split"] = -1, pageblock_order, pageblock_split or nr_frames
     return Pgdat(
         page=page,
-        pageblock=np.ones((nr_frames + PAGEBLOCK_NR_PAGES - 1) // PAGEBLOCK_NR_PAGES, dtype=np.int8),
+        pageblock=np.ones(nr_pageblocks(nr_frames, pageblock_order, pageblock_split), dtype=np.int8),
         zone=np.zeros(MAX_NR_ZONES, dtype=ZONE),
         lowmem_reserve=np.zeros((MAX_NR_ZONES, MAX_NR_ZONES), dtype=np.int64),
         free_area=np.zeros(MAX_NR_ZONES * NR_ORDERS, dtype=FREE_AREA),
@@ -163,6 +169,28 @@ def new_pgdat(nr_frames: int, nr_cpus: int, gfp_zones: tuple[int, ...] = GFP_ZON
         config=config,
         gfp_zone=np.array(gfp_zones, dtype=np.int64),
     )
+
+
+def nr_pageblocks(nr_frames: int, pageblock_order: int, pageblock_split: int = 0) -> int:
+    """Rows of `Pgdat.pageblock`: one more where two zones share a pageblock."""
+    return -(-nr_frames >> pageblock_order) + (0 < pageblock_split < nr_frames)
+
+
+def pageblock_rows(state: Pgdat, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """`pageblock_row` of many page frames."""
+    config = state.config[0]
+    return (pfns >> int(config["pageblock_order"])) + (pfns >= int(config["pageblock_split"]))
+
+
+def pageblock_starts(state: Pgdat) -> npt.NDArray[np.int64]:
+    """First page frame of each row of `Pgdat.pageblock`."""
+    order, split = int(state.config[0]["pageblock_order"]), int(state.config[0]["pageblock_split"])
+    rows = np.arange(len(state.pageblock), dtype=np.int64)
+    first = rows << order
+    later = rows > split >> order
+    if split < int(state.config[0]["nr_frames"]):
+        first[later] = np.maximum((rows[later] - 1) << order, split)
+    return first
 
 
 def copy_pgdat(state: Pgdat) -> Pgdat:

@@ -19,14 +19,16 @@ from mmtwin.mm.tables import (
     NR_ORDERS,
     NR_PCP_LISTS,
     PAGE,
-    PAGEBLOCK_NR_PAGES,
-    PAGEBLOCK_ORDER,
+    PAGE_ALLOC_COSTLY_ORDER,
     PCP,
     PG_BUDDY,
     PG_FREEING,
     PG_PCP,
     ZONE,
     Pgdat,
+    nr_pageblocks,
+    pageblock_rows,
+    pageblock_starts,
 )
 
 Int = npt.NDArray[np.int64]
@@ -151,7 +153,7 @@ def pcp_blocks(state: Pgdat, listed: Listed | None = None) -> PcpBlocks:
     number = listed.number[mine] - base
     index, row, cpus = number % NR_PCP_LISTS, number // NR_PCP_LISTS, int(state.config[0]["nr_cpus"])
     pfn = listed.pfn[mine]
-    order = np.where(index >= HUGE_LISTS, PAGEBLOCK_ORDER, index // PCPTYPES)
+    order = np.where(index >= HUGE_LISTS, int(state.config[0]["pageblock_order"]), index // PCPTYPES)
     return PcpBlocks(row // cpus, row % cpus, index, listed.position[mine], pfn, order, state.page["migratetype"][pfn].astype(np.int64))
 
 
@@ -166,7 +168,7 @@ def _check_tables(state: Pgdat) -> None:
     lists = MAX_NR_ZONES * (NR_ORDERS * MIGRATE_TYPES + cpus * NR_PCP_LISTS)
     for name, table, dtype, rows in (
         ("page", state.page, PAGE, frames + lists),
-        ("pageblock", state.pageblock, np.dtype(np.int8), -(-frames // PAGEBLOCK_NR_PAGES)),
+        ("pageblock", state.pageblock, np.dtype(np.int8), nr_pageblocks(frames, int(config["pageblock_order"]), int(config["pageblock_split"]))),
         ("zone", state.zone, ZONE, MAX_NR_ZONES),
         ("free_area", state.free_area, FREE_AREA, MAX_NR_ZONES * NR_ORDERS),
         ("pcp", state.pcp, PCP, MAX_NR_ZONES * cpus),
@@ -228,7 +230,7 @@ def _check_pcp(state: Pgdat, pcp: PcpBlocks) -> None:
     _first(pcp.pfn & ((1 << pcp.order) - 1) != 0, lambda i: f"{name(i)} is not aligned to its order")
     _first(~_in_zone(state, pcp.zone, pcp.pfn, pcp.order), lambda i: f"{name(i)} is not inside the zone")
     waits = np.where(pcp.migratetype >= PCPTYPES, MOVABLE, pcp.migratetype)
-    expected = np.where(pcp.order > PAGEBLOCK_ORDER - 1, np.where(waits == MOVABLE, HUGE_LISTS + 1, HUGE_LISTS), pcp.order * PCPTYPES + waits)
+    expected = np.where(pcp.order > PAGE_ALLOC_COSTLY_ORDER, np.where(waits == MOVABLE, HUGE_LISTS + 1, HUGE_LISTS), pcp.order * PCPTYPES + waits)
     _first(expected != pcp.list_index, lambda i: f"{name(i)} has cached type {pcp.migratetype[i]}, which belongs on list {expected[i]}")
 
 
@@ -259,11 +261,12 @@ def _check_merged(state: Pgdat, free: FreeBlocks, allow_unmerged_pageblocks: boo
     within = _in_zone(state, free.zone, buddy, free.order) & (free.order < MAX_ORDER)
     row = np.where(within, buddy, free.pfn)
     pair = within & (state.page["flags"][row] & PG_BUDDY != 0) & (state.page["order"][row] == free.order)
-    mine, other = state.pageblock[free.pfn >> PAGEBLOCK_ORDER], state.pageblock[row >> PAGEBLOCK_ORDER]
+    block_order = int(state.config[0]["pageblock_order"])
+    mine, other = state.pageblock[pageblock_rows(state, free.pfn)], state.pageblock[pageblock_rows(state, row)]
     # a block of a pageblock or more does not merge with one of another type unless both types are ordinary; compared with the list's type
     # as well, because the pageblock may have been retyped while its block was on the list
     special = (mine >= PCPTYPES) | (other >= PCPTYPES) | (free.migratetype >= PCPTYPES)
-    excused = (free.order >= PAGEBLOCK_ORDER) & ((special & (mine != other)) | allow_unmerged_pageblocks)
+    excused = (free.order >= block_order) & ((special & (mine != other)) | allow_unmerged_pageblocks)
     _first(pair & ~excused, lambda i: f"free buddies {free.pfn[i]} and {buddy[i]} of order {free.order[i]} in zone {free.zone[i]} are not merged")
 
 
@@ -288,10 +291,12 @@ def _check_counts(state: Pgdat, free: FreeBlocks, pcp: PcpBlocks) -> None:
         ),
     )
     _first(pages > state.zone["managed_pages"], lambda i: f"zone[{i}]: {pages[i]} pages are free but only {state.zone['managed_pages'][i]} are managed")
-    blocks = np.flatnonzero(state.pageblock == HIGHATOMIC) * PAGEBLOCK_NR_PAGES
+    size = 1 << int(state.config[0]["pageblock_order"])
+    blocks = pageblock_starts(state)[state.pageblock == HIGHATOMIC]
     for z, zone in enumerate(state.zone):
-        first, last = int(zone["start_pfn"]) & -PAGEBLOCK_NR_PAGES, int(zone["end_pfn"])
-        reserved = int(((blocks >= first) & (blocks < last)).sum()) * PAGEBLOCK_NR_PAGES
+        first, last = int(zone["start_pfn"]), int(zone["end_pfn"])
+        first = first if first == int(state.config[0]["pageblock_split"]) else first & -size
+        reserved = int(((blocks >= first) & (blocks < last)).sum()) * size
         if reserved != int(zone["nr_reserved_highatomic"]):
             raise InvariantError(f"zone[{z}]: nr_reserved_highatomic is {zone['nr_reserved_highatomic']}, its HIGHATOMIC pageblocks hold {reserved} pages")
 

@@ -402,6 +402,7 @@ def validate_vmalloc(state: Vmalloc, allow_in_flight: bool = False, whole_space:
 
 def digest(state: Vmalloc) -> str:
     """SHA-256 of everything the tables say, whatever rows it is kept in: two states with the same digest answer every request alike."""
+    check_indices(state)
     found = listed(state)
     area = state.area[found.row]
     result = hashlib.sha256()
@@ -423,7 +424,9 @@ def digest(state: Vmalloc) -> str:
     for cpu in range(int(state.config[0]["nr_cpus"]) + 1):
         after = "xa_next" if cpu == int(state.config[0]["nr_cpus"]) else "next"
         at = int(state.block[cpu][after])
-        while at != cpu:
+        for _ in range(len(state.block)):
+            if at == cpu:
+                break
             entry = state.block[at]
             result.update(
                 repr(

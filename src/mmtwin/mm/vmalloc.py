@@ -135,7 +135,7 @@ def adjust_va_to_fit_type(v: Any, cpu: int, row: int, start: int, size: int) -> 
 def alloc_vmap_area_locked(v: Any, cpu: int, size: int, align: int, vstart: int, vend: int) -> int:
     """``__alloc_vmap_area``: takes `size` bytes out of the free tree; returns the address, or `OVERFLOW` or `NO_SPARE` (no address: these are not aligned)."""
     length = size
-    if align > PAGE_SIZE and vend - vstart != size:
+    if align > PAGE_SIZE and vstart + size != vend:
         length = size + align - 1
     row = find_vmap_lowest_match(v, size, align, vstart, length)
     if row == NIL:

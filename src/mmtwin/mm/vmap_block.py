@@ -12,7 +12,7 @@ from typing import Any
 from mmtwin._jit import inner, slow
 from mmtwin.mm.vmalloc import find_vmap_area, free_vmap_area_noflush, unlink_busy
 from mmtwin.mm.vmap_node import purge
-from mmtwin.mm.vmap_tables import FREED_BLOCK, NIL
+from mmtwin.mm.vmap_tables import FREED_BLOCK, NIL, ZERO_BYTES
 from mmtwin.mm.vmap_tree import NO_ROOM, log_freed
 from mmtwin.units import PAGE_SHIFT
 
@@ -237,7 +237,7 @@ def purge_vmap_areas(v: Any) -> bool:
     """``purge_vmap_area_lazy()`` and 6.12's ``reclaim_and_purge_vmap_areas()``: what an allocation that finds no room does before it tries again."""
     for cpu in range(int(v.config[0]["nr_cpus"])):
         purge_fragmented_blocks(v, cpu)
-    return purge(v, int(v.config[0]["ulong_max"]), -(1 << 63), True)
+    return purge(v, int(v.config[0]["ulong_max"]), ZERO_BYTES, True)
 
 
 @slow
@@ -257,7 +257,7 @@ def vm_unmap_aliases(v: Any, start: int, end: int, flush: bool) -> int:
             entry = v.block[block]
             address = int(v.area[int(entry["area"])]["va_start"])
             after = int(entry["next"]) if old else int(entry["xa_next"])
-            if old or ((address // size) + (1 << 63) // size) % cpus == cpu:
+            if old or (address // size - ZERO_BYTES // size) % cpus == cpu:
                 if not old and purge_fragmented_block(v, block, False):
                     entry["purge"] = NIL
                     if last == NIL:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmtwin._jit import inner, slow
 from mmtwin.mm.vmalloc import detach_lazy, encode_vn_id, insert_busy, lazy_max_pages, purge_vmap_area_lazy
-from mmtwin.mm.vmap_tables import AREA_HELD, AREA_POOL, MAX_VA_SIZE_PAGES, NIL, VMAP_FLAGS_MASK
+from mmtwin.mm.vmap_tables import AREA_HELD, AREA_POOL, MAX_VA_SIZE_PAGES, NIL, VMAP_FLAGS_MASK, ZERO_BYTES
 from mmtwin.mm.vmap_tree import list_add_area, list_add_tail_area, list_del_area, merge_or_add, merge_or_add_augment
 from mmtwin.units import PAGE_SHIFT
 
@@ -209,9 +209,9 @@ def drain_vmap_area_work(v: Any) -> int:
     config = v.config[0]
     config["drain"] = 0
     before = int(config["purges"])
-    purge(v, int(config["ulong_max"]), -(1 << 63), False)
+    purge(v, int(config["ulong_max"]), ZERO_BYTES, False)
     while int(config["version"]) < 609 and int(config["lazy_nr"]) > lazy_max_pages(v) and int(v.tree[int(config["lazy_tree"])]["nr"]):
-        purge(v, int(config["ulong_max"]), -(1 << 63), False)
+        purge(v, int(config["ulong_max"]), ZERO_BYTES, False)
     return int(config["purges"]) - before
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from mmtwin.errors import ProfileError
 from mmtwin.profiles.linux_6_1 import LINUX_6_1
+from mmtwin.profiles.linux_6_1_686 import LINUX_6_1_686, LINUX_6_1_686_PAE
 from mmtwin.profiles.linux_6_12 import LINUX_6_12
-from mmtwin.profiles.profile import KernelImage, Profile
+from mmtwin.profiles.profile import SLAB_32_BIT, SLAB_64_BIT, KernelImage, Profile, SlabArch
 
-__all__ = ("PROFILES", "KernelImage", "Profile", "for_release", "get")
+__all__ = ("PROFILES", "SLAB_32_BIT", "SLAB_64_BIT", "KernelImage", "Profile", "SlabArch", "for_release", "for_zones", "get")
 
-PROFILES: tuple[Profile, ...] = (LINUX_6_1, LINUX_6_12)
+PROFILES: tuple[Profile, ...] = (LINUX_6_1, LINUX_6_12, LINUX_6_1_686, LINUX_6_1_686_PAE)
 """All profiles."""
 
 
@@ -35,12 +37,24 @@ def _bootable() -> str:
 
 
 def for_release(release: str) -> Profile:
-    """The profile for a kernel release as ``uname -r`` prints it, such as ``6.1.0-56-cloud-amd64``.
+    """The profile for a kernel release as ``uname -r`` prints it, such as ``6.1.0-56-cloud-amd64`` or ``6.1.0-50-686``.
 
     :raises ProfileError: no profile covers it; the message lists what is known.
     """
-    found = re.match(r"\s*(?:Linux version )?(\d+\.\d+)", release)
-    for profile in PROFILES:
-        if found and found[1] == profile.release:
+    found = re.match(r"\s*(?:Linux version )?(\d+\.\d+)(\S*)", release)
+    for profile in sorted(PROFILES, key=lambda p: not p.flavour):
+        if found and found[1] == profile.release and found[2].endswith(profile.flavour):
             return profile
     raise ProfileError(f"no profile for kernel release {release!r}; known: {', '.join(f'{profile.name} ({profile.release}.*)' for profile in PROFILES)}")
+
+
+def for_zones(names: Iterable[str]) -> Profile:
+    """A profile of a machine with these zones, by index: what kind of machine it is (which requests go where, has it high memory), not which kernel.
+
+    :raises ProfileError: there is none.
+    """
+    wanted = tuple(names)
+    for profile in PROFILES:
+        if profile.zone_names == wanted:
+            return profile
+    raise ProfileError(f"no profile has the zones {', '.join(wanted)}; known: {'; '.join(', '.join(profile.zone_names) for profile in PROFILES)}")

@@ -154,26 +154,55 @@ def sections(ram: Iterable[Frames], section_order: int) -> list[Frames]:
     return join((start & -size, (end + size - 1) & -size) for start, end in ram)
 
 
-def estimated_kernel_pages(spans: Iterable[ZoneSpan], struct_page_size: int) -> int:
-    """``nr_kernel_pages``: present pages less the size of their memory map, as estimated early in boot (free_area_init_core)."""
+def estimated_kernel_pages(spans: Iterable[ZoneSpan], profile: Profile, highmem: bool = False) -> int:
+    """``nr_kernel_pages``: present pages less the size of their memory map, as estimated early in boot (free_area_init_core).
+
+    Memory outside the direct map does not count, but its memory map does, if it leaves half.
+
+    :param highmem: count HighMem too: ``nr_all_pages``.
+    """
     total = 0
-    for start, end, present in spans:
+    for z, (start, end, present) in enumerate(spans):
         spanned = end - start
-        mapped = present if spanned > present + (present >> 4) else spanned
-        memmap = -(-mapped * struct_page_size // PAGE_SIZE)
-        total += present - memmap if present >= memmap else present
+        mapped = present if not profile.flatmem and spanned > present + (present >> 4) else spanned
+        memmap = -(-mapped * profile.struct_page_size // PAGE_SIZE)
+        if profile.highmem_zone < 0 or z < profile.highmem_zone:
+            total += present - memmap if present >= memmap else present
+        elif highmem:
+            total += present
+        elif total > 2 * memmap:
+            total -= memmap
     return total
 
 
-def hash_table_pages(kernel_pages: int, scale: int) -> int:
-    """Pages of a large system hash table of 8-byte buckets, one bucket per 2^scale bytes of memory (alloc_large_system_hash)."""
+def memory_map_pages(profile: Profile, ram: Sequence[Frames]) -> int:
+    """Pages of all ``struct page``: of whole sections, or without sparse memory of one run of whole blocks of the largest order (alloc_node_mem_map)."""
+    if profile.flatmem:
+        block = 1 << profile.max_order
+        return -(-((ram[-1][1] + block - 1 & -block) - (ram[0][0] & -block)) * profile.struct_page_size // PAGE_SIZE)
+    return sum((e - s) * profile.struct_page_size for s, e in sections(ram, profile.section_order)) // PAGE_SIZE
+
+
+def is_highmem(profile: Profile, spans: Sequence[ZoneSpan]) -> list[bool]:
+    """Which zones lie outside the direct map (is_highmem_idx): HighMem, and the movable zone if it would be cut from HighMem."""
+    high = profile.highmem_zone
+    if high < 0:
+        return [False] * len(spans)
+    return [z == high or (z > high and spans[high].present > 0 and profile.zone_names[z : z + 1] == ("Movable",)) for z in range(len(spans))]
+
+
+def hash_table_pages(kernel_pages: int, scale: int, word: int = 8) -> int:
+    """Pages of a large system hash table, one bucket (a pointer of `word` bytes) per 2^scale bytes of memory (alloc_large_system_hash).
+
+    From 64 GiB on 64-bit kernels make them grow more slowly.
+    """
     entries = -(-kernel_pages // 256) * 256
     adapt = 1 << (36 - PAGE_SHIFT)
-    while adapt < entries:
+    while word == 8 and adapt < entries:
         adapt <<= 2
         scale += 1
-    entries = max(entries >> (scale - PAGE_SHIFT), PAGE_SIZE // 8)
-    return max(1, (1 << (entries - 1).bit_length()) * 8 // PAGE_SIZE)
+    entries = max(entries >> (scale - PAGE_SHIFT), PAGE_SIZE // word)
+    return max(1, (1 << (entries - 1).bit_length()) * word // PAGE_SIZE)
 
 
 class BootReserve(NamedTuple):
@@ -189,7 +218,7 @@ def boot_reserve(profile: Profile, ram: Sequence[Frames], spans: Sequence[ZoneSp
     The amounts are the kernel's: the first MiB, the image, the memory map (64 bytes a page in whole sections), the dentry and inode
     hash tables, the bounce buffer of machines with memory above 4 GiB, and a constant for the rest (per-CPU areas, node data, early
     page tables). With them `managed_pages` of every zone equals that of the recorded Debian guests with 128 MiB to 4 GiB and 1 to 4
-    CPUs. The places inside memory are simpler than the kernel's: each kind is one run, from the top of memory down.
+    CPUs. All of it must be in the direct map. The places inside memory are simpler than the kernel's: each kind is one run, from the top of memory down.
     """
     image = profile.image
     end = image.kept[-1][1]
@@ -197,16 +226,19 @@ def boot_reserve(profile: Profile, ram: Sequence[Frames], spans: Sequence[ZoneSp
     busy = [*kept, *image.freed]
     limit = 1 << 20
     if ram[-1][1] > limit:
-        bounce = take_top(subtract(clip(ram, 0, limit), busy), profile.swiotlb_pages)
+        direct = limit if profile.highmem_zone < 0 else spans[profile.highmem_zone - 1].end
+        bounce = take_top(subtract(clip(ram, 0, direct), busy), profile.swiotlb_pages)
         kept += bounce
         busy += bounce
-    kernel_pages = estimated_kernel_pages(spans, profile.struct_page_size)
-    memmap = sum((e - s) * profile.struct_page_size for s, e in sections(ram, profile.section_order)) // PAGE_SIZE
-    pages = memmap + hash_table_pages(kernel_pages, 13) + hash_table_pages(kernel_pages, 14) + image.top + image.top_per_cpu * (cpus - 1)
+    kernel_pages = estimated_kernel_pages(spans, profile)
+    word = profile.slab.word
+    tables = hash_table_pages(kernel_pages, 13, word) + hash_table_pages(kernel_pages, 14, word)
+    pages = memory_map_pages(profile, ram) + tables + image.top + image.top_per_cpu * (cpus - 1)
     if ram[-1][1] > limit:
         pages += profile.swiotlb_table_pages
-    top = take_top(subtract(ram, busy), pages)
-    initrd = take_top(subtract(clip(ram, 0, INITRD_MAX), [*busy, *top]), initrd_pages)
+    low = ram if profile.highmem_zone < 0 else clip(ram, 0, spans[profile.highmem_zone - 1].end)
+    top = take_top(subtract(low, busy), pages)
+    initrd = take_top(subtract(clip(low, 0, INITRD_MAX), [*busy, *top]), initrd_pages)
     return BootReserve(join([*kept, *top]), join([*image.freed, *initrd]))
 
 

@@ -3,6 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class SlabArch(NamedTuple):
+    """Sizes of SLUB's own structs, on which the geometry of caches depends.
+
+    :param word: ``sizeof(void *)``.
+    :param track_size: ``sizeof(struct track)``: with SLAB_STORE_USER each object has two, of its allocation and of its last free.
+    :param kmem_cache: ``offsetof(struct kmem_cache, node)``: its size without the pointer for each NUMA node.
+    :param kmem_cache_node: ``sizeof(struct kmem_cache_node)``.
+    """
+
+    word: int = 8
+    track_size: int = 32
+    kmem_cache: int = 216
+    kmem_cache_node: int = 64
+
+
+SLAB_64_BIT = SlabArch()
+SLAB_32_BIT = SlabArch(word=4, track_size=20, kmem_cache=136, kmem_cache_node=32)
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,11 @@ class Profile:
     :param node_stat_items: counters of a node in the order of /proc/zoneinfo.
     :param zone_stat_items: counters of a zone, likewise.
     :param numa_stat_items: NUMA counters of a zone, likewise; empty without CONFIG_NUMA.
+    :param flavour: how the releases of this kernel end, such as ``-686``; "" for those that no other profile of the series claims.
+    :param highmem_zone: index of ZONE_HIGHMEM, memory outside the direct map; -1 for none.
+    :param max_frames: page frames beyond are not used, whatever the firmware's map says (MAX_ARCH_PFN).
+    :param flatmem: one memory map for all of memory (CONFIG_FLATMEM) instead of one per section.
+    :param slab: sizes of SLUB's structs.
     :param page_allocator: whether the page allocator of this kernel is modelled; without, only its virtual areas can be recorded and replayed.
     """
 
@@ -84,9 +109,23 @@ class Profile:
     node_stat_items: tuple[str, ...]
     zone_stat_items: tuple[str, ...]
     numa_stat_items: tuple[str, ...]
+    flavour: str = ""
+    highmem_zone: int = -1
+    max_frames: int = 1 << 40
+    flatmem: bool = False
+    slab: SlabArch = SLAB_64_BIT
     page_allocator: bool = True
 
     @property
     def pageblock_nr_pages(self) -> int:
         """Page frames of a pageblock."""
         return 1 << self.pageblock_order
+
+    @property
+    def word_bits(self) -> int:
+        """32 or 64."""
+        return 8 * self.slab.word
+
+    def pageblock_split(self, start: int) -> int:
+        """Where the types of a shared pageblock part (`mm.buddy.pageblock_row`): HighMem's first frame `start` if it lies inside one, else 0."""
+        return start if self.flatmem and start & (self.pageblock_nr_pages - 1) else 0

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from mmtwin import profiles
-from mmtwin.gfp import MAX_NR_ZONES, ZONE_DMA32
 from mmtwin.machine import derive_constants
 from mmtwin.mm.tables import Pgdat, new_pgdat
 from mmtwin.mm.vmstat import set_pgdat_percpu_threshold
@@ -37,6 +36,7 @@ def compare(snapshot: Snapshot, provenance: Provenance) -> Iterator[tuple[str, i
     plain = not any(word in provenance.cmdline for word in ("movablecore", "kernelcore", "mem="))
     if plain:
         ram = physical.ram_frames(MemoryRange(*r) for r in snapshot.memory_map.select("start", "size", "type").iter_rows())
+        ram = physical.clip(ram, 0, kernel.max_frames)
         for z, span in enumerate(physical.zone_spans(ram, kernel.zone_limits, len(kernel.zone_names))):
             yield f"{kernel.zone_names[z]} spanned", span.end - span.start, rows[z]["spanned_pages"]
             yield f"{kernel.zone_names[z]} present", span.present, rows[z]["present_pages"]
@@ -50,7 +50,7 @@ def compare(snapshot: Snapshot, provenance: Provenance) -> Iterator[tuple[str, i
     for z, row in rows.items():
         name = kernel.zone_names[z]
         yield from ((f"{name} wmark_{mark}", int(state.zone[z][f"wmark_{mark}"]), row[f"wmark_{mark}"]) for mark in MARKS if row["managed_pages"])
-        yield from ((f"{name} lowmem_reserve[{j}]", int(state.lowmem_reserve[z, j]), row[f"lowmem_reserve_{j}"]) for j in range(MAX_NR_ZONES))
+        yield from ((f"{name} lowmem_reserve[{j}]", int(state.lowmem_reserve[z, j]), row[f"lowmem_reserve_{j}"]) for j in range(len(rows)))
     nr_cpus = int(state.config[0]["nr_cpus"])
     for pcp in snapshot.pcp.iter_rows(named=True):
         mine = state.pcp[pcp["zone"] * nr_cpus + pcp["cpu"]]
@@ -59,17 +59,20 @@ def compare(snapshot: Snapshot, provenance: Provenance) -> Iterator[tuple[str, i
 
 def _derive(snapshot: Snapshot, provenance: Provenance, kernel: Profile, rows: dict[int, dict[str, int]]) -> Pgdat:
     """A machine with these zones, with the constants set as at boot."""
-    state = new_pgdat(1, provenance.cpus)
-    for z, row in rows.items():
-        state.zone[z]["present_pages"], state.zone[z]["managed_pages"] = row["present_pages"], row["managed_pages"]
+    state = new_pgdat(1, provenance.cpus, kernel.gfp_zones, kernel.pageblock_order)
+    spans = [physical.ZoneSpan(row["start_pfn"], row["start_pfn"] + row["spanned_pages"], row["present_pages"]) for _, row in sorted(rows.items())]
+    for z, high in enumerate(physical.is_highmem(kernel, spans)):
+        state.zone[z]["present_pages"], state.zone[z]["managed_pages"], state.zone[z]["is_highmem"] = rows[z]["present_pages"], rows[z]["managed_pages"], high
+    # the image and the initial RAM disk (which must be in the direct map) are in one zone
+    low = next(z for z, span in enumerate(spans) if span.start <= kernel.image.kept[0][0] < span.end)
     image = snapshot.scalars["late_freed_image_pages"] - snapshot.scalars.get("smp_locks_pages", SMP_LOCKS)
     late = image + -(-provenance.initrd_bytes // PAGE_SIZE)
-    state.zone[ZONE_DMA32]["managed_pages"] -= np.int64(late)
+    state.zone[low]["managed_pages"] -= np.int64(late)
     state.config["watermark_boost_factor"], state.config["watermark_scale_factor"] = kernel.watermark_boost_factor, kernel.watermark_scale_factor
     state.config["percpu_pagelist_high_fraction"] = kernel.percpu_pagelist_high_fraction
     derive_constants(state, kernel, bool(snapshot.scalars["hugepage_flags"] & THP_ENABLED))
     for z, row in rows.items():
         state.zone[z]["managed_pages"], state.zone[z]["percpu_drift_mark"] = row["managed_pages"], row["percpu_drift_mark"]
-    state.zone[ZONE_DMA32]["managed_pages"] -= np.int64(image)
+    state.zone[low]["managed_pages"] -= np.int64(image)
     set_pgdat_percpu_threshold(state, False)  # kswapd's first sleep: the initial RAM disk has been freed, the image's spare pages not yet
     return state

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mmtwin.recording.capture.ring_buffer import gather, parse_pages
+from mmtwin.recording.capture.ring_buffer import DATA_OFFSET, gather, parse_pages
 from mmtwin.recording.model import EVENTS_SCHEMA, KIND, KINDS, Snapshot
 from mmtwin.recording.slab_classic import CLASSIC_COLUMNS
 from mmtwin.recording.vmaps import NO_ROW, VMAP_COLUMNS, VMAP_TARGETS, vmap_column
@@ -117,7 +117,12 @@ A long array comes in several records of one moment; the one with element 0 is t
 
 MASK = (1 << 64) - 1
 LIST_OFFSET = 8
-"""Of ``lru`` in ``struct page``: list pointers point there."""
+"""Of ``lru`` in ``struct page`` of 64-bit kernels: list pointers point there."""
+
+
+def signed(address: int) -> int:
+    """An address as the 64-bit signed number that a column holds; those of 32-bit kernels are positive."""
+    return address - (1 << 64) if address >> 63 else address
 
 
 @dataclass(frozen=True)
@@ -174,16 +179,19 @@ def _strings(data: npt.NDArray[np.uint8], at: npt.NDArray[np.int64], where: npt.
     return [text[a:b].split(b"\0")[0].decode(errors="replace") for a, b in spans]
 
 
-def events_table(cpu_pages: list[list[bytes]], formats: Mapping[int, EventFormat], before: Snapshot, after: Snapshot) -> tuple[pl.DataFrame, int]:
+def events_table(
+    cpu_pages: list[list[bytes]], formats: Mapping[int, EventFormat], before: Snapshot, after: Snapshot, data_offset: int = DATA_OFFSET
+) -> tuple[pl.DataFrame, int]:
     """All CPUs' events between two snapshots, in the order of the trace clock.
 
     The dump holds each CPU's count of events so far, which says exactly which events it already contains.
 
+    :param data_offset: bytes before the data of a ring buffer's page.
     :returns: the table and the number of events that the ring buffer lost.
     """
     parts, lost = [], 0
     for cpu, pages in enumerate(cpu_pages):
-        times, offsets, data = parse_pages(pages)
+        times, offsets, data = parse_pages(pages, data_offset)
         lost += after.scalars[f"trace_entries_{cpu}"] - len(times)
         inside = slice(before.scalars[f"trace_entries_{cpu}"], after.scalars[f"trace_entries_{cpu}"])
         parts.append(_records(cpu, times[inside].astype(np.int64), offsets[inside], data, formats, before))
@@ -228,7 +236,7 @@ def _records(
             if f.dynamic:
                 names[wanted] = np.array(_strings(data, offsets[wanted], value), dtype=object)
             elif target == "page":
-                columns["pfn"][wanted] = (value - np.int64(page_base - (1 << 64))) // page_size
+                columns["pfn"][wanted] = (value - np.int64(signed(page_base))) // page_size
             elif target == "zone":
                 columns["migratetype"][wanted] = [zone_of.get(v & MASK, -1) for v in value.tolist()]
             elif target == "lock":
@@ -237,11 +245,12 @@ def _records(
                 for column, numbers in vmap_column(target, value, before.scalars).items():
                     columns[column][wanted] = numbers
             elif target == "calculate":
-                columns["arg"][wanted] = value == np.int64(before.scalars["pressure_threshold_function"] - (1 << 64))
+                columns["arg"][wanted] = value == np.int64(signed(before.scalars["pressure_threshold_function"]))
             else:
                 columns[target][wanted] = value
         if form.name == "slab_new":  # without a slab there was nothing to read from
-            failed = gather(data, offsets[wanted] + form.fields["slab"].offset, 8, False) == 0
+            slab = form.fields["slab"]
+            failed = gather(data, offsets[wanted] + slab.offset, slab.size, False) == 0
             columns["pfn"][wanted[failed]], columns["ptr"][wanted[failed]] = -1, 0
         elif form.name.startswith("vmap_block_"):  # a queue's lock has no block behind it
             queue = wanted[columns["node"][wanted] >= 0]
@@ -275,13 +284,14 @@ def _elements(
     for first, wanted, form, field in chunks:
         if not field.size or not len(begins):
             continue
-        width = 8 if kind == "slab_bulk_object" else 4
         at = offsets[wanted]
-        if width == 8:
-            count = gather(data, at + form.fields["n"].offset, 8, True)
+        if kind == "slab_bulk_object":
+            width = form.fields["n"].size
+            count = gather(data, at + form.fields["n"].offset, width, True)
         else:
+            width, sequence = 4, form.fields["seq"]
             count = gather(data, at + form.fields["objects"].offset, form.fields["objects"].size, False)
-            count[gather(data, at + form.fields["seq"].offset, 8, False) == 0] = 0
+            count[gather(data, at + sequence.offset, sequence.size, False) == 0] = 0
         here = np.clip(count - first, 0, field.size // width)
         record = np.repeat(np.arange(len(at)), here)
         index = np.arange(len(record)) - np.repeat(np.cumsum(here) - here, here)
@@ -313,13 +323,15 @@ def _rotations(
     before: Snapshot,
 ) -> pl.DataFrame:
     """The rows of compaction's turned free lists."""
-    lock = gather(data, at + form.fields["lock"].offset, 8, False)
+    lock = gather(data, at + form.fields["lock"].offset, form.fields["lock"].size, False)
+    lru = before.scalars.get("page_list_offset", LIST_OFFSET)
     pid, context = gather(data, at + 4, 4, True), _context(gather(data, at + 2, 1, False))
     rows = []
     for order in range(11):
-        head = gather(data, at + form.fields[f"h{order}"].offset, 8, False)
+        first = form.fields[f"h{order}"]
+        head = gather(data, at + first.offset, first.size, False)
         for i, pointer in enumerate(head.tolist()):
-            pfn, rest = divmod((pointer & MASK) - LIST_OFFSET - before.scalars["vmemmap_base"], before.scalars["page_size_bytes"])
+            pfn, rest = divmod((pointer & MASK) - lru - before.scalars["vmemmap_base"], before.scalars["page_size_bytes"])
             zone = zone_of.get((int(lock[i]) & MASK) - before.scalars["zone_lock_offset"], -1)
             if zone >= 0 and not rest and 0 <= pfn < before.scalars["max_pfn"]:
                 rows.append(

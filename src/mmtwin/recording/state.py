@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from mmtwin.gfp import MAX_NR_ZONES, MIGRATE_TYPES, ZONE_NORMAL
+from mmtwin import profiles
+from mmtwin.gfp import MAX_NR_ZONES, MIGRATE_TYPES
 from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, PG_BUDDY, PG_LRU, PG_MOVABLE, PG_PCP, Pgdat, new_pgdat
+from mmtwin.profiles import physical
 from mmtwin.recording.model import Snapshot
 
 ZONE_COLUMNS = (
@@ -46,15 +48,22 @@ def restore(snapshot: Snapshot, batch_scale_max: int = 5, thp: bool = True, cpus
     :param cpus: CPUs of the machine, if it has more than were online.
     """
     cpus = max(cpus, int(snapshot.pcp["cpu"].to_numpy().max(initial=0)) + 1)
-    state = new_pgdat(snapshot.scalars["max_pfn"], cpus)
+    kind = profiles.for_zones(snapshot.zones["name"].to_list())
+    block_order = snapshot.scalars["pageblock_order"]
+    state = new_pgdat(snapshot.scalars["max_pfn"], cpus, kind.gfp_zones, block_order, snapshot.scalars.get("pageblock_split", 0))
     state.pageblock[:] = snapshot.pageblocks
+    spans = [
+        physical.ZoneSpan(start, start + size, present)
+        for start, size, present in snapshot.zones.select("start_pfn", "spanned_pages", "present_pages").iter_rows()
+    ]
+    state.zone["is_highmem"][: len(spans)] = physical.is_highmem(kind, spans)
     for row in snapshot.zones.iter_rows(named=True):
         zone = state.zone[row["index"]]
         for name in ZONE_COLUMNS:
             zone[name] = row[name]
         zone["start_pfn"], zone["end_pfn"], zone["flags"] = row["start_pfn"], row["start_pfn"] + row["spanned_pages"], row["flags"] & ZONE_FLAGS
         zone["pgalloc"], zone["pgfree"] = 0, 0
-        for j in range(MAX_NR_ZONES):
+        for j in range(len(spans)):
             state.lowmem_reserve[row["index"], j] = row[f"lowmem_reserve_{j}"]
     config = state.config[0]
     for name in (
@@ -66,7 +75,7 @@ def restore(snapshot: Snapshot, batch_scale_max: int = 5, thp: bool = True, cpus
         "totalreserve_pages",
     ):
         config[name] = snapshot.scalars[name]
-    config["pcp_batch_scale_max"], config["thp"], config["nofragment_zone"] = batch_scale_max, thp, ZONE_NORMAL
+    config["pcp_batch_scale_max"], config["thp"], config["nofragment_zone"] = batch_scale_max, thp, kind.nofragment_zone
     state.page["flags"][: len(snapshot.pages)] = np.where(snapshot.pages & 1, PG_LRU, 0) | np.where(snapshot.pages & 2, PG_MOVABLE, 0)
     free = snapshot.free.sort("zone", "order", "migratetype", "position")
     if len(free):
@@ -85,7 +94,7 @@ def restore(snapshot: Snapshot, batch_scale_max: int = 5, thp: bool = True, cpus
         row_of = listed["zone"].cast(pl.Int64).to_numpy() * cpus + listed["cpu"].cast(pl.Int64).to_numpy()
         pfns = listed["pfn"].to_numpy()
         _link(state, int(config["pcp_list_base"]) + row_of * NR_PCP_LISTS + index, pfns)
-        state.page["order"][pfns] = np.where(index >= 12, 9, index // 3)
+        state.page["order"][pfns] = np.where(index >= 12, block_order, index // 3)
         state.page["flags"][pfns] = PG_PCP
         state.page["migratetype"][pfns] = listed["migratetype"].to_numpy()
     return state

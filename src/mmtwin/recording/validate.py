@@ -13,14 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mmtwin.errors import RecordingError
+from mmtwin import profiles
+from mmtwin.errors import ProfileError, RecordingError
 from mmtwin.recording.convert import COLUMNS
 from mmtwin.recording.model import EVENTS_SCHEMA, KINDS, Recording, Snapshot
 from mmtwin.recording.slab_classic import check_classic
 from mmtwin.recording.vmaps import MAX_POOLS, VMAP_KINDS, check_vmaps, unsigned
 
 # The same as in mmtwin.mm.tables, mmtwin.mm.slab_tables and mmtwin.gfp (a test compares them), written here so that reading a file does not import numba.
-MAX_ORDER, PAGEBLOCK_ORDER, MIGRATE_TYPES, NR_PCP_LISTS, MAX_NR_ZONES = 10, 9, 5, 14, 5
+MAX_ORDER, MIGRATE_TYPES, NR_PCP_LISTS, MAX_NR_ZONES = 10, 5, 14, 5
+PAGEBLOCK_ORDERS = (9, 10)
+"""Of huge pages of 2 and 4 MiB."""
 BAD_ZONE_BITS = (3, 5, 6, 7, 11, 13, 14, 15)
 """Values of the four low GFP bits that select no zone (GFP_ZONE_BAD)."""
 MAX_CPUS = 8192  # the largest CONFIG_NR_CPUS of x86
@@ -106,9 +109,13 @@ def check_snapshot(snapshot: Snapshot, cpus: int, label: str) -> None:
     if not snapshot.has_pages:
         _check_pageless(snapshot, label)
         return
-    if scalars["pageblock_order"] != PAGEBLOCK_ORDER:
-        raise RecordingError(f"{label}: pageblock_order is {scalars['pageblock_order']}; only {PAGEBLOCK_ORDER} can be replayed")
-    for name, array, length in (("pages", snapshot.pages, frames), ("pageblocks", snapshot.pageblocks, -(-frames // (1 << PAGEBLOCK_ORDER)))):
+    if scalars["pageblock_order"] not in PAGEBLOCK_ORDERS:
+        raise RecordingError(f"{label}: pageblock_order is {scalars['pageblock_order']}; only {' and '.join(map(str, PAGEBLOCK_ORDERS))} can be replayed")
+    split = scalars.get("pageblock_split", 0)
+    if not 0 <= split < frames:
+        raise RecordingError(f"{label}: pageblock_split is {split}; expected 0 or a page frame below {frames}")
+    blocks = -(-frames >> scalars["pageblock_order"]) + bool(split)
+    for name, array, length in (("pages", snapshot.pages, frames), ("pageblocks", snapshot.pageblocks, blocks)):
         if array.dtype != np.uint8 or array.shape != (length,):
             raise RecordingError(f"{label}.{name}: {array.dtype} of shape {array.shape}; expected uint8 of shape ({length},)")
     _where(f"{label}.pageblocks", "migratetype", snapshot.pageblocks, snapshot.pageblocks >= MIGRATE_TYPES, f"expected 0 to {MIGRATE_TYPES - 1}")
@@ -274,12 +281,16 @@ def _range(label: str, column: str, values: npt.NDArray[Any], low: int, high: in
 def _check_zones(zones: pl.DataFrame, frames: int, label: str) -> tuple[Int, Int]:
     """:returns: start and end page frame of each zone."""
     label = f"{label}.zones"
-    if len(zones) != MAX_NR_ZONES:
-        raise RecordingError(f"{label}: {len(zones)} rows; expected {MAX_NR_ZONES}")
+    if not 1 <= len(zones) <= MAX_NR_ZONES:
+        raise RecordingError(f"{label}: {len(zones)} rows; expected 1 to {MAX_NR_ZONES}")
     column = {name: _numbers(zones, name) for name in zones.columns if name != "name"}
     _where(label, "index", column["index"], column["index"] != np.arange(len(zones)), "expected 0, 1, 2 and so on")
     if zones["name"].null_count():
         raise RecordingError(f"{label}: a zone without a name")
+    try:
+        profiles.for_zones(zones["name"].to_list())
+    except ProfileError as error:
+        raise RecordingError(f"{label}: {error}") from None
     for name, values in column.items():
         if name == "nr_free_pages":  # the global counter alone, without the CPUs' differences, may be below zero
             _range(label, name, values, -frames - (1 << 20), frames)
@@ -332,7 +343,7 @@ def _check_blocks(snapshot: Snapshot, spans: tuple[Int, Int], frames: int, cpus:
         for c, high in limits.items():
             _range(where, c, column[c], 0, high)
         # lists 0 to 11 are orders 0 to 3 of three types, the rest is for transparent huge pages
-        order = column["order"] if name == "free" else np.where(column["list"] < 12, column["list"] // 3, PAGEBLOCK_ORDER)
+        order = column["order"] if name == "free" else np.where(column["list"] < 12, column["list"] // 3, snapshot.scalars["pageblock_order"])
         pfn, size = column["pfn"], 1 << order
         outside = (pfn < spans[0][column["zone"]]) | (pfn + size > spans[1][column["zone"]])
         _where(where, "pfn", pfn, outside, "not inside its zone")
@@ -492,7 +503,7 @@ def _touches_free_pages(snapshot: Snapshot, pfn: Int, size: Int, frames: int) ->
     """Whether a page frame of each range is on a free list or a per-CPU list."""
     order = _numbers(snapshot.pcp_pages, "list")
     starts = np.concatenate((_numbers(snapshot.free, "pfn"), _numbers(snapshot.pcp_pages, "pfn")))
-    orders = np.concatenate((_numbers(snapshot.free, "order"), np.where(order < 12, order // 3, PAGEBLOCK_ORDER)))
+    orders = np.concatenate((_numbers(snapshot.free, "order"), np.where(order < 12, order // 3, snapshot.scalars["pageblock_order"])))
     edges = np.bincount(starts, minlength=frames + 1) - np.bincount(starts + (1 << orders), minlength=frames + 1)
     free_below = np.concatenate(([0], np.cumsum(np.cumsum(edges[:frames]) > 0)))
     touched: Bool = free_below[pfn + size] > free_below[pfn]

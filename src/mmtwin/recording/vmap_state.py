@@ -55,6 +55,7 @@ def restore(snapshot: Snapshot, provenance: Provenance, with_vms: bool = True) -
         scalars["MODULES_VADDR"],
         scalars["MODULES_END"],
         version=version_of(provenance.kernel_release),
+        bits_per_long=64 if scalars["VMALLOC_START"] >> 32 else 32,
         online_cpus=provenance.cpus,
         areas=max(1024, 2 * len(areas)),
         vms=max(256, 2 * len(tables["vms"])),

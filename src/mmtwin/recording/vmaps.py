@@ -53,7 +53,7 @@ VMAP_TARGETS = ("vmap_node", "vmap_pool", "vmap_lock")
 NO_ROW = -(1 << 31)
 """In column node while records are converted: an event of no interest."""
 IMAGE = 0xFFFF_FFFF_8000_0000
-"""Static variables of the kernel lie from here on."""
+"""Static variables of the kernel lie from here on; on i386 the scalars image_start and image_end say where."""
 
 AREA_TREES = ("free", "busy", "lazy", "pool", "preload")
 """Where an area is: in the free tree; in the busy or lazy tree of a node; in a pool of a node; or a CPU's spare object (node is the CPU then)."""
@@ -108,7 +108,7 @@ def vmap_column(target: str, pointers: Int, scalars: Mapping[str, int]) -> dict[
     address = unsigned(pointers)
     if target == "vmap_lock":
         node = np.full(len(pointers), -1, dtype=np.int64)
-        node[address >= np.uint64(IMAGE)] = NO_ROW
+        node[(address >= np.uint64(scalars.get("image_start", IMAGE))) & (address < np.uint64(scalars.get("image_end", MASK)))] = NO_ROW
         for cpu in range(scalars.get("possible_cpus", 1)):
             lock = scalars.get(f"vmap_queue_lock_{cpu}", 0)
             node[(address >= np.uint64(lock)) & (address < np.uint64(lock + scalars.get("vmap_queue_size", 0)))] = NO_ROW  # the xarray's lock

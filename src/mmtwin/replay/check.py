@@ -286,8 +286,7 @@ def compare(state: Pgdat, after: Snapshot) -> Iterator[Part]:
             (f"{row['name']} flags", int(zone["flags"]), int(row["flags"]) & ZONE_FLAGS)
         ]
         pairs += [
-            (f"{row['name']} lowmem_reserve[{j}]", int(state.lowmem_reserve[row["index"], j]), int(row[f"lowmem_reserve_{j}"]))
-            for j in range(state.lowmem_reserve.shape[1])
+            (f"{row['name']} lowmem_reserve[{j}]", int(state.lowmem_reserve[row["index"], j]), int(row[f"lowmem_reserve_{j}"])) for j in range(len(after.zones))
         ]
     yield _values("zone counters and watermarks", pairs)
     nr_cpus = int(state.config[0]["nr_cpus"])

@@ -22,6 +22,7 @@ from mmtwin.mm.buddy import (
     is_free_block,
     isolate_free_page,
     page_zone,
+    pageblock_row,
     reserve_highatomic_pageblock,
     unreserve_highatomic_pageblock,
 )
@@ -42,7 +43,7 @@ from mmtwin.mm.page_alloc import (
 from mmtwin.mm.pcp import add_to_pcp_list, free_pcppages_bulk, pcp_surplus, pindex_of_free
 from mmtwin.mm.slab_tables import Slub, new_slub, reserve
 from mmtwin.mm.slub import slot_class
-from mmtwin.mm.tables import PAGEBLOCK_ORDER, PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, PG_SLAB, ZONE_RECLAIM_ACTIVE, Pgdat
+from mmtwin.mm.tables import PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_LRU, PG_PCP, PG_SLAB, ZONE_RECLAIM_ACTIVE, Pgdat
 from mmtwin.mm.vmstat import refresh_cpu_vm_stats, refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import setup_per_zone_wmarks
 from mmtwin.replay.placement import (
@@ -356,7 +357,7 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
     elif kind == OWNERSHIP:
         owned = get_pageblock_migratetype(b, pfn) == int(op["migratetype"])
         if owned != (int(op["arg2"]) != 0):  # pages that reclaim held off the LRU at that moment: the twin counts them as movable
-            b.pageblock[pfn >> PAGEBLOCK_ORDER] = int(op["migratetype"]) if int(op["arg2"]) else int(op["arg"])
+            b.pageblock[pageblock_row(b, pfn)] = int(op["migratetype"]) if int(op["arg2"]) else int(op["arg"])
             count(r, C_OWNERSHIP, 1)
     elif kind == STAT_THRESHOLDS:
         b.config[0]["online_cpus"] = int(op["arg"])

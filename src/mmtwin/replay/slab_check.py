@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 import polars as pl
 
+from mmtwin import profiles
 from mmtwin.mm.slab_common import CMPXCHG_DOUBLE, OBJECT_POISON, Mergeable, SlubConfig, open_cache, slub_cpus, sysfs_name
 from mmtwin.mm.slab_tables import Slub
 from mmtwin.procfs import slabinfo
@@ -60,7 +61,7 @@ SYSFS_FILES = ("slab_size", "objs_per_slab", "order", "min_partial", "cpu_partia
 
 def _geometry(state: Slub, names: list[str], provenance: Provenance, found: Mapping[str, Mapping[str, int]]) -> Part:
     """Every cache's geometry, computed from its object size, alignment and flags, beside /sys/kernel/slab."""
-    config = SlubConfig.from_cmdline(provenance.cmdline, slub_cpus(provenance.cpus, provenance.cpus))
+    config = SlubConfig.from_cmdline(provenance.cmdline, slub_cpus(provenance.cpus, provenance.cpus), profiles.for_release(provenance.kernel_release).slab)
     total, first = 0, []
     for i in range(int(state.config[0]["caches"])):
         row = state.cache[i]

@@ -61,6 +61,44 @@ ENDBR64, NOP5 = b"\xf3\x0f\x1e\xfa", b"\x0f\x1f\x44\x00\x00"
 
 
 @dataclass(frozen=True)
+class Abi:
+    """How functions of a kernel get their arguments, in the words of kprobe definitions.
+
+    :param registers: of the first arguments; the others are on the stack.
+    :param word: bytes of a pointer and of ``unsigned long``.
+    """
+
+    registers: tuple[str, ...]
+    word: int
+
+    @property
+    def pointer(self) -> str:
+        """Type of an address."""
+        return f"x{8 * self.word}"
+
+    @property
+    def long(self) -> str:
+        """Type of a ``long``."""
+        return f"s{8 * self.word}"
+
+    @property
+    def ulong(self) -> str:
+        """Type of an ``unsigned long``."""
+        return f"u{8 * self.word}"
+
+    def argument(self, number: int, at_call: bool = False) -> str:
+        """Where argument `number` (from 0) is at a function's entry, or before the call: there the return address is not yet on the stack."""
+        if number < len(self.registers):
+            return f"%{self.registers[number]}"
+        return f"$stack{number - len(self.registers) + (not at_call)}"
+
+
+X86_64 = Abi(("di", "si", "dx", "cx", "r8", "r9"), 8)
+I386 = Abi(("ax", "dx", "cx"), 4)
+"""The kernel is compiled with -mregparm=3."""
+
+
+@dataclass(frozen=True)
 class Probe:
     """One kprobe.
 
@@ -77,6 +115,7 @@ class Probe:
 class Symbols:
     """Function addresses and code of a ``vmlinux``."""
 
+    abi: Abi = X86_64
     _functions: dict[str, tuple[int, int]]
     _objects: dict[str, int]
 
@@ -99,6 +138,7 @@ class Symbols:
             if text is None:
                 raise CaptureError(f"{vmlinux}: no code; a vmlinux is needed, not its debug information alone")
             self._start, self._text = text["sh_addr"], text.data()
+            self.abi = I386 if elf["e_machine"] == "EM_386" else X86_64
 
     def range(self, name: str) -> tuple[int, int] | None:
         """First address and the one after the last of a function, or None if this kernel has it inlined."""
@@ -114,6 +154,14 @@ class Symbols:
     def address(self, variable: str) -> int | None:
         """Address of a variable, or None if this kernel has none of that name."""
         return self._objects.get(variable)
+
+    def variable(self, name: str) -> str:
+        """A variable in a probe's arguments: by name, on i386 by its address, as Debian's kernels have no CONFIG_KALLSYMS_ALL there."""
+        if self.abi.word == 8:
+            return f"@{name}"
+        if name not in self._objects:
+            raise CaptureError(f"this kernel has no variable {name}; mmtwin records Linux 6.1 x86 kernels of Debian")
+        return f"@{self._objects[name]:#x}"
 
     def code(self, function: str) -> bytes:
         """The bytes of a function; none if this kernel has it inlined."""
@@ -155,7 +203,8 @@ class Symbols:
         code = self._code(found)
         for value, extension, operand in ((True, 0x88, 1 << bit), (False, 0xA0, ~(1 << bit) & 0xFF)):
             tail = offset.to_bytes(4, "little") + bytes([operand])
-            for prefix, names in ((b"\xf0\x80", LOW_REGISTERS), (b"\xf0\x41\x80", HIGH_REGISTERS)):
+            encodings = ((b"\xf0\x80", LOW_REGISTERS), (b"\xf0\x41\x80", HIGH_REGISTERS))
+            for prefix, names in encodings if self.abi.word == 8 else encodings[:1]:
                 for number, name in names.items():
                     pattern = prefix + bytes([extension + number]) + tail
                     at = code.find(pattern)
@@ -171,6 +220,15 @@ class Symbols:
         at = 4 if code.startswith(ENDBR64) else 0
         traced = code[at : at + 5] == NOP5 or at in self.jumps(function, "__fentry__")
         return at + 5 if traced else 0
+
+    def returns(self, function: str) -> list[int]:
+        """Offsets of the instructions that leave a function: jumps to the return thunk, or where the kernel has none plain returns."""
+        thunk = list(self.jumps(function, "__x86_return_thunk", JUMP))
+        if thunk or self.abi.word == 8:
+            return thunk
+        from mmtwin.recording.capture.slab_probes import Code
+
+        return Code(self, function).at(Code(self, function).returns(-1))
 
     def _code(self, bounds: tuple[int, int]) -> bytes:
         return self._text[bounds[0] - self._start : bounds[1] - self._start]
@@ -211,14 +269,20 @@ class SlabLayout(NamedTuple):
     """Of ``irq.irq_disable`` in ``struct paravirt_patch_template``; -1: no paravirtual calls, interrupts are switched off by ``cli``."""
     nr_cpus: int
     """CONFIG_NR_CPUS: the step of a transaction number (``tid``) is the power of two that is not less."""
+    word: int = 8
+    """Bytes of a pointer."""
 
 
 def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
-    """The probes of Linux 6.1 on x86-64 for this very build of the kernel.
+    """The probes of Linux 6.1 on x86 for this very build of the kernel.
 
     :raises CaptureError: when a function that must be probed is not there: then the order of events could not be known.
     """
     found: list[Probe] = []
+    abi, arg = symbols.abi, symbols.abi.argument
+
+    def at_call(number: int) -> str:
+        return arg(number, True)
 
     def add(name: str, function: str, offset: int, arguments: str = "", filter: str = "") -> None:
         found.append(Probe(name, f"p:{GROUP}/{name} {function}+{offset} {arguments}".strip(), filter))
@@ -227,57 +291,58 @@ def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
         if symbols.range(function):
             add(name, function, symbols.entry(function), arguments, filter)
         elif needed:
-            raise CaptureError(f"this kernel has no function {function} to probe; mmtwin records Linux 6.1 x86-64 kernels of Debian")
+            raise CaptureError(f"this kernel has no function {function} to probe; mmtwin records Linux 6.1 x86 kernels of Debian")
 
     def at_calls(name: str, sites: Iterable[tuple[str, int]], arguments: str) -> None:
         for i, (function, offset) in enumerate(sites):
             add(f"{name}{i}", function, offset, arguments)
 
     def leave(name: str, function: str, arguments: str = "") -> None:
-        for i, offset in enumerate(symbols.jumps(function, "__x86_return_thunk", JUMP)):
+        for i, offset in enumerate(symbols.returns(function)):
             add(f"{name}{i}", function, offset, arguments)
 
     unlocks = list(symbols.jumps("get_page_from_freelist", "_raw_spin_unlock"))
     if len(unlocks) != 1:
         raise CaptureError(
-            f"get_page_from_freelist unlocks {len(unlocks)} per-CPU lists in this kernel, 1 was expected; mmtwin records Linux 6.1 x86-64 kernels of Debian"
+            f"get_page_from_freelist unlocks {len(unlocks)} per-CPU lists in this kernel, 1 was expected; mmtwin records Linux 6.1 x86 kernels of Debian"
         )
-    enter("walk", "get_page_from_freelist", "gfp=%di:x32 order=%si:s32 alloc_flags=%dx:x32")
+    enter("walk", "get_page_from_freelist", f"gfp={arg(0)}:x32 order={arg(1)}:s32 alloc_flags={arg(2)}:x32")
     enter("steal", "steal_suitable_fallback")
     add("pcp_alloc", "get_page_from_freelist", unlocks[0])
     commits = list(symbols.callers("free_unref_page_commit"))
     buddy_frees = [c for c in symbols.callers("__free_one_page") if not c[0].startswith("free_pcppages_bulk")]
     if not commits or not buddy_frees:
         raise CaptureError(
-            "this kernel has free_unref_page_commit or __free_one_page inlined, so frees cannot be put in order; mmtwin records Linux 6.1 x86-64 kernels of Debian"
+            "this kernel has free_unref_page_commit or __free_one_page inlined, so frees cannot be put in order; mmtwin records Linux 6.1 x86 kernels of Debian"
         )
-    at_calls("pcp_free", commits, "page=%dx:x64 migratetype=%cx:s32 order=%r8:s32")
-    at_calls("buddy_free", buddy_frees, "pfn=%si:x64 order=%cx:s32 migratetype=%r8:s32 fpi=%r9:s32")
-    enter("bulk", "__alloc_pages_bulk", "gfp=%di:x32 nr=%cx:s32")
+    at_calls("pcp_free", commits, f"page={at_call(2)}:{abi.pointer} migratetype={at_call(3)}:s32 order={at_call(4)}:s32")
+    at_calls("buddy_free", buddy_frees, f"pfn={at_call(1)}:{abi.pointer} order={at_call(3)}:s32 migratetype={at_call(4)}:s32 fpi={at_call(5)}:s32")
+    enter("bulk", "__alloc_pages_bulk", f"gfp={arg(0)}:x32 nr={arg(3)}:s32")
     at_calls("bulk_end", (("__alloc_pages_bulk", o) for o in symbols.jumps("__alloc_pages_bulk", "_raw_spin_unlock")), "")
-    leave("bulk_ret", "__alloc_pages_bulk", "got=%ax:s64")
-    enter("drain_zone", "drain_pages_zone", "cpu=%di:s32 zone=%si:x64")
-    enter("isolate", "__isolate_free_page", "page=%di:x64 order=%si:s32")
+    leave("bulk_ret", "__alloc_pages_bulk", f"got=%ax:{abi.long}")
+    enter("drain_zone", "drain_pages_zone", f"cpu={arg(0)}:s32 zone={arg(1)}:{abi.pointer}")
+    enter("isolate", "__isolate_free_page", f"page={arg(0)}:{abi.pointer} order={arg(1)}:s32")
     leave("isolate_ret", "__isolate_free_page", "got=%ax:s32")
     steal = symbols.range("steal_suitable_fallback")
-    enter(
-        "move_block", "move_freepages_block", "page=%si:x64 migratetype=%dx:s32 ra=+0($stack):x64", f"ra < {steal[0]:#x} || ra > {steal[1]:#x}" if steal else ""
-    )
-    enter("fold", "refresh_cpu_vm_stats")
-    enter(
-        "wmarks", "setup_per_zone_wmarks", "min_free_kbytes=@min_free_kbytes:s32 scale=@watermark_scale_factor:s32 fraction=@percpu_pagelist_high_fraction:s32"
-    )
-    enter("balance", "balance_pgdat", "order=%si:s32 highest=%dx:s32")
-    at_calls("unboost", (("balance_pgdat", o) for o in symbols.jumps("balance_pgdat", "_raw_spin_unlock_irqrestore")), "lock=%di:x64")
+    moved = f"page={arg(1)}:{abi.pointer} migratetype={arg(2)}:s32 ra=+0($stack):{abi.pointer}"
+    enter("move_block", "move_freepages_block", moved, f"ra < {steal[0]:#x} || ra > {steal[1]:#x}" if steal else "")
+    fold = "refresh_cpu_vm_stats"
+    enter("fold", next((n for n in symbols.names(fold) if n.startswith(f"{fold}.constprop") and ".cold" not in n), fold))
+    sysctls = {"min_free_kbytes": "min_free_kbytes", "scale": "watermark_scale_factor", "fraction": "percpu_pagelist_high_fraction"}
+    enter("wmarks", "setup_per_zone_wmarks", " ".join(f"{name}={symbols.variable(sysctl)}:s32" for name, sysctl in sysctls.items()))
+    enter("balance", "balance_pgdat", f"order={arg(1)}:s32 highest={arg(2)}:s32")
+    at_calls("unboost", (("balance_pgdat", o) for o in symbols.jumps("balance_pgdat", "_raw_spin_unlock_irqrestore")), f"lock={at_call(0)}:{abi.pointer}")
     for i, (offset, register, value) in enumerate(symbols.bit_changes("balance_pgdat", layout.flags, ZONE_RECLAIM_ACTIVE)):
-        add(f"{'reclaim_set' if value else 'reclaim_clear'}{i}", "balance_pgdat", offset, f"zone=%{register}:x64")
-    enter("thresholds", "set_pgdat_percpu_threshold", "calculate=%si:x64", needed=False)
+        add(f"{'reclaim_set' if value else 'reclaim_clear'}{i}", "balance_pgdat", offset, f"zone=%{register}:{abi.pointer}")
+    enter("thresholds", "set_pgdat_percpu_threshold", f"calculate={arg(1)}:{abi.pointer}", needed=False)
     heads = [layout.free_area - layout.lock + order * layout.free_area_size + layout.list_head_size for order in range(11)]  # free_list[MIGRATE_MOVABLE].next
     turned = ((f, o) for f in ("compaction_alloc", "compact_zone") for o in symbols.jumps(f, "_raw_spin_unlock_irqrestore"))
-    at_calls("rotate", turned, "lock=%di:x64 " + " ".join(f"h{order}={at:+d}(%di):x64" for order, at in enumerate(heads)))
-    enter("pageset", "__zone_set_pageset_high_and_batch", "zone=%di:x64 high=%si:u64 batch=%dx:u64", needed=False)
-    enter("stat_thresholds", "refresh_zone_stat_thresholds", "online=@__num_online_cpus:s32")
-    enter("cpu_fold", "cpu_vm_stats_fold", "cpu=%di:s32", needed=False)
+    lock, kind = at_call(0), abi.pointer
+    at_calls("rotate", turned, f"lock={lock}:{kind} " + " ".join(f"h{order}={at:+d}({lock}):{kind}" for order, at in enumerate(heads)))
+    sizes = f"zone={arg(0)}:{kind} high={arg(1)}:{abi.ulong} batch={arg(2)}:{abi.ulong}"
+    enter("pageset", "__zone_set_pageset_high_and_batch", sizes, needed=False)
+    enter("stat_thresholds", "refresh_zone_stat_thresholds", f"online={symbols.variable('__num_online_cpus')}:s32")
+    enter("cpu_fold", "cpu_vm_stats_fold", f"cpu={arg(0)}:s32", needed=False)
     return found
 
 

@@ -9,7 +9,6 @@ include/linux/ring_buffer.h (event headers).
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 PAGE_SIZE = 4096
 DATA_OFFSET = 16
-"""Bytes of ``struct buffer_data_page`` before its data: time_stamp and commit."""
+"""Bytes of ``struct buffer_data_page`` before its data: time_stamp (8 bytes) and commit (a word)."""
 
 PADDING, TIME_EXTEND, TIME_STAMP = 29, 30, 31
 COMMIT_MASK = (1 << 20) - 1
@@ -53,40 +52,43 @@ class RingBuffer:
 
     def __init__(self, read: Callable[[int, int], bytes], cpus: list[int], offsets: Mapping[str, int]) -> None:
         self._read, self._offset = read, offsets
+        self.data_offset = offsets.get("buffer_data_page.data", DATA_OFFSET)
+        self._word = self.data_offset - 8
         self.cpus = [CpuBuffer(address) for address in cpus]
 
-    def _u64(self, address: int) -> int:
-        return int(struct.unpack("<Q", self._read(address, 8))[0])
+    def _long(self, address: int) -> int:
+        return int.from_bytes(self._read(address, self._word), "little")
 
     def entries(self, cpu: int) -> int:
         """Events ever written on `cpu`."""
-        return self._u64(self.cpus[cpu].address + self._offset["ring_buffer_per_cpu.entries"])
+        return self._long(self.cpus[cpu].address + self._offset["ring_buffer_per_cpu.entries"])
 
     def poll(self) -> int:
         """Copies what was written since the last call; returns the number of bytes copied."""
         copied = 0
         for buffer in self.cpus:
-            commit = self._u64(buffer.address + self._offset["ring_buffer_per_cpu.commit_page"])
+            commit = self._long(buffer.address + self._offset["ring_buffer_per_cpu.commit_page"])
             if not buffer.page:
-                buffer.page = self._u64(buffer.address + self._offset["ring_buffer_per_cpu.head_page"])
+                buffer.page = self._long(buffer.address + self._offset["ring_buffer_per_cpu.head_page"])
             while True:
-                data = self._u64(buffer.page + self._offset["buffer_page.page"])
-                stamp, length = struct.unpack("<QQ", self._read(data, DATA_OFFSET))
+                data = self._long(buffer.page + self._offset["buffer_page.page"])
+                head = self._read(data, self.data_offset)
+                stamp, length = (int.from_bytes(part, "little") for part in (head[:8], head[8:]))
                 if buffer.stamp not in (-1, stamp):
                     buffer.lapped += 1
                 length &= COMMIT_MASK
                 buffer.stamp = stamp
-                buffer.partial = self._read(data, DATA_OFFSET + length)
+                buffer.partial = self._read(data, self.data_offset + length)
                 copied += length
                 if buffer.page == commit:
                     break
                 buffer.done.append(buffer.partial)
                 buffer.partial, buffer.stamp = b"", -1
-                buffer.page = self._u64(buffer.page + self._offset["buffer_page.list.next"]) & ~3
+                buffer.page = self._long(buffer.page + self._offset["buffer_page.list.next"]) & ~3
         return copied
 
 
-def parse_pages(pages: list[bytes]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def parse_pages(pages: list[bytes], data_offset: int = DATA_OFFSET) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Splits ring-buffer pages into events.
 
     :returns: time stamps, offsets of each event's payload in the joined bytes, and the joined bytes (with 32 spare bytes at the end,
@@ -98,7 +100,7 @@ def parse_pages(pages: list[bytes]) -> tuple[npt.NDArray[np.uint64], npt.NDArray
     for page in pages:
         stamp = int.from_bytes(page[:8], "little")
         words = memoryview(page[: len(page) // 4 * 4]).cast("I")
-        i, end = DATA_OFFSET // 4, len(words)
+        i, end = data_offset // 4, len(words)
         while i < end:
             header = words[i]
             kind, delta = header & 31, header >> 5

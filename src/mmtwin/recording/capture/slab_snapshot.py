@@ -56,6 +56,7 @@ def slab_layout(vmlinux: Path, nr_cpus: int) -> SlabLayout:
             slab_freelist=int(drgn.offsetof(slab, "freelist")),
             flush_cache=int(drgn.offsetof(prog.type("struct slub_flush_work"), "s")),
             irq_disable=irq_disable,
+            word=int(drgn.offsetof(cpu, "tid")),
             nr_cpus=nr_cpus,
         )
     except Exception as error:  # drgn raises several kinds
@@ -126,11 +127,10 @@ class _Reader:
     def _slabs(self) -> None:
         """Every page with PG_slab, with what ``struct slab`` says."""
         prog, raw = self.prog, self.pages.raw
-        flags = np.ascontiguousarray(raw[:, :8]).view("<u8").ravel()
+        flags = self.pages.words(0)
         found = np.flatnonzero(flags & np.uint64(1 << int(prog.constant("PG_slab"))))
         offset = {name: int(drgn.offsetof(self.type, name)) for name in ("slab_cache", "freelist", "counters", "slabs")}
-        own = raw[found]
-        word = {name: np.ascontiguousarray(own[:, at : at + 8]).view("<u8").ravel() for name, at in offset.items()}
+        word = {name: self.pages.words(at)[found] for name, at in offset.items()}
         head = (flags[found] & np.uint64(1 << int(prog.constant("PG_head")))).astype(bool)
         following = raw[np.minimum(found + 1, len(raw) - 1), int(drgn.offsetof(prog.type("struct page"), "compound_order"))]
         order = np.where(head, following, 0)
@@ -189,7 +189,7 @@ class _Reader:
                 self.rows["random_seq"] += [(number, i, offset // size) for i, offset in enumerate(offsets)]
 
     def _link(self, slab: int, offset: int) -> int:
-        return int.from_bytes(self.pages.raw[self._pfn(slab), offset : offset + 8].tobytes(), "little")
+        return int.from_bytes(self.pages.raw[self._pfn(slab), offset : offset + self.pages.word].tobytes(), "little")
 
     def _base(self, pfn: int) -> int:
         return self.page_offset + pfn * PAGE
@@ -210,21 +210,21 @@ class _Reader:
         base, (_, _, _, offset, secret) = self._base(pfn), self.geometry[slab["owner"]]
         data = self.prog.read(base, PAGE << slab["order"])
         address, position = first, 0
-        for position, address in enumerate(_walk(first, data, base, offset, secret)):
+        for position, address in enumerate(_walk(first, data, base, offset, secret, self.pages.word)):
             if position >= slab["objects"]:
                 raise CaptureError(f"the dump has a free list without end in the slab at page frame {pfn}; was it taken while the machine ran?")
             rows.append((pfn, which, position, self._object(pfn, address)))
 
 
-def _walk(first: int, data: bytes, base: int, offset: int, secret: int | None) -> Iterator[int]:
+def _walk(first: int, data: bytes, base: int, offset: int, secret: int | None, word: int) -> Iterator[int]:
     """Addresses of the free objects. SLAB_FREELIST_HARDENED stores the next one's address exclusive-or'ed with the cache's secret and with the byte-swapped
     address of the place it is stored at (``freelist_ptr``)."""
     address = first
     while address:
         yield address
         place = address + offset
-        (stored,) = struct.unpack_from("<Q", data, place - base)
-        address = stored if secret is None else stored ^ secret ^ int.from_bytes(place.to_bytes(8, "little"), "big")
+        stored = int.from_bytes(data[place - base : place - base + word], "little")
+        address = stored if secret is None else stored ^ secret ^ int.from_bytes(place.to_bytes(word, "little"), "big")
 
 
 def _cache(cache: Any, number: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mmtwin.errors import CaptureError
+from mmtwin.recording.capture import core_i386
 from mmtwin.recording.capture.probes import ZoneLayout
 from mmtwin.recording.capture.slab_snapshot import is_slub, slab_scalars, slab_tables
 from mmtwin.recording.capture.slab_snapshot_classic import classic_scalars, classic_tables, is_classic
@@ -35,6 +36,8 @@ CONFIG = [
     "ZONE_DMA32",
     "ZONE_DEVICE",
     "HIGHMEM",
+    "X86_PAE",
+    "FLATMEM",
     "HUGETLB_PAGE",
     "TRANSPARENT_HUGEPAGE",
     "SHUFFLE_PAGE_ALLOCATOR",
@@ -74,7 +77,8 @@ def zone_layout(vmlinux: Path) -> ZoneLayout:
         zone, area = prog.type("struct zone"), prog.type("struct free_area")
     except Exception as error:
         raise CaptureError(f"{vmlinux}: no debug information for struct zone ({str(error).splitlines()[0]}); take the vmlinux of linux-image-*-dbg") from None
-    return ZoneLayout(int(drgn.offsetof(zone, "lock")), int(drgn.offsetof(zone, "flags")), int(drgn.offsetof(zone, "free_area")), int(area.size))
+    word = int(drgn.sizeof(prog.type("unsigned long")))
+    return ZoneLayout(int(drgn.offsetof(zone, "lock")), int(drgn.offsetof(zone, "flags")), int(drgn.offsetof(zone, "free_area")), int(area.size), 2 * word)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,10 @@ class Dump:
     """
 
     def __init__(self, core: Path, vmlinux: Path) -> None:
+        if core.is_file() and core_i386.is_i386(core):
+            self.prog, _ = core_i386.open_i386(core, vmlinux)
+            self.page_offset = core_i386.PAGE_OFFSET
+            return
         self.prog = drgn.Program()
         try:
             self.prog.set_core_dump(str(core))
@@ -117,7 +125,7 @@ class Dump:
 
     def release(self) -> str:
         """The kernel's release, as ``uname -r`` prints it."""
-        return str(self.prog["UTS_RELEASE"].string_().decode())
+        return str(self.prog["init_uts_ns"].name.release.string_().decode())
 
     def cmdline(self) -> str:
         """The kernel's command line."""
@@ -172,10 +180,7 @@ class Dump:
         :raises CaptureError: more than one memory node, or a broken list.
         """
         prog = self.prog
-        nodes = [i for i in range(64) if prog["node_data"][i]]
-        if nodes != [0]:
-            raise CaptureError(f"the machine has {len(nodes)} memory nodes; mmtwin models machines with one (no numa= on the command line)")
-        node = prog["node_data"][0]
+        node = only_node(prog)
         cpus = [int(c) for c in for_each_online_cpu(prog)]
         pages = Pages(self)
         zones, free, pcps, listed, blocks = [], [], [], [], []
@@ -207,14 +212,17 @@ class Dump:
                     for position, pfn in enumerate(pages.walk(pcp.lists[i])):
                         listed.append((index, cpu, i, position, pfn, pages.index(pfn)))
         frames = int(prog["max_pfn"])
-        blocks = [pageblock_migratetype(prog, pfn) for pfn in range(0, frames, 512)]
+        order, split = pageblock_order(prog), pageblock_split(prog)
+        rows = -(-frames >> order) + bool(split)
+        blocks = [pageblock_migratetype(prog, max((row - 1) << order, split) if split and row > split >> order else row << order, order) for row in range(rows)]
         scalars = {
             k: int(prog[k])
             for k in ("min_free_kbytes", "watermark_scale_factor", "watermark_boost_factor", "percpu_pagelist_high_fraction", "page_group_by_mobility_disabled")
         }
         scalars |= {
             "totalreserve_pages": int(prog["totalreserve_pages"]),
-            "pageblock_order": 9,
+            "pageblock_order": order,
+            "pageblock_split": split,
             "max_pfn": frames,
             "possible_cpus": len(list(for_each_possible_cpu(prog))),
         }
@@ -225,6 +233,7 @@ class Dump:
             "vmemmap_base": pages.base,
             "page_size_bytes": pages.size,
             "page_offset_base": self.page_offset,
+            "page_list_offset": int(drgn.offsetof(prog.type("struct page"), "lru")),
         }
         scalars |= {"late_freed_image_pages": late_freed_image_pages(prog), "smp_locks_pages": 0}
         scalars |= {"zone_lock_offset": int(drgn.offsetof(prog.type("struct zone"), "lock"))}
@@ -257,26 +266,35 @@ class Dump:
 def late_freed_image_pages(prog: Any) -> int:
     """Pages of the kernel's image that it frees when it has booted: init code, the gaps around read-only data, and the spare part of
     the data shared with an encrypting hypervisor (arch/x86/mm/init_64.c, mem_encrypt_amd.c)."""
-    address = {name: int(prog.symbol(name).address) for name in IMAGE_SYMBOLS}
-    ranges = (
-        ("__init_begin", "__init_end"),
-        ("_etext", "__start_rodata"),
-        ("__end_rodata", "_sdata"),
-        ("__start_bss_decrypted_unused", "__end_bss_decrypted"),
-    )
+    ranges = IMAGE_RANGES[: 1 if is_32_bit(prog) else None]
+    address = {name: int(prog.symbol(name).address) for pair in ranges for name in pair}
     return sum((address[end] >> 12) - ((address[start] + 4095) >> 12) for start, end in ranges)
 
 
-IMAGE_SYMBOLS = (
-    "__init_begin",
-    "__init_end",
-    "_etext",
-    "__start_rodata",
-    "__end_rodata",
-    "_sdata",
-    "__start_bss_decrypted_unused",
-    "__end_bss_decrypted",
+IMAGE_RANGES = (
+    ("__init_begin", "__init_end"),
+    ("_etext", "__start_rodata"),
+    ("__end_rodata", "_sdata"),
+    ("__start_bss_decrypted_unused", "__end_bss_decrypted"),
 )
+"""Symbols at the ends of those ranges; 32-bit kernels free only the first."""
+
+
+def only_node(prog: Any) -> Any:
+    """``pg_data_t`` of a machine with one memory node. :raises CaptureError: it has more."""
+    try:
+        table = prog["node_data"]
+    except KeyError:  # without CONFIG_NUMA there is just one
+        return prog["contig_page_data"].address_of_()
+    nodes = [i for i in range(64) if table[i]]
+    if nodes != [0]:
+        raise CaptureError(f"the machine has {len(nodes)} memory nodes; mmtwin models machines with one (no numa= on the command line)")
+    return table[0]
+
+
+def is_32_bit(prog: Any) -> bool:
+    """Whether a word of the kernel has 32 bits."""
+    return int(drgn.sizeof(prog.type("unsigned long"))) == 4
 
 
 class Pages:
@@ -285,7 +303,8 @@ class Pages:
     def __init__(self, dump: Dump) -> None:
         prog = dump.prog
         page = prog.type("struct page")
-        self.base, self.size = int(prog["vmemmap_base"]), int(page.size)
+        self.word = int(drgn.sizeof(prog.type("unsigned long")))
+        self.base, self.size = int(prog["mem_map"] if self.word == 4 else prog["vmemmap_base"]), int(page.size)
         self.count = int(prog["max_pfn"])
         self.present = np.zeros(self.count, dtype=bool)
         raw = np.zeros((self.count, self.size), dtype=np.uint8)
@@ -304,12 +323,16 @@ class Pages:
                 self.usable[(start + 4095) >> 12 : (start + size) >> 12] = True
         self.raw, self._prog = raw, prog
         self._list = int(drgn.offsetof(page, "lru"))
-        self._flags = self._u64(int(drgn.offsetof(page, "flags")))
-        self._next = self._u64(self._list)
-        self._index = self._u64(int(drgn.offsetof(page, "index")))
+        self._flags = self.words(int(drgn.offsetof(page, "flags")))
+        self._next = self.words(self._list)
+        self._index = self.words(int(drgn.offsetof(page, "index")))
 
-    def _u64(self, offset: int) -> npt.NDArray[np.uint64]:
-        return np.ascontiguousarray(self.raw[:, offset : offset + 8]).view("<u8").ravel()
+    def words(self, offset: int) -> npt.NDArray[np.uint64]:
+        """An ``unsigned long`` or pointer at this offset of every ``struct page``."""
+        found: npt.NDArray[np.uint64] = (
+            np.ascontiguousarray(self.raw[:, offset : offset + self.word]).view(f"<u{self.word}").ravel().astype(np.uint64, copy=False)
+        )
+        return found
 
     def walk(self, head: Any) -> list[int]:
         """Page frame numbers on a ``struct list_head`` of pages, in order."""
@@ -336,18 +359,42 @@ class Pages:
     def bits(self) -> npt.NDArray[np.uint8]:
         """`LRU` and `MAPPED_MOVABLE` of every page frame."""
         page = self._prog.type("struct page")
-        head = self._u64(int(drgn.offsetof(page, "compound_head")))
+        head = self.words(int(drgn.offsetof(page, "compound_head")))
         owner = np.arange(self.count, dtype=np.int64)
         tail = (head & np.uint64(1)).astype(bool) & (head > np.uint64(self.base))
         owner[tail] = (head[tail] - np.uint64(1 + self.base)).astype(np.int64) // self.size
         lru = (self._flags[owner] & np.uint64(1 << int(self._prog.constant("PG_lru")))).astype(bool)
-        mapping = self._u64(int(drgn.offsetof(page, "mapping")))
+        mapping = self.words(int(drgn.offsetof(page, "mapping")))
         movable = (mapping & np.uint64(3)) == np.uint64(2)
         return np.where(lru, LRU, 0).astype(np.uint8) | np.where(movable & ~tail, MAPPED_MOVABLE, 0).astype(np.uint8)
 
 
-def pageblock_migratetype(prog: Any, pfn: int) -> int:
-    """``get_pfnblock_migratetype``: 4 bits a pageblock in ``mem_section->usage->pageblock_flags``; MOVABLE where there is no memory."""
+def pageblock_order(prog: Any) -> int:
+    """``pageblock_order``: that of a huge page, 2 MiB, or without PAE 4 MiB."""
+    return 10 if is_32_bit(prog) and drgn.sizeof(prog.type("pte_t")) == 4 else 9
+
+
+def pageblock_split(prog: Any) -> int:
+    """First frame of a zone that begins inside a pageblock, which without sparse memory then has a type in each zone; 0 if there is none."""
+    if not is_32_bit(prog):
+        return 0
+    zones, inside = only_node(prog).node_zones, (1 << pageblock_order(prog)) - 1
+    starts = [int(z.zone_start_pfn) for z in zones if z.present_pages]
+    return next((pfn for pfn in starts[1:] if pfn & inside), 0)
+
+
+def pageblock_migratetype(prog: Any, pfn: int, order: int = 9) -> int:
+    """``get_pfnblock_migratetype``: 4 bits a pageblock in ``mem_section->usage->pageblock_flags``; MOVABLE where there is no memory.
+
+    Without sparse memory they are in ``zone->pageblock_flags``, counted from the pageblock that the zone begins in.
+    """
+    if is_32_bit(prog):
+        for zone in only_node(prog).node_zones:
+            start, last = int(zone.zone_start_pfn), int(zone.zone_start_pfn) + int(zone.spanned_pages)
+            if max(start, pfn) < min(last, pfn + (1 << order)) and (start <= pfn or start >> order == pfn >> order):
+                bit = ((pfn >> order) - (start >> order)) * 4
+                return (int(zone.pageblock_flags[bit // 32]) >> (bit % 32)) & 7
+        return 1
     root = prog["mem_section"][(pfn >> 15) // 128]
     if not root:
         return 1

@@ -156,7 +156,8 @@ def _initramfs(guest: Guest, wanted: list[Probe], root: Path) -> Path:
     for directory in ("bin", "proc", "sys", "dev", "tmp", "lib/modules"):
         (root / directory).mkdir(parents=True)
     busybox = shutil.which("busybox") or "/bin/busybox"
-    shutil.copy(busybox, root / "bin/busybox")
+    own = guest.kernel / "busybox"  # a 32-bit kernel needs a 32-bit one; get-kernel.sh puts it there
+    shutil.copy(own if own.exists() else busybox, root / "bin/busybox")
     for applet in subprocess.check_output([busybox, "--list"], text=True).split():
         if applet != "busybox":
             (root / "bin" / applet).symlink_to("busybox")
@@ -435,7 +436,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
     formats = [parse_format(console.files[name]) for name in console.files if "/" in name]
     by_id: dict[int, EventFormat] = {f.id: f for f in formats}
     missed = sum(int(line.split()[2]) for line in console.files.get("kprobe_profile", "").splitlines() if len(line.split()) == 3)
-    events, lost = events_table([b.pages for b in ring.cpus], by_id, before, after)
+    events, lost = events_table([b.pages for b in ring.cpus], by_id, before, after, ring.data_offset)
     provenance = Provenance(
         kernel_release=(guest.kernel / "release").read_text().strip(),
         kernel_version=console.files.get("version", "").strip(),

@@ -77,7 +77,7 @@ class VmapLayout(NamedTuple):
 
 
 def missing(what: str) -> CaptureError:
-    return CaptureError(f"this kernel {what}; mmtwin records virtual areas of Linux 6.1 and 6.12 x86-64 kernels of Debian")
+    return CaptureError(f"this kernel {what}; mmtwin records virtual areas of Linux 6.1 and 6.12 x86-64 and 6.1 i386 kernels of Debian")
 
 
 class Finder:
@@ -127,10 +127,10 @@ class Finder:
         return code.at(code.returns(thunk[0] if thunk else -1))
 
     def spare_offers(self, function: str) -> list[int]:
-        """Offsets of the ``cmpxchg %gs:`` that puts a spare object in its place."""
+        """Offsets of the ``cmpxchg %gs:`` (i386: ``%fs:``) that puts a spare object in its place."""
         code = self.code(function)
         return [
-            code.offset(one) for one in code.instructions if one.id == x86.X86_INS_CMPXCHG and any(o.type == x86.X86_OP_MEM and o.mem.segment == x86.X86_REG_GS for o in one.operands)
+            code.offset(one) for one in code.instructions if one.id == x86.X86_INS_CMPXCHG and any(o.type == x86.X86_OP_MEM and o.mem.segment in (x86.X86_REG_GS, x86.X86_REG_FS) for o in one.operands)
         ]  # fmt: skip
 
     def subtractions(self, function: str, variable: str) -> list[tuple[int, str]]:
@@ -142,7 +142,7 @@ class Finder:
                 continue
             memory = one.operands[0].mem
             base = int(one.address) + int(one.size) if memory.base == x86.X86_REG_RIP else 0
-            if base + int(memory.disp) == goal and memory.base in (0, x86.X86_REG_RIP) and not memory.index:
+            if base + int(memory.disp) & code.mask == goal and memory.base in (0, x86.X86_REG_RIP) and not memory.index:
                 found.append((code.offset(one), family(name(one, one.operands[1].reg))))
         return found
 
@@ -164,7 +164,7 @@ class Finder:
 
 
 def vmap_probes(symbols: Symbols, layout: VmapLayout) -> list[Probe]:
-    """The probes for the virtual areas of Linux 6.1 or 6.12 on x86-64 in this very build of the kernel.
+    """The probes for the virtual areas of Linux 6.1 or 6.12 on x86-64, or of 6.1 on i386, in this very build of the kernel.
 
     :raises CaptureError: when a place that must be probed is not there: then the order of events could not be known.
     """
@@ -183,27 +183,31 @@ def vmap_probes(symbols: Symbols, layout: VmapLayout) -> list[Probe]:
         find.address(function)
         found.append(Probe(kind, f"p:{GROUP}/{kind} {function}+{symbols.entry(function)} {arguments}".strip()))
 
-    def unlocks(kind: str, functions: Iterable[str], arguments: str = "lock=%di:x64", filter: str = "") -> None:
+    word, long = symbols.abi.pointer, symbols.abi.long
+    a0, a1, a2 = (symbols.abi.argument(i) for i in range(3))
+
+    def unlocks(kind: str, functions: Iterable[str], arguments: str = f"lock={a0}:{word}", filter: str = "") -> None:
         functions = list(functions)
         places = ((f, o, arguments) for f in functions for o in find.code(f).at(find.unlocks(f)))
         sites(kind, places, f"call of {UNLOCK} in {' or '.join(functions) or kind}", filter)
 
     start, end, node = layout.area_start, layout.area_end, layout.area_node
-    area = f"start=+{start}(%di):x64 end=+{end}(%di):x64"
+    area = f"start=+{start}({a0}):{word} end=+{end}({a0}):{word}"
     if layout.area_flags >= 0:
-        area += f" flags=+{layout.area_flags}(%di):u64 root=%si:x64"
-    in_tree = f"start={start - node:+d}(%di):x64 end={end - node:+d}(%di):x64 root=%si:x64"
+        area += f" flags=+{layout.area_flags}({a0}):u64 root={a1}:{word}"
+    in_tree = f"start={start - node:+d}({a0}):{word} end={end - node:+d}({a0}):{word} root={a1}:{word}"
     free_lock = find.variable("free_vmap_area_lock")
     is_free = f"lock == {free_lock:#x}"
     insert = find.parts("insert_vmap_area")
     alloc, noflush, purge = "alloc_vmap_area", "free_vmap_area_noflush", "__purge_vmap_area_lazy"
 
-    request = "size=%di:s64 align=%si:s64 vstart=%dx:x64 vend=%cx:x64 gfp=%r9:x32"
+    vend, gfp = symbols.abi.argument(3), symbols.abi.argument(5)
+    request = f"size={a0}:{long} align={a1}:{long} vstart={a2}:{word} vend={vend}:{word} gfp={gfp}:x32"
     enter("vmap_request", alloc, request + (" flags=+8($stack):u64" if layout.nodes else ""))
     sites("vmap_offer", ((alloc, o, "") for o in find.spare_offers(alloc)), f"exchange of the spare area in {alloc}")
     unlocks("vmap_search", [alloc], filter=is_free)
     sites("vmap_busy", ((f, o, area) for f in (alloc, "pcpu_get_vm_areas") for o in find.calls(f, insert)), f"call of insert_vmap_area in {alloc}")
-    sites("vmap_result", ((alloc, o, "ret=%ax:x64") for o in find.returns(alloc)), f"return of {alloc}")
+    sites("vmap_result", ((alloc, o, f"ret=%ax:{word}") for o in find.returns(alloc)), f"return of {alloc}")
     if layout.nodes:
         _probes_of_nodes(find, sites, enter, unlocks, area, in_tree, is_free)
     else:
@@ -213,14 +217,15 @@ def vmap_probes(symbols: Symbols, layout: VmapLayout) -> list[Probe]:
         unlocks("vmap_lazy", [noflush], filter=purge_lock)
         unlocks("vmap_detach", [purge], filter=purge_lock)
         merges = find.subtractions(purge, "vmap_lazy_nr")
-        sites("vmap_merge", ((purge, o, f"nr=%{r}:s64") for o, r in merges), f"subtraction from vmap_lazy_nr in {purge}")
-    enter("vmap_percpu", "pcpu_get_vm_areas", "size=+0(%si):s64 nr=%dx:s32 align=%cx:s64")
+        sites("vmap_merge", ((purge, o, f"nr=%{r}:{long}") for o, r in merges), f"subtraction from vmap_lazy_nr in {purge}")
+    enter("vmap_percpu", "pcpu_get_vm_areas", f"size=+0({a1}):{long} nr={a2}:s32 align={vend}:{long}")
     unlocks("vmap_percpu_search", ["pcpu_get_vm_areas"], filter=is_free)
 
-    block = f"lock=%di:x64 start=+{start}(+{layout.block_area}(%di)):x64 free=+{layout.block_free}(%di):s64 dirty=+{layout.block_dirty}(%di):s64"
-    enter("vmap_ram", "vm_map_ram", "count=%si:u32")
-    sites("vmap_ram_result", (("vm_map_ram", o, "ret=%ax:x64") for o in find.returns("vm_map_ram")), "return of vm_map_ram")
-    enter("vmap_unram", "vm_unmap_ram", "addr=%di:x64 count=%si:u32")
+    counts = f"free=+{layout.block_free}({a0}):{long} dirty=+{layout.block_dirty}({a0}):{long}"
+    block = f"lock={a0}:{word} start=+{start}(+{layout.block_area}({a0})):{word} {counts}"
+    enter("vmap_ram", "vm_map_ram", f"count={a1}:u32")
+    sites("vmap_ram_result", (("vm_map_ram", o, f"ret=%ax:{word}") for o in find.returns("vm_map_ram")), "return of vm_map_ram")
+    enter("vmap_unram", "vm_unmap_ram", f"addr={a0}:{word} count={a1}:u32")
     unlocks("vmap_block_take", ["vm_map_ram"], block)
     unlocks("vmap_block_free", ["vm_unmap_ram"], block)
     purgers = ["reclaim_and_purge_vmap_areas"] if layout.nodes else find.parts("purge_fragmented_blocks_allcpus")

@@ -24,7 +24,9 @@ try:
 except ImportError as error:  # an extra: pip install mmtwin[record]
     raise CaptureError("reading memory dumps needs drgn; install it with: pip install -e '.[record]' (in mmtwin's directory)") from error
 
-PAGE_SHIFT, ENTRIES = 12, 512
+PAGE_SHIFT, PAGE_SIZE = 12, 4096
+VMALLOC_OFFSET = 8 << 20
+"""i386: what is left free between the direct map and the vmalloc space."""
 PRESENT, HUGE = 1, 0x80
 ADDRESS = 0x000F_FFFF_FFFF_F000
 """Bits of a page-table entry: present, leaf above the lowest level, physical address."""
@@ -68,9 +70,9 @@ def _has_nodes(prog: Any) -> bool:
 
 
 def has_vmaps(prog: Any) -> bool:
-    """Whether this kernel's virtual areas can be read: a tree of free areas (5.2 and later), on x86-64."""
+    """Whether this kernel's virtual areas can be read: a tree of free areas (5.2 and later), on x86-64 or i386."""
     try:
-        prog["free_vmap_area_root"], prog["vmalloc_base"], prog["page_offset_base"]
+        prog["free_vmap_area_root"], prog["max_low_pfn" if word_size(prog) == 4 else "vmalloc_base"]
     except KeyError:
         return False
     return True
@@ -79,19 +81,13 @@ def has_vmaps(prog: Any) -> bool:
 def vmap_scalars(prog: Any) -> dict[str, int]:
     """Single values: counters, the space's limits, and where the locks and nodes are whose addresses events name."""
     nodes = _has_nodes(prog)
-    levels = page_table_levels(prog)
-    start = int(prog["vmalloc_base"])
     found = {
         "vmap_lazy_nr": int(prog["vmap_lazy_nr"].counter),
         "nr_vmalloc_pages": int(prog["nr_vmalloc_pages"].counter),
         "nr_vmap_nodes": int(prog["nr_vmap_nodes"]) if nodes else 1,
         "vmap_zone_size": int(prog["vmap_zone_size"]) if nodes else 1,
         "vmap_bbmap_bits": block_pages(prog),
-        "VMALLOC_START": start,
-        "VMALLOC_END": start + (VMALLOC_TIB[levels] << 40) - 1,
-        "MODULES_VADDR": KERNEL_IMAGE[_has_symbol(prog, "module_load_offset") or _has_symbol(prog, "kaslr_enabled")],
-        "MODULES_END": MODULES_END,
-        "page_table_levels": levels,
+        **(_space_i386(prog) if word_size(prog) == 4 else _space(prog)),
         "vmap_blocks_address": int(prog["vmap_blocks"].address_of_()) if not nodes else 0,
     }
     if nodes:
@@ -108,8 +104,52 @@ def vmap_scalars(prog: Any) -> dict[str, int]:
     return found
 
 
+def _space(prog: Any) -> dict[str, int]:
+    """The limits of x86-64's vmalloc space and modules."""
+    start, levels = int(prog["vmalloc_base"]), page_table_levels(prog)
+    return {
+        "VMALLOC_START": start,
+        "VMALLOC_END": start + (VMALLOC_TIB[levels] << 40) - 1,
+        "MODULES_VADDR": KERNEL_IMAGE[_has_symbol(prog, "module_load_offset") or _has_symbol(prog, "kaslr_enabled")],
+        "MODULES_END": MODULES_END,
+        "page_table_levels": levels,
+    }
+
+
+def _space_i386(prog: Any) -> dict[str, int]:
+    """The same of i386, where modules lie among the other areas (arch/x86/include/asm/pgtable_32_areas.h).
+
+    The space begins 8 MiB behind the direct map and ends two pages before the window of kmap; above that are the local descriptor tables, the CPUs' entry
+    areas and the fixed mappings, each from what one entry of the page table's upper level maps on.
+    """
+    levels = page_table_levels(prog)
+    step = 1 << (21 if levels == 3 else 22)
+    fixed = int(prog["__FIXADDR_TOP"]) - int(prog.constant("__end_of_fixed_addresses")) * PAGE_SIZE
+    entry_pages = len(prog["__per_cpu_offset"]) * -(-prog.type("struct cpu_entry_area").size // PAGE_SIZE)
+    entry_areas = (fixed - PAGE_SIZE * (entry_pages + 1)) & -step
+    descriptors = (entry_areas - PAGE_SIZE) & -step
+    pkmap = (descriptors - PAGE_SIZE) & -step
+    start, end = int(prog["high_memory"]) + VMALLOC_OFFSET, pkmap - 2 * PAGE_SIZE
+    return {
+        "VMALLOC_START": start,
+        "VMALLOC_END": end,
+        "MODULES_VADDR": start,
+        "MODULES_END": end,
+        "page_table_levels": levels,
+        "image_start": int(prog.symbol("_text").address),
+        "image_end": int(prog.symbol("_end").address),
+    }
+
+
+def word_size(prog: Any) -> int:
+    """Bytes of an ``unsigned long``."""
+    return int(drgn.sizeof(prog.type("unsigned long")))
+
+
 def page_table_levels(prog: Any) -> int:
-    """4 or 5, as the booted machine has it."""
+    """4 or 5, as the booted machine has it; on i386 2, with PAE 3."""
+    if word_size(prog) == 4:
+        return 3 if drgn.sizeof(prog.type("pte_t")) == 8 else 2
     try:
         return 5 if int(prog["__pgtable_l5_enabled"]) else 4
     except KeyError:
@@ -128,7 +168,8 @@ def block_pages(prog: Any) -> int:
     """``VMAP_BBMAP_BITS``, which only the compiler knows: by its formula (mm/vmalloc.c) from the bits of a CPU mask, CONFIG_NR_CPUS rounded up."""
     bits = int(prog.type("struct cpumask").size) * 8
     cpus = 1 << (bits - 1).bit_length()
-    return min(1024, max(128, (128 << 30 >> PAGE_SHIFT) // cpus // 16))
+    space = (128 << 30 if word_size(prog) == 8 else 128 << 20) >> PAGE_SHIFT
+    return min(1024, max(16 * word_size(prog), int(space // cpus // 16)))
 
 
 def vmap_tables(prog: Any, page_offset: int) -> dict[str, pl.DataFrame]:
@@ -143,6 +184,7 @@ def vmap_tables(prog: Any, page_offset: int) -> dict[str, pl.DataFrame]:
 class _Reader:
     def __init__(self, prog: Any, page_offset: int) -> None:
         self.prog, self.page_offset = prog, page_offset
+        self.size = word_size(prog)
         self.area = prog.type("struct vmap_area")
         self.offset = {name: int(drgn.offsetof(self.area, name)) for name in ("va_start", "va_end", "rb_node", "list", "vm", "subtree_max_size")}
         self.offset["flags"] = int(drgn.offsetof(self.area, "flags")) if self.area.has_member("flags") else -1
@@ -179,7 +221,7 @@ class _Reader:
         return self.rows
 
     def _word(self, address: int) -> int:
-        return int(self.prog.read_u64(address))
+        return int(self.prog.read_u64(address) if self.size == 8 else self.prog.read_u32(address))
 
     def _list(self, head: Any) -> Iterator[int]:
         """Addresses of the ``vmap_area`` objects on a list."""
@@ -195,7 +237,8 @@ class _Reader:
         first = len(self.areas)
         for position, address in enumerate(self._list(head)):
             area = self._area(tree, node, position, address)
-            parent_color, right, left = struct.unpack("<QQQ", self.prog.read(address + self.offset["rb_node"], 24))
+            links = self.prog.read(address + self.offset["rb_node"], 3 * self.size)
+            parent_color, right, left = struct.unpack("<QQQ" if self.size == 8 else "<III", links)
             area |= {"color": parent_color & 1, "parent": parent_color & ~3, "right": right, "left": left}
             self.row_of[address + self.offset["rb_node"]] = first + position
         top = int(root.rb_node)
@@ -206,7 +249,7 @@ class _Reader:
         raw = self.prog.read(address, self.area.size)
 
         def word(name: str) -> int:
-            return int(struct.unpack_from("<Q", raw, self.offset[name])[0])
+            return int.from_bytes(raw[self.offset[name] : self.offset[name] + self.size], "little")
 
         spare = tree == "preload"
         area = {
@@ -274,15 +317,23 @@ class _Reader:
         levels = page_table_levels(prog)
         top = _physical(prog, int(prog["init_mm"].pgd), self.page_offset)
         scalars = vmap_scalars(prog)
+        self.entry = 4 if levels == 2 else 8
+        self.index_bits = 10 if levels == 2 else 9
         seen: set[tuple[int, int]] = set()
         for low, high in ((scalars["VMALLOC_START"], scalars["VMALLOC_END"]), (scalars["MODULES_VADDR"], scalars["MODULES_END"] - 1)):
             self._table(top, levels, low, high, seen)
 
+    def _physical_bytes(self, physical: int, size: int) -> bytes:
+        """Bytes of a page table; on i386 they all lie in the direct map (only those of processes may be in HighMem)."""
+        read: bytes = self.prog.read(physical, size, True) if self.size == 8 else self.prog.read(physical + self.page_offset, size)
+        return read
+
     def _table(self, physical: int, level: int, low: int, high: int, seen: set[tuple[int, int]]) -> None:
-        shift = PAGE_SHIFT + 9 * (level - 1)
-        entries = struct.unpack(f"<{ENTRIES}Q", self.prog.read(physical, 8 * ENTRIES, True))
-        first, last = low >> shift & (ENTRIES - 1), high >> shift & (ENTRIES - 1)
-        base = low >> (shift + 9) << (shift + 9)
+        shift = PAGE_SHIFT + self.index_bits * (level - 1)
+        count = 4 if self.size == 4 and level == 3 else 1 << self.index_bits  # PAE's highest table has four entries
+        entries = struct.unpack(f"<{count}{'Q' if self.entry == 8 else 'I'}", self._physical_bytes(physical, self.entry * count))
+        first, last = low >> shift & (count - 1), high >> shift & (count - 1)
+        base = low >> (shift + self.index_bits) << (shift + self.index_bits)
         for index in range(first, last + 1):
             entry = entries[index]
             if not entry or (physical, index) in seen:
@@ -296,6 +347,8 @@ class _Reader:
 
 def _physical(prog: Any, address: int, page_offset: int) -> int:
     """Physical address of something in the kernel's image or the direct map."""
+    if word_size(prog) == 4:
+        return address - page_offset
     image = 0xFFFF_FFFF_8000_0000
     return address - image + int(prog.read_u64(prog.symbol("phys_base").address)) if address >= image else address - page_offset
 
