@@ -81,7 +81,7 @@ def test_every_argument_has_its_column_and_32_bits(found: dict[str, str]) -> Non
     for name, text in found.items():
         kind = name if name in COLUMNS else name.rstrip("0123456789")
         fields = {word.split("=")[0] for word in text.split()[1:]}
-        assert fields <= {*COLUMNS[kind], "ra", "objects", "seq", *(f for f in fields if f[0] in "pr" and f[1:].isdigit())}, name
+        assert fields <= {*COLUMNS[kind], "ra", "lock", "root", "objects", "seq", *(f for f in fields if f[0] in "pr" and f[1:].isdigit())}, name
         assert not re.search(r":[xsu]64", text), (name, text)
 
 
