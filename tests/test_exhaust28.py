@@ -16,17 +16,11 @@ from mmtwin._jit import kernel
 from mmtwin.machine import Machine
 from mmtwin.mm.kmalloc import kmalloc
 from mmtwin.mm.slab_tables import reserve
-from mmtwin.mm.validate_vmalloc import validate_vmalloc
-from mmtwin.mm.vmalloc import OVERFLOW
-from mmtwin.mm.vmap_entry import NO_OBJECT, address_table, alloc_area_entry, overflow_purge_entry
-from mmtwin.mm.vmap_tables import NIL, reserve_areas, unbias
-from mmtwin.recording import store, vmap_state
 from mmtwin.units import PAGE_SIZE
 
 DATA = Path(__file__).parent / "data"
 REAL: dict[str, Any] = json.loads((DATA / "exhaust28-686.json").read_text())
 BYTES = 28
-SPARE_OBJECT = 0
 
 
 @kernel
@@ -62,23 +56,13 @@ def test_kmalloc_goes_on_to_the_end_of_the_direct_map(lowmem: Machine) -> None:
 
 
 def test_vmalloc_ends_when_no_area_is_left_though_memory_is() -> None:
-    recording = store.load(DATA / "exhaust28-686.mmrec")
-    assert recording.before is not None
-    state = reserve_areas(vmap_state.restore(recording.before, recording.provenance), 1 << 15)
-    table = address_table(state)
-    handle, config = table.ctypes.data, state.config[0]
-    size = 2 * PAGE_SIZE  # one page, and the guard page behind it
+    m = mmtwin.load(DATA / "exhaust28-686.mmrec")
     found: list[int] = []
-    while True:
-        spare = SPARE_OBJECT if int(state.cpu[0]["ne_fit_preload_node"]) == NIL else NO_OBJECT
-        row = alloc_area_entry(handle, 0, size, 1, int(config["vmalloc_start"]), int(config["vmalloc_end"]), 0, SPARE_OBJECT, spare)
-        if row == OVERFLOW and overflow_purge_entry(handle):
-            continue
-        if row < 0:
-            break
-        found.append(unbias(int(state.area[row]["va_start"])))
-    assert row == OVERFLOW
+    with m.task("busybox", 83), pytest.raises(mmtwin.VmallocFailure) as error:
+        while True:
+            found.append(m.vmalloc(BYTES))
     assert (len(found), found[0], found[-1]) == tuple(REAL["vmalloc"][name] for name in ("count", "first", "last"))
-    assert REAL["log"][0] == f"vmap allocation for size {size} failed: use vmalloc=<size> to increase size"
-    assert "vmalloc error: size 28, vm_struct allocation failed, mode:0xcc0(GFP_KERNEL)" in REAL["log"][1]
-    validate_vmalloc(state)
+    assert error.value.report.splitlines() == REAL["log"][:2]
+    assert m.free > 400_000  # pages
+    m.validate()
+    assert m.kmalloc(BYTES)

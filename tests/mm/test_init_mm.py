@@ -17,9 +17,12 @@ from mmtwin.mm.tables import PG_ALLOCATED, PG_TABLE
 from mmtwin.mm.validate_pgtable import validate_pgtable
 from mmtwin.profiles import physical
 from mmtwin.profiles.layout import address_space
+from mmtwin.recording import store
+from mmtwin.recording.load import machine
 from tests.mmu_box import KINDS, Box
 
 GIB = 1 << 30
+RECORDINGS = Path(__file__).resolve().parents[1] / "recordings"
 
 
 def test_direct_map_takes_the_largest_entries() -> None:
@@ -121,3 +124,25 @@ def _path(box: Box, address: int) -> list[tuple[int, int]]:
         found.append((level, row))
         row = int(box.mmu.child[row, pgtable.table_index(box.mmu, signed(address), level)])
     return found
+
+
+@pytest.mark.parametrize("name", ["areas-256m-1cpu", "areas-256m-4cpu"])
+def test_tables_of_real_dumps(name: str) -> None:
+    """Every page of every busy area has its PTE table, at the frame that the kernel's own entries name."""
+    recording = store.load(RECORDINGS / f"{name}.mmrec")
+    for which, snapshot in (("before", recording.before), ("after", recording.after)):
+        assert snapshot is not None and snapshot.vmaps is not None
+        m = machine(recording, which)
+        rows = list(snapshot.vmaps["page_tables"].select("level", "pfn", "index", "value").iter_rows())
+        m.mmu = restore_page_tables(m.state, m.mmu, rows, m.reserved)
+        m.validate()
+        named = {(value & (1 << 52) - 4096) >> 12 for level, _, _, value in rows if level == 2 and value & 0x81 == 1}
+        found = {int(row["pfn"]) for row in m.mmu.table[: int(m.mmu.config[0]["tables"])] if row["level"] == 1 and not row["boot"]}
+        assert named <= found
+        areas = snapshot.vmaps["areas"].filter(snapshot.vmaps["areas"]["tree"] == "busy")
+        for start, end in areas.select("va_start", "va_end").iter_rows():
+            assert all(pgtable.walk(m.mmu, at)[1] == 1 for at in range(start, end - 4096, 4096))
+        before = counters(m.mmu)["table_pages"]
+        start, end = areas.select("va_start", "va_end").row(0)
+        assert pgtable.map_page(m.state, m.mmu, 0, start, 5, signed(0x8000000000000163)) == 0
+        assert counters(m.mmu)["table_pages"] == before
