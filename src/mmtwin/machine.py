@@ -519,6 +519,9 @@ def boot(
     :raises RequestError: impossible sizes.
     """
     kernel = profiles.get(profile) if isinstance(profile, str) else profile
+    kasan = kasan or "kasan=on" in cmdline.split()
+    if kasan and kernel.word_bits == 32:
+        raise RequestError(f'{kernel.name}: there is no KASAN for 32-bit x86 (HAVE_ARCH_KASAN); use cmdline="slub_debug=FZPU"')
     cpus = operator.index(cpus)
     if not 1 <= cpus <= MAX_CPUS:
         raise RequestError(f"{cpus} CPUs: expected 1 to {MAX_CPUS}")
@@ -552,7 +555,7 @@ def boot(
     free_memory(state, free)
     _derive_constants(state, kernel, frames, free, reserve.freed, thp)
     config = SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus), kernel.slab)
-    return Machine(state, kernel, frames, reserve.kept, slab_config=config, kasan=kasan or "kasan=on" in cmdline.split())
+    return Machine(state, kernel, frames, reserve.kept, slab_config=config, kasan=kasan)
 
 
 def _size(name: str, value: str | int) -> int:
