@@ -169,7 +169,16 @@ def main(lines: Path, data: Path, out: Path) -> None:
     )
     add("vmalloc-modules", {"region": place[get("module")["region"]], "region_32_bits": place[get("module", i386)["region"]]}, f"{x86}, {i386}")
     dma = get("dma")
-    add("dma-contiguous", {"bytes": dma["bytes"], "kmalloc": "mapped" if not dma["kmalloc"] else "refused"})
+    add("dma-kmalloc", {"bytes": dma["bytes"], "kmalloc": "mapped" if not dma["kmalloc"] else "refused"})
+    with gzip.open(data / "dma-6.1.txt.gz", "rt") as file:
+        answers = re.findall(r"^run .*cmdline=(.*)$|^sg nents=(\d+) .*adjacent_frames=(\d)$", file.read(), re.M)
+    pieces, cmdline = {}, ""
+    for words, nents, adjacent in answers:
+        cmdline = cmdline if nents else words
+        if nents:
+            assert adjacent == "0"
+            pieces["intel_iommu=on" in cmdline] = int(nents)
+    add("dma-contiguous", {"direct": pieces[False], "iommu": pieces[True]}, x86, "oracle/module/dma_probe.c")
     add("dma-vmalloc", {"bytes": dma["bytes"], "whole": "mapped" if not dma["vmalloc"] else "refused", "pages": dma["segments"]})
 
     text = (data / "contexts-6.1.txt").read_text()

@@ -121,6 +121,22 @@ def test_vmalloc_sets_page_tables_and_kmalloc_none(m: Machine) -> None:
         assert now["table_frees"] == 0
 
 
+def test_a_freed_area_faults_and_a_real_tlb_may_hide_it(m: Machine) -> None:
+    for stale in (False, True):
+        m.stale_tlb = stale
+        address = m.vmalloc(PAGE)
+        m.write(address, bytes((7,)))
+        flushes = m.mmu_counters()["tlb_range_flushes"] + m.mmu_counters()["tlb_flushes"]
+        m.vfree(address)
+        if stale:
+            assert m.read(address, 1) == bytes((7,)) and said("read_freed_touched") == ["vmisuse: read 7"]
+            m.vm_unmap_aliases()
+        else:
+            assert m.mmu_counters()["tlb_range_flushes"] + m.mmu_counters()["tlb_flushes"] == flushes
+        with pytest.raises(PageFault, match="unable to handle page fault"):
+            m.read(address, 1)
+
+
 # Addresses
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from mmtwin.errors import KernelBug, ReportedError, RequestError, SchedulingWhileAtomic, SleepingInAtomic
+from mmtwin.errors import KernelBug, RequestError, SchedulingWhileAtomic, SleepingInAtomic
 from mmtwin.gfp import GFP
 from mmtwin.profiles import Profile
 
@@ -26,6 +26,7 @@ PF_MEMALLOC, PF_MEMALLOC_NOFS, PF_MEMALLOC_NOIO, PF_MEMALLOC_PIN = 0x800, 0x4000
 
 HZ = 250
 STACK_DEPTH = 16
+ENOMEM, EAGAIN = 12, 11
 CUT_HERE = "------------[ cut here ]------------"
 
 SITES: dict[str, dict[str, tuple[str, int]]] = {
@@ -395,6 +396,17 @@ class Contexts:
             return
         raise SchedulingWhileAtomic(f"{line}{asked}: {self._where(cpu)}", report)
 
+    def _no_reclaim(self, cpu: int, what: str = "") -> int:
+        """What becomes of a request that would now reclaim memory: PF_MEMALLOC forbids it (Linux returns NULL), and an atomic section cannot wait.
+
+        :returns: the error, -ENOMEM or -EAGAIN.
+        :raises SchedulingWhileAtomic: see `_had_to_sleep`.
+        """
+        if self.context(cpu).flags & PF_MEMALLOC:
+            return -ENOMEM
+        self._had_to_sleep(cpu, what)
+        return -EAGAIN
+
     def _vmalloc_context(self, cpu: int, what: str = "vmalloc") -> None:
         """BUG_ON(in_interrupt()) of ``__get_vm_area_node``: vmalloc, vmap, ioremap and module_alloc begin with it, whatever the flags.
 
@@ -477,12 +489,3 @@ class Contexts:
         c = self.context(cpu)
         head, *rest = self.dump_stack(cpu)
         return "\n".join([CUT_HERE, text, f"WARNING: CPU: {cpu} PID: {c.task.pid} at {where}", head, *rest, "---[ end trace 0000000000000000 ]---"])
-
-
-def reported(errors: list[ReportedError]) -> ReportedError | None:
-    """Several findings of one call as one error: the first one's kind, all reports."""
-    if not errors:
-        return None
-    first = errors[0]
-    first.report = "\n".join(error.report for error in errors)
-    return first

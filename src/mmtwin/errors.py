@@ -191,7 +191,12 @@ class KernelBug(ReportedError):
 
 
 class DmaError(ReportedError):
-    """A mapping that the DMA API refuses (DMA_MAPPING_ERROR) or warns about."""
+    """A mapping that the DMA API refuses (DMA_MAPPING_ERROR) or warns about.
+
+    :ivar printed: whether the kernel would have printed it: many of its warnings come only once.
+    """
+
+    printed = True
 
 
 class DmaMappingError(DmaError):
@@ -204,6 +209,10 @@ class VmallocMapped(DmaMappingError):
 
 class SwiotlbFull(DmaMappingError):
     """``swiotlb buffer is full``."""
+
+
+class SwiotlbDeadlock(DmaError):
+    """6.1's search for bounce buffers with an alignment mask does not end when the pool is short of slots: the CPU hangs."""
 
 
 class DmaOverflow(DmaMappingError):

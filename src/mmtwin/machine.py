@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mmtwin import procfs, profiles
 from mmtwin.address_space import AddressSpaces
 from mmtwin.contexts import Contexts
+from mmtwin.dma import Devices
 from mmtwin.errors import AllocationFailure, BadFree, DoubleFree, ProfileError, RequestError
 from mmtwin.gfp import MIGRATE_TYPES, MIGRATETYPE_NAMES, MOVABLE, gfp_names
 from mmtwin.mm.page_alloc import (
@@ -63,7 +64,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(SwapAreas, Contexts, VmallocAllocator, AddressSpaces, SlabAllocator):
+class Machine(Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
@@ -153,7 +154,7 @@ class Machine(SwapAreas, Contexts, VmallocAllocator, AddressSpaces, SlabAllocato
         :raises RequestError: no such order, flags or CPU.
         """
         order, gfp, cpu = self._order(order), self._gfp(gfp), self._cpu(cpu)
-        if self._contexts:
+        if self._contexts and order <= MAX_ORDER:
             gfp = self._may_allocate(gfp, cpu, f"alloc_pages of order {order}")
         pfn = int(alloc_pages_kernel(self.state, cpu, order, gfp))
         if pfn < 0:
@@ -446,8 +447,9 @@ class Machine(SwapAreas, Contexts, VmallocAllocator, AddressSpaces, SlabAllocato
             return AllocationFailure(
                 f"{words}: the largest block has order {MAX_ORDER} ({format_size(PAGE_SIZE << MAX_ORDER)})", -ENOMEM, order, gfp, "order too large"
             )
+        if error == -EAGAIN and self._contexts:
+            error = self._no_reclaim(cpu, words)
         if error == -EAGAIN:
-            self._had_to_sleep(cpu, words)
             text = f"{words}: no zone may give it at once; Linux would now reclaim or compact memory, which mmtwin does not do yet"
             return AllocationFailure(text, error, order, gfp, "needs reclaim")
         if error == -EINVAL:
@@ -518,6 +520,9 @@ def boot(
     :raises RequestError: impossible sizes.
     """
     kernel = profiles.get(profile) if isinstance(profile, str) else profile
+    kasan = kasan or "kasan=on" in cmdline.split()
+    if kasan and kernel.word_bits == 32:
+        raise RequestError(f'{kernel.name}: there is no KASAN for 32-bit x86 (HAVE_ARCH_KASAN); use cmdline="slub_debug=FZPU"')
     cpus = operator.index(cpus)
     if not 1 <= cpus <= MAX_CPUS:
         raise RequestError(f"{cpus} CPUs: expected 1 to {MAX_CPUS}")
@@ -551,7 +556,7 @@ def boot(
     free_memory(state, free)
     _derive_constants(state, kernel, frames, free, reserve.freed, thp)
     config = SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus), kernel.slab)
-    return Machine(state, kernel, frames, reserve.kept, slab_config=config, kasan=kasan or "kasan=on" in cmdline.split())
+    return Machine(state, kernel, frames, reserve.kept, slab_config=config, kasan=kasan)
 
 
 def _size(name: str, value: str | int) -> int:

@@ -20,7 +20,7 @@ from mmtwin.gfp import GFP_KERNEL, gfp_names
 from mmtwin.mm import slab_common
 from mmtwin.mm.handle import address_table
 from mmtwin.mm.kmalloc import KMALLOC_MAX_CACHE_SIZE, ZERO_SIZE_PTR
-from mmtwin.mm.page_alloc import ENOENT
+from mmtwin.mm.page_alloc import EAGAIN, ENOENT
 from mmtwin.mm.slab_common import KMALLOC_MAX_SIZE, SIZE_MAX, CacheGeometry, SlubConfig
 from mmtwin.mm.slab_entry import (
     EBUSY,
@@ -526,8 +526,8 @@ class SlabAllocator:
         """The flags that are left in this context (`contexts.Contexts`). :raises SleepingInAtomic: it may sleep where that is forbidden."""
         raise NotImplementedError
 
-    def _had_to_sleep(self, cpu: int, what: str = "") -> None:
-        """The request must wait for memory. :raises SchedulingWhileAtomic: where it cannot."""
+    def _no_reclaim(self, cpu: int, what: str = "") -> int:
+        """The error of a request that must wait for memory. :raises SchedulingWhileAtomic: where it cannot."""
         raise NotImplementedError
 
     def _watched(self) -> object:
@@ -574,9 +574,9 @@ class SlabAllocator:
 
     def _slab_failure(self, error: int, what: str, number: int, size: int, gfp: int, cpu: int) -> AllocationFailure:
         words = f"{what}, mode:0x{gfp:x}({gfp_names(gfp)}), CPU {cpu}"
-        status = "needs reclaim" if error == -11 else "failed"
-        if error == -11:
-            self._had_to_sleep(cpu, what)
+        if error == -EAGAIN and self._contexts:
+            error = self._no_reclaim(cpu, what)
+        status = "needs reclaim" if error == -EAGAIN else "failed"
         if number < 0:
             return AllocationFailure(f"{words}: no block of {format_size(size)} in one piece", error, get_order(size), gfp, status)
         row = self.slub.cache[number]

@@ -138,6 +138,9 @@ class VmallocSteps:
     _contexts: int
     _watch: Watch | None
     _tracer: Tracer | None = None
+    stale_tlb = False
+    """vfree clears page-table entries but flushes no TLB before the purge, so a real processor may go on reading a freed area (mmtwin's does with True).
+    With False the TLB forgets the area at once, and every use after free is a fault."""
 
     if TYPE_CHECKING:  # of the machine's other parts
         kmalloc: Callable[..., int]
@@ -474,7 +477,7 @@ class VmallocSteps:
         """``free_unmap_vmap_area``: page-table entries are cleared now, the addresses are free again at the next purge."""
         row = self.areas.area[area]
         start, end = int(row["va_start"]), int(row["va_end"])
-        unmap_range_entry(self._mmu_handle, start, end)
+        unmap_range_entry(self._mmu_handle, start, end, not self.stale_tlb)
         self._note("clear_pte", address=unbias(start), order=(end - start) >> PAGE_SHIFT)
         if entry.free_area_entry(self._vmap_handle, area):
             self._defer(self._drain_vmap_area_work)
@@ -537,7 +540,7 @@ class VmallocSteps:
 
     def _vb_free(self, address: int, count: int, cpu: int) -> bool:
         """``vb_free``; false if no block is there."""
-        unmap_range_entry(self._mmu_handle, bias(address), bias(address) + (count << PAGE_SHIFT))
+        unmap_range_entry(self._mmu_handle, bias(address), bias(address) + (count << PAGE_SHIFT), not self.stale_tlb)
         self._note("clear_pte", address=address, order=count)
         done = int(entry.block_free_entry(self._vmap_handle, bias(address), (count - 1).bit_length()))
         if done == NO_BLOCK:

@@ -81,3 +81,17 @@ def test_bad_files(fails: Callable[..., str], tmp_path: Path, bundled: Path, tra
         assert fails(1, verb, "")
         assert fails(1, verb, "a\0b")
     assert "damaged" in fails(1, "replay", tmp_path / "flipped table")
+
+
+def test_virtual_areas(mmtwin: Callable[..., tuple[int, str, str]], areas: dict[str, Recording], tmp_path: Path) -> None:
+    for name, only in (("areas-6.12-1cpu", True), ("areas-256m-1cpu", False)):
+        store.save(areas[name], tmp_path / f"{name}.mmrec")
+        code, out, err = mmtwin("info", tmp_path / f"{name}.mmrec", "--json")
+        document = json.loads(out)
+        after = areas[name].after
+        assert (code, err) == (0, "") and after is not None and after.vmaps is not None
+        assert document["virtual_areas"]["after"] == {table: len(after.vmaps[table]) for table in ("areas", "vms", "blocks")}
+        assert document["page_state"] is not only
+        assert list(document["provenance"]["modules"]) == ["vmalloc_probe"]
+        _, out, _ = mmtwin("info", tmp_path / f"{name}.mmrec")
+        assert ("virtual areas only" in out) is only and f"{len(after.vmaps['areas']):,} areas in use or free" in out

@@ -12,7 +12,7 @@ import pytest
 
 import mmtwin
 from mmtwin import profiles
-from mmtwin.errors import AllocationFailure, ProfileError
+from mmtwin.errors import AllocationFailure, ObjectAlreadyFree, ProfileError, RedZoneOverwritten, RequestError
 from mmtwin.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from mmtwin.mm.tables import nr_pageblocks, pageblock_starts
 
@@ -92,3 +92,20 @@ def test_a_pageblock_that_two_zones_share_has_two_types() -> None:
 def test_memory_above_4_gib_needs_pae() -> None:
     without, with_pae = (mmtwin.boot(name, ram=8 * GIB, cpus=1) for name in ("linux-6.1-i386", "linux-6.1-i386-pae"))
     assert int(without.state.config[0]["nr_frames"]) <= 1 << 20 < int(with_pae.state.config[0]["nr_frames"])
+
+
+def test_slub_debug_with_32_bit_words() -> None:
+    """Red zones of 4 bytes, tracks of 20, addresses of 8 digits."""
+    machine = mmtwin.boot("linux-6.1-i386", ram="256MiB", cpus=1, cmdline="slub_debug=FZPU")
+    p, q = machine.kmalloc(28), machine.kmalloc(28)
+    machine.write(p + 32, b"yy")
+    with pytest.raises(RedZoneOverwritten) as caught:
+        machine.kfree(p)
+    report = caught.value.report
+    assert re.search(r"^Redzone  [0-9a-f]{8}: 79 79 cc cc +yy\.\.$", report, re.M)
+    assert re.search(r"^Slab 0x[0-9a-f]{8} objects=32 used=2 fp=0x[0-9a-f]{8} flags=0x40000200\(slab\|zone=1\)$", report, re.M)
+    machine.kfree(q)
+    with pytest.raises(ObjectAlreadyFree):
+        machine.kfree(q)
+    with pytest.raises(RequestError, match="no KASAN for 32-bit x86"):
+        mmtwin.boot("i386", cmdline="kasan=on")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtwin.profiles import get, physical
+from mmtwin.profiles import for_release, get, physical
 from mmtwin.profiles.physical import (
     MemoryRange,
     boot_reserve,
@@ -108,11 +108,12 @@ def test_real_memory_maps_zones_and_managed_pages(real: dict[str, Recording]) ->
         assert snapshot is not None
         found = qemu_pc_memory_map(recording.provenance.ram_bytes)
         assert [tuple(row) for row in snapshot.memory_map.select("start", "size", "type").iter_rows()] == list(found), name
-        ram = ram_frames(found)
-        spans = zone_spans(ram, KERNEL.zone_limits, len(KERNEL.zone_names))
+        kernel = for_release(recording.provenance.kernel_release)
+        ram = clip(ram_frames(found), 0, kernel.max_frames)
+        spans = zone_spans(ram, kernel.zone_limits, len(kernel.zone_names))
         zones = snapshot.zones
         assert [(s.start, s.end - s.start, s.present) for s in spans] == list(
             zip(zones["start_pfn"], zones["spanned_pages"], zones["present_pages"], strict=True)
         ), name
-        free = subtract(ram, boot_reserve(KERNEL, ram, spans, recording.provenance.cpus).kept)
+        free = subtract(ram, boot_reserve(kernel, ram, spans, recording.provenance.cpus).kept)
         assert [count(clip(free, s.start, s.end)) for s in spans] == zones["managed_pages"].to_list(), name

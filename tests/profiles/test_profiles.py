@@ -20,12 +20,18 @@ def test_for_release(release: str) -> None:
     assert for_release(release).name == "linux-6.1"
 
 
-@pytest.mark.parametrize("release", ["6.12.1", "6.10.0", "5.10.0-20-amd64", "", "unknown"])
+@pytest.mark.parametrize("release", ["6.13.1", "6.10.0", "5.10.0-20-amd64", "", "unknown"])
 def test_unknown(release: str) -> None:
     with pytest.raises(ProfileError, match=r"known: linux-6\.1"):
         for_release(release)
     with pytest.raises(ProfileError, match=r"known: linux-6\.1"):
         get(release)
+
+
+def test_only_the_virtual_areas_of_6_12_are_known() -> None:
+    assert not for_release("6.12.117+deb12-cloud-amd64").page_allocator
+    with pytest.raises(ProfileError, match=r"linux-6\.12: only its virtual areas are modelled.*: linux-6\.1,"):
+        get("6.12")
 
 
 def test_names_are_unique_and_profiles_frozen() -> None:

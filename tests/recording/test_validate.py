@@ -115,10 +115,13 @@ def test_wrong_tables_scalars_and_arrays(small: Recording) -> None:
         (replace(before, pageblocks=before.pageblocks.astype(np.int64)), "before.pageblocks: int64"),
         (replace(before, pageblocks=np.full(8, 5, dtype=np.uint8)), "before.pageblocks row 0"),
         (replace(before, scalars={**before.scalars, "max_pfn": 1 << 40}), "max_pfn is"),
-        (replace(before, scalars={**before.scalars, "pageblock_order": 10}), "pageblock_order is 10"),
+        (replace(before, scalars={**before.scalars, "pageblock_order": 8}), "pageblock_order is 8"),
+        (replace(before, scalars={**before.scalars, "pageblock_order": 10}), "pageblocks: uint8 of shape"),
+        (replace(before, scalars={**before.scalars, "pageblock_split": -1}), "pageblock_split is -1"),
         (replace(before, scalars={k: v for k, v in before.scalars.items() if k != "min_free_kbytes"}), "no scalar min_free_kbytes"),
         (replace(before, scalars={**before.scalars, "x": half}), "scalar x is 1.5"),
-        (replace(before, zones=before.zones.with_columns(name=pl.lit("A"))), "zones or max_pfn differ"),
+        (replace(before, zones=before.zones.with_columns(name=pl.lit("A"))), "no profile has the zones A, A"),
+        (replace(before, zones=before.zones.with_columns(start_pfn=pl.col("start_pfn") + (pl.col("spanned_pages") == 0))), "zones or max_pfn differ"),
         (replace(before, pcp=before.pcp.slice(1)), "0 rows for zone 0, CPU 0"),
     ):
         with pytest.raises(RecordingError, match=says):

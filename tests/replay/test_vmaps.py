@@ -16,15 +16,10 @@ import pytest
 from mmtwin.mm.validate_vmalloc import validate_vmalloc
 from mmtwin.recording import store, vmap_state
 from mmtwin.recording.model import Recording
-from mmtwin.recording.vmaps import VMAP_KINDS
 from mmtwin.replay import vmaps
 from mmtwin.replay.check import replay
 from mmtwin.replay.vmap_check import replay_vmaps
-
-
-def test_the_operations_are_numbered_as_the_kinds() -> None:
-    names = {"alloc_vmap_area": "K_TRACE_ALLOC", "free_vmap_area_noflush": "K_TRACE_FREE", "purge_vmap_area_lazy": "K_TRACE_PURGE"}
-    assert [getattr(vmaps, names.get(kind, kind.upper().replace("VMAP_", "K_", 1))) for kind in VMAP_KINDS] == list(range(len(VMAP_KINDS)))
+from mmtwin.replay.vmap_ops import vmap_ops
 
 
 def test_every_recording_is_equal(areas: dict[str, Recording]) -> None:
@@ -92,7 +87,7 @@ def test_a_wrong_rule_is_noticed(some: Recording) -> None:
     assert some.before is not None
     state = vmap_state.restore(some.before, some.provenance, with_vms=False)
     state.config["lazy_nr"] += 1 << 20  # the drain would always be due
-    ops, contexts = vmaps.vmap_ops(some.events)
+    ops, contexts = vmap_ops(some.events)
     outcome = vmaps.run_vmaps(state, ops, contexts)
     assert int(outcome.state.config[0]["drain"]) == 1
 
@@ -104,7 +99,9 @@ import polars as pl
 from mmtwin.errors import RecordingError
 from mmtwin.mm.vmap_tables import Vmalloc, reserve_areas
 from mmtwin.recording import store, validate, vmap_state
+from mmtwin.recording.vmaps import VMAP_KINDS
 from mmtwin.replay import vmaps
+from mmtwin.replay.vmap_ops import new_vmaps, vmap_ops
 
 class Checked(np.ndarray):
     def __getitem__(self, key):
@@ -120,8 +117,8 @@ def checked(tables):
     return tables._replace(**{n: getattr(tables, n).view(Checked) for n in tables._fields})
 
 recording = store.load(sys.argv[1])
-equal = vmaps.run_vmaps(vmap_state.restore(recording.before, recording.provenance, with_vms=False), *vmaps.vmap_ops(recording.events)).counters
-events = recording.events.filter(pl.col("kind").cast(pl.String).is_in(vmaps.VMAP_KINDS))
+equal = vmaps.run_vmaps(vmap_state.restore(recording.before, recording.provenance, with_vms=False), *vmap_ops(recording.events)).counters
+events = recording.events.filter(pl.col("kind").cast(pl.String).is_in(VMAP_KINDS))
 begin = vmap_state.restore(recording.before, recording.provenance, with_vms=False)
 starts = events.filter(pl.col("kind") == "vmap_busy")["ptr"].to_list()
 refused, replayed, broken = 0, 0, []
@@ -133,7 +130,7 @@ for seed in range(int(sys.argv[2])):
     columns = {name: some[name].to_numpy().copy() for name in ("ptr", "call_site", "arg", "bytes_req", "bytes_alloc", "node", "pid", "cpu")}
     for row in rng.integers(0, len(some), 120).tolist():
         if rng.integers(4) == 0:
-            names_of[row] = str(rng.choice(vmaps.VMAP_KINDS))
+            names_of[row] = str(rng.choice(VMAP_KINDS))
         name = str(rng.choice(list(columns)))
         value = int(rng.choice(np.array([0, 1, 2, 63, 64, 4096, 8192, 1 << 20, (1 << 31) - 1, -1, -2], dtype=np.int64)))
         if name in ("ptr", "call_site"):
@@ -148,9 +145,9 @@ for seed in range(int(sys.argv[2])):
             row = int(re.search(r"row (\\d+)", str(error)).group(1))
             table = table.filter(pl.int_range(pl.len()) != row)
             refused += 1
-    ops, contexts = vmaps.vmap_ops(table)
+    ops, contexts = vmap_ops(table)
     state = checked(reserve_areas(Vmalloc._make(t.copy() for t in begin), areas=12000, blocks=4000))
-    q = checked(vmaps.new_vmaps(state, contexts))
+    q = checked(new_vmaps(state, contexts))
     try:
         vmaps.replay_vmap_ops(state, q, ops)
         replayed += 1

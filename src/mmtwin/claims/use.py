@@ -6,9 +6,53 @@ from typing import Any
 
 from mmtwin.claims.table import claim
 from mmtwin.claims.tools import outcome, region, served
-from mmtwin.errors import AllocationFailure
+from mmtwin.errors import AllocationFailure, DmaMappingError
 from mmtwin.gfp import GFP_ATOMIC, GFP_KERNEL, gfp_names
 from mmtwin.machine import Machine
+
+
+@claim(
+    "A device can use kmalloc's memory as it is.",
+    says="dma_map_single of {bytes:size} from kmalloc: {kmalloc}",
+    compared=("bytes", "kmalloc"),
+    holds=lambda f: f["kmalloc"] == "mapped",
+    truth="One address and one length, as far as the device can address; else the kernel copies through a bounce buffer.",
+)
+def dma_kmalloc(m: Machine) -> dict[str, Any]:
+    device, p = m.device("claims", dma_mask=32), m.kmalloc(65536)
+    dma = device.dma_map_single(p, 65536)
+    return {"bytes": 65536, "kmalloc": "refused" if device.dma_mapping_error(dma) else "mapped"}
+
+
+@claim(
+    "Devices cannot use vmalloc's memory.",
+    says="dma_map_single of {bytes:size} from vmalloc: {whole}; its pages as a scatterlist: {pages} mapped",
+    compared=("bytes", "whole", "pages"),
+    holds=lambda f: f["whole"] == "refused" and f["pages"] == 0,
+    truth="Not by its address, but page by page they can: a scatterlist of its page frames.",
+)
+def dma_vmalloc(m: Machine) -> dict[str, Any]:
+    device, v = m.device("claims", dma_mask=32), m.vmalloc(65536)
+    try:
+        device.dma_map_single(v, 65536)
+        whole = "mapped"
+    except DmaMappingError:
+        whole = "refused"
+    return {"bytes": 65536, "whole": whole, "pages": device.dma_map_sg(device.scatterlist(v, 65536))}
+
+
+@claim(
+    "Only DMA needs physically contiguous memory.",
+    says="8 pages without neighbours, one range of addresses for the kernel: a device sees {direct} pieces; behind an IOMMU it sees {iommu}",
+    compared=("direct", "iommu"),
+    holds=lambda f: f["direct"] > 1,
+    truth="The processor has page tables, a device has not; unless an IOMMU gives it some, then it needs no contiguous memory either.",
+)
+def dma_contiguous(m: Machine) -> dict[str, Any]:
+    pages = [m.alloc_pages(0, GFP_KERNEL) for _ in range(16)]
+    v = m.vmap(pages[::2])
+    device, translated = m.device("claims", dma_mask=32), m.device("translated", dma_mask=32, iommu=True)
+    return {"direct": device.dma_map_sg(device.scatterlist(v, 8 * 4096)), "iommu": translated.dma_map_sg(translated.scatterlist(v, 8 * 4096))}
 
 
 @claim(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SLAB = ("kmalloc", "kmalloc_node", "kmem_cache_alloc", "kmem_cache_alloc_node", "kfree", "kmem_cache_free")
 HOW = {"vm": "a kernel in QEMU (mmtwin record --vm)", "ftrace": "imported trace text (mmtwin import)", "synthetic": "made up, by a program"}
 PAGE_EVENTS_ONLY = "page events only: no kmalloc or kmem_cache events (mmtwin record --slab adds them)"
-AREA_EVENTS_ONLY = "virtual areas only: of this kernel neither page nor slab events are recorded"
+AREAS_ONLY = "virtual areas only: of this kernel neither page frames nor slabs are recorded"
 CODE = """\
 from mmtwin.recording.store import open_recording
 
@@ -63,6 +63,7 @@ def describe(manifest: dict[str, Any], file: Path) -> dict[str, Any]:
         "events_by_kind": kinds,
         "events_by_cpu": dict(sorted(manifest["cpus"].items(), key=lambda item: int(item[0]))),
         "virtual_areas": virtual_areas(manifest),
+        "page_state": any(manifest["members"].get(f"{name}/zones.parquet", {"rows": 0})["rows"] for name in ("before", "after")),
         "slab_events": any(kinds.get(kind) for kind in SLAB),
         "snapshots": [name for name in ("before", "after") if manifest["scalars"][name] is not None],
         "lost_events": provenance["lost_events"],
@@ -122,8 +123,8 @@ def _rows(d: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "lost events", f"{d['lost_events']:,}" + (": counts after the first loss cannot be trusted" if d["lost_events"] else "")
     yield "missed probes", f"{d['missed_probes']:,}" + (": the order of those events is unknown" if d["missed_probes"] else "")
     notes = [printable(note) for note in d["notes"]]
-    if d["virtual_areas"] and not any(kind.startswith("mm_page") for kind in d["events_by_kind"]):
-        notes.append(AREA_EVENTS_ONLY)
+    if d["virtual_areas"] and not d["page_state"]:
+        notes.append(AREAS_ONLY)
     elif d["events"] and not d["slab_events"]:
         notes.append(PAGE_EVENTS_ONLY)
     for number, note in enumerate(notes):

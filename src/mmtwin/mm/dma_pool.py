@@ -81,7 +81,8 @@ def grown(pool: DmaPool) -> DmaPool:
 def pool_add_page(p: Any, vaddr: int, dma: int, header: int) -> int:
     """``pool_initialise_page``: a new page at the head of the list, its blocks chained in ascending order. Returns its row.
 
-    The last block before a boundary is left out when it would end exactly there: the kernel compares with >=, not with >.
+    The last block before a boundary is left out when it would end exactly there: the kernel compares with >=, not with >. Where the boundary is larger than
+    the allocation, nothing keeps the last block from reaching beyond the allocation's end. (Both were bugs, mended after 6.1.)
     """
     config = p.config[0]
     row, size, boundary = int(config["pages"]), int(config["size"]), int(config["boundary"])

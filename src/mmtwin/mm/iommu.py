@@ -28,7 +28,7 @@ NO_ROOM = -1
 IOMMU_READ, IOMMU_WRITE = 1, 2
 
 IOVA = np.dtype([("pfn_lo", "i8"), ("pfn_hi", "i8")])
-"""``struct iova``; rows 0 to count - 1 are in ascending order, the last one is the anchor."""
+"""``struct iova``; rows 0 to count - 1 are in descending order, as ranges are given out from the top down; the first one is the anchor."""
 IOVA_CONFIG = np.dtype(
     [
         ("count", "i8"),
@@ -89,20 +89,20 @@ def grown(d: Iova) -> Iova:
 
 @inner
 def position(d: Any, pfn: int) -> int:
-    """The first range whose end is not below `pfn`."""
+    """The lowest range whose end is not below `pfn`."""
     low, high = 0, int(d.config[0]["count"]) - 1
     while low < high:
-        middle = (low + high) // 2
+        middle = (low + high + 1) // 2
         if int(d.iova[middle]["pfn_hi"]) < pfn:
-            low = middle + 1
+            high = middle - 1
         else:
-            high = middle
+            low = middle
     return low
 
 
 @inner
 def insert_range(d: Any, at: int, pfn_lo: int, pfn_hi: int) -> None:
-    """A new range before the one in row `at`."""
+    """A new range in row `at`, in front of the one that is there."""
     config = d.config[0]
     i = int(config["count"])
     while i > at:
@@ -116,7 +116,7 @@ def insert_range(d: Any, at: int, pfn_lo: int, pfn_hi: int) -> None:
 def remove_iova(d: Any, at: int) -> None:
     """``remove_iova``: the walk for the next request begins above it if it was where the walk would have begun, or higher (``__cached_rbnode_delete_update``)."""
     config = d.config[0]
-    lo, hi, following = int(d.iova[at]["pfn_lo"]), int(d.iova[at]["pfn_hi"]), int(d.iova[at + 1]["pfn_lo"])
+    lo, hi, following = int(d.iova[at]["pfn_lo"]), int(d.iova[at]["pfn_hi"]), int(d.iova[at - 1]["pfn_lo"])
     cached32 = int(config["cached32"])
     if lo == cached32 or (hi < DMA_32BIT_PFN and lo >= cached32):
         config["cached32"] = following
@@ -133,7 +133,7 @@ def remove_iova(d: Any, at: int) -> None:
 @inner
 def find_limit(d: Any, limit_pfn: int) -> int:
     """``iova_find_limit``: where a walk that must stay below `limit_pfn` begins."""
-    return int(d.config[0]["count"]) - 1 if limit_pfn > DMA_32BIT_PFN else position(d, limit_pfn)
+    return 0 if limit_pfn > DMA_32BIT_PFN else position(d, limit_pfn)
 
 
 @inner
@@ -157,8 +157,8 @@ def alloc_iova(d: Any, size: int, limit_pfn: int) -> int:
             config["steps"] = int(config["steps"]) + 1
             high_pfn = min(high_pfn, int(d.iova[at]["pfn_lo"]))
             new_pfn = (high_pfn - size) & -align
-            at -= 1
-            if at < 0 or new_pfn > int(d.iova[at]["pfn_hi"]) or new_pfn < low_pfn:
+            at += 1
+            if at == int(config["count"]) or new_pfn > int(d.iova[at]["pfn_hi"]) or new_pfn < low_pfn:
                 break
         found = high_pfn >= size and new_pfn >= low_pfn
         if found:
@@ -169,7 +169,7 @@ def alloc_iova(d: Any, size: int, limit_pfn: int) -> int:
         retried = True
         high_pfn, low_pfn = limit_pfn, retry_pfn + 1
         at = find_limit(d, limit_pfn)
-    insert_range(d, position(d, new_pfn), new_pfn, new_pfn + size - 1)
+    insert_range(d, position(d, new_pfn) + 1, new_pfn, new_pfn + size - 1)
     if new_pfn + size - 1 < DMA_32BIT_PFN:
         config["cached32"] = new_pfn
     else:
@@ -360,7 +360,8 @@ def reserve_iova(d: Any, pfn_lo: int, pfn_hi: int) -> int:
     if int(d.config[0]["count"]) == len(d.iova):
         return NO_ROOM
     overlap = False
-    for i in range(int(d.config[0]["count"])):
+    i = int(d.config[0]["count"]) - 1
+    while i >= 0:
         iova = d.iova[i]
         if pfn_lo <= int(iova["pfn_hi"]) and pfn_hi >= int(iova["pfn_lo"]):
             if pfn_lo < int(iova["pfn_lo"]):
@@ -372,14 +373,15 @@ def reserve_iova(d: Any, pfn_lo: int, pfn_hi: int) -> int:
             overlap = True
         elif overlap:
             break
-    insert_range(d, position(d, pfn_lo), pfn_lo, pfn_hi)
+        i -= 1
+    insert_range(d, position(d, pfn_lo) + 1, pfn_lo, pfn_hi)
     return 0
 
 
 def ranges(d: Iova) -> list[tuple[int, int]]:
     """All ranges in use, cached or reserved, ascending, without the anchor."""
-    count = int(d.config[0]["count"]) - 1
-    return [(int(iova["pfn_lo"]), int(iova["pfn_hi"])) for iova in d.iova[:count]]
+    count = int(d.config[0]["count"])
+    return [(int(iova["pfn_lo"]), int(iova["pfn_hi"])) for iova in d.iova[1:count][::-1]]
 
 
 def cached(d: Iova) -> list[int]:

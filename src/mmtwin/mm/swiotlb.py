@@ -21,6 +21,8 @@ IO_TLB_SEGSIZE = 128
 IO_TLB_DEFAULT_SIZE = 64 << 20
 IO_TLB_MIN_SLABS = (1 << 20) >> IO_TLB_SHIFT
 INVALID_PHYS_ADDR = -1
+FULL, ENDLESS = -1, -2
+"""No slots; and: the kernel's search never ends (`do_find_slots`)."""
 ALL_ONES = -1
 """A boundary mask of ~0UL: no boundary."""
 
@@ -123,7 +125,12 @@ def is_span_boundary(index: int, nr: int, shift: int, boundary_size: int) -> boo
 
 @inner
 def do_find_slots(t: Any, area_index: int, orig_addr: int, alloc_size: int, alloc_align_mask: int, min_align_mask: int, boundary_mask: int) -> int:
-    """``swiotlb_do_find_slots``: adjacent free slots of one area, from where its last search ended; their first one, or -1."""
+    """``swiotlb_do_find_slots``: adjacent free slots of one area, from where its last search ended; their first one, or FULL, or ENDLESS.
+
+    The search ends where it began. It looks at every slot until the first that has the wanted address bits, and goes on in strides from there: if it began
+    between two of those, it comes by its beginning only when it wraps to a slot that is on the way. 6.1 then searches for ever, with the area's lock held
+    and interrupts off, unless slots are found (mended in 6.3, "swiotlb: fix the deadlock in swiotlb_do_find_slots").
+    """
     config, area = t.config[0], t.area[area_index]
     area_nslabs = int(config["area_nslabs"])
     tbl_dma_addr = int(config["start"]) & boundary_mask
@@ -137,11 +144,15 @@ def do_find_slots(t: Any, area_index: int, orig_addr: int, alloc_size: int, allo
         stride = max(stride, stride << (PAGE_SHIFT - IO_TLB_SHIFT))
     stride = max(stride, (alloc_align_mask >> IO_TLB_SHIFT) + 1)
     if nslots > area_nslabs - int(area["used"]):
-        return -1
+        return FULL
     slot_base = area_index * area_nslabs
     index = wrap_area_index(t, (int(area["index"]) + stride - 1) & -stride)
     wrap = index
+    looked = 0
     while True:
+        if looked > area_nslabs:
+            return ENDLESS
+        looked += 1
         slot_index = slot_base + index
         if orig_addr and (tbl_dma_addr + (slot_index << IO_TLB_SHIFT)) & iotlb_align_mask != orig_addr & iotlb_align_mask:
             index = wrap_area_index(t, index + 1)
@@ -150,7 +161,7 @@ def do_find_slots(t: Any, area_index: int, orig_addr: int, alloc_size: int, allo
                 break
             index = wrap_area_index(t, index + stride)
         if index == wrap:
-            return -1
+            return FULL
     for i in range(nslots):
         slot = t.slot[slot_index + i]
         slot["list"] = 0
@@ -175,7 +186,7 @@ def swiotlb_find_slots(t: Any, cpu: int, orig_addr: int, alloc_size: int, alloc_
     :param alloc_align_mask: alignment of the buffer's start beyond a slot, less one.
     :param min_align_mask: address bits that the device wants preserved.
     :param boundary_mask: a boundary that the device cannot cross, less one; ALL_ONES for none.
-    :returns: the first slot, or -1: full.
+    :returns: the first slot, FULL or ENDLESS.
     """
     offset = orig_addr & min_align_mask & (IO_TLB_SIZE - 1)
     nareas = int(t.config[0]["nareas"])
@@ -186,10 +197,11 @@ def swiotlb_find_slots(t: Any, cpu: int, orig_addr: int, alloc_size: int, alloc_
         if index >= 0:
             for k in range(nr_slots(alloc_size + offset)):
                 t.slot[index + k]["orig_addr"] = orig_addr + (k << IO_TLB_SHIFT)
+        if index != FULL:
             return index
         i = i + 1 if i + 1 < nareas else 0
         if i == start:
-            return -1
+            return FULL
 
 
 @kernel

@@ -188,6 +188,21 @@ def flush_tlb_kernel_range(m: Any, start: int, end: int) -> None:
 
 
 @slow
+def forget_range(m: Any, start: int, end: int) -> None:
+    """Drops translations of a range without counting a flush: no kernel does it. It makes use after free visible that a real TLB hides until the purge."""
+    for cpu in range(len(m.cpu)):
+        if not int(m.cpu[cpu]["tlb_fills"]):
+            continue
+        if end - start > int(m.config[0]["ceiling"]) << PAGE_SHIFT:
+            flush_tlb_local(m, cpu, False)
+            continue
+        address = start
+        while address < end:
+            drop(m, cpu, address)
+            address += 1 << PAGE_SHIFT
+
+
+@slow
 def switch_mm(m: Any, cpu: int, root: int) -> None:
     """``load_cr3``: the CPU now walks from another PGD; only global translations stay."""
     if int(m.cpu[cpu]["root"]) != root:

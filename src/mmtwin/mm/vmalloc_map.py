@@ -9,7 +9,7 @@ from mmtwin.mm.handle import tables_at
 from mmtwin.mm.mmu import mmu_at
 from mmtwin.mm.pgtable import map_huge, map_pages, map_range, unmap_range, vmalloc_to_pfn
 from mmtwin.mm.pgtable_tables import PAGE_SHIFT
-from mmtwin.mm.tlb import flush_tlb_kernel_range
+from mmtwin.mm.tlb import flush_tlb_kernel_range, forget_range
 
 PMD_LEVEL = 2
 
@@ -55,9 +55,13 @@ def map_range_entry(handle: int, mmu: int, cpu: int, start: int, end: int, physi
 
 
 @kernel
-def unmap_range_entry(mmu: int, start: int, end: int) -> int:
-    """``vunmap_range_noflush``: `unmap_range`."""
-    return unmap_range(mmu_at(mmu), start, end)
+def unmap_range_entry(mmu: int, start: int, end: int, forget: bool) -> int:
+    """``vunmap_range_noflush``: `unmap_range`; with `forget` TLBs lose the range at once, as if it had been flushed."""
+    m = mmu_at(mmu)
+    present = unmap_range(m, start, end)
+    if forget and present:
+        forget_range(m, start, end)
+    return present
 
 
 @kernel

@@ -57,4 +57,6 @@ def for_zones(names: Iterable[str]) -> Profile:
     for profile in PROFILES:
         if profile.zone_names == wanted:
             return profile
-    raise ProfileError(f"no profile has the zones {', '.join(wanted)}; known: {'; '.join(', '.join(profile.zone_names) for profile in PROFILES)}")
+    raise ProfileError(
+        f"no profile has the zones {', '.join(wanted)}; known: {'; '.join(dict.fromkeys(', '.join(profile.zone_names) for profile in PROFILES))}"
+    )

@@ -242,8 +242,8 @@ def _records(
             elif target == "lock":
                 columns["migratetype"][wanted] = [zone_of.get((v & MASK) - before.scalars["zone_lock_offset"], -1) for v in value.tolist()]
             elif target in VMAP_TARGETS:
-                for column, values in vmap_column(target, value, before.scalars).items():
-                    columns[column][wanted] = values
+                for column, numbers in vmap_column(target, value, before.scalars).items():
+                    columns[column][wanted] = numbers
             elif target == "calculate":
                 columns["arg"][wanted] = value == np.int64(signed(before.scalars["pressure_threshold_function"]))
             else:

@@ -111,7 +111,7 @@ class Snapshot:
     :param free: free blocks: zone, order, migratetype, position in its list (0 = head), pfn.
     :param pcp: ``struct per_cpu_pages`` per zone and CPU: count, high, batch, free_factor, stat_threshold, nr_free_pages_diff.
     :param pcp_pages: pages on per-CPU lists: zone, cpu, list (index), position, pfn, migratetype (the cached one).
-    :param pageblocks: migrate type of each pageblock of 512 pages, from page frame 0.
+    :param pageblocks: migrate type of each pageblock (scalar pageblock_order), from page frame 0; where two zones share one (scalar pageblock_split), one for each.
     :param pages: one byte per page frame: 1 = PG_lru (of the page or its compound head), 2 = __PageMovable.
     :param memory_map: the firmware's memory map (e820): start, size, type.
     :param scalars: single values: min_free_kbytes, pageblock_order, trace_entries_<cpu> and others.

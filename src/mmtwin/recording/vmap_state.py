@@ -174,11 +174,11 @@ def tree_areas(state: Vmalloc, tree: int, maxima: bool) -> list[Area]:
     ]  # fmt: skip
 
 
-def pool_areas(state: Vmalloc, node: int) -> dict[int, list[tuple[int, int]]]:
+def pool_areas(state: Vmalloc, node: int) -> dict[int, list[Area]]:
     """Start and end of the pooled areas of a node, by their pages, in the order of their lists."""
     base = int(state.config[0]["pool_base"]) + node * MAX_VA_SIZE_PAGES
     area = state.area
-    found = {
+    found: dict[int, list[Area]] = {
         i + 1: [(int(area[row]["va_start"]) + BIAS, int(area[row]["va_end"]) + BIAS) for row in _listed(state, base + i)] for i in range(MAX_VA_SIZE_PAGES)
     }
     return {pages: areas for pages, areas in found.items() if areas}
@@ -197,9 +197,9 @@ def snapshot_trees(tables: Mapping[str, pl.DataFrame]) -> dict[tuple[str, int], 
     return found
 
 
-def snapshot_pools(tables: Mapping[str, pl.DataFrame], node: int) -> dict[int, list[tuple[int, int]]]:
+def snapshot_pools(tables: Mapping[str, pl.DataFrame], node: int) -> dict[int, list[Area]]:
     """The pools of a node in a snapshot, as `pool_areas` gives them."""
-    mask, found = (1 << 64) - 1, dict[int, list[tuple[int, int]]]()
+    mask, found = (1 << 64) - 1, dict[int, list[Area]]()
     pooled = tables["areas"].filter((pl.col("tree") == "pool") & (pl.col("node") == node)).sort("position")
     for start, end in pooled.select("va_start", "va_end").iter_rows():
         found.setdefault((end - start) >> PAGE_SHIFT, []).append((start & mask, end & mask))

@@ -14,7 +14,8 @@ from mmtwin.mm.vmap_tables import NIL, TREE_BUSY, TREE_FREE, Vmalloc, new_vmallo
 from mmtwin.recording import vmap_state
 from mmtwin.recording.model import Recording, Snapshot
 from mmtwin.replay.part import Part
-from mmtwin.replay.vmaps import D_BLOCK, D_MERGE, NOTHING, VMAP_COUNTERS, VMAP_OP, WHATS, run_vmaps, vmap_ops
+from mmtwin.replay.vmap_ops import D_BLOCK, D_MERGE, NOTHING, VMAP_COUNTERS, VMAP_OP, WHATS, vmap_ops
+from mmtwin.replay.vmaps import run_vmaps
 
 COUNTS = (D_MERGE, D_BLOCK)
 """Differences whose values are no addresses: pages or areas purged; pages of a block that are free (times 65536) and dirty."""
@@ -105,8 +106,8 @@ def compare_vmaps(state: Vmalloc, after: Snapshot) -> Iterator[Part]:
     counters = [("vmap_lazy_nr", int(config["lazy_nr"]), after.scalars["vmap_lazy_nr"]), ("drain work that did not run", int(config["drain"]), 0)]
     counters += [(f"spare area of CPU {cpu}", int(state.cpu[cpu]["ne_fit_preload_node"] != NIL), has) for cpu, has in spares]
     differ = [c for c in counters if c[1] != c[2]]
-    first = f"{differ[0][0]}: {differ[0][1]}, the kernel's is {differ[0][2]}" if differ else ""
-    yield Part("counters and spares of virtual areas", len(counters) - len(differ), len(counters), first)
+    named = f"{differ[0][0]}: {differ[0][1]}, the kernel's is {differ[0][2]}" if differ else ""
+    yield Part("counters and spares of virtual areas", len(counters) - len(differ), len(counters), named)
 
 
 def _areas(name: str, pairs: Sequence[tuple[Sequence[tuple[int, ...]], Sequence[tuple[int, ...]]]]) -> Part:

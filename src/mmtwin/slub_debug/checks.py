@@ -31,12 +31,12 @@ class Checks(Reports):
         first = start + n - len(left)
         end = first + len(left.rstrip(bytes((value,))))
         at, last = self._virtual(physical + first), self._virtual(physical + end - 1)
-        place = f"0x{at:016x}-0x{last:016x} @offset={physical + first - self._base(row)}. First byte 0x{left[0]:x} instead of 0x{value:x}"
+        place = f"0x{self._hex(at)}-0x{self._hex(last)} @offset={physical + first - self._base(row)}. First byte 0x{left[0]:x} instead of 0x{value:x}"
         essence = self._essence(cache, f"{what} overwritten", physical)
         essence += f", {end - first} byte{'s' if end - first > 1 else ''} at offset {first} of it, the first 0x{left[0]:x} instead of 0x{value:x}"
         found.add(_WHAT[what], essence, [*self._bug(cache, f"{what} overwritten"), place, *self._trailer(cache, row, physical, info, cpu)])
         self.tainted = True
-        found.fix(cache, f"Restoring {what} 0x{at:016x}-0x{last:016x}=0x{value:x}")
+        found.fix(cache, f"Restoring {what} 0x{self._hex(at)}-0x{self._hex(last)}=0x{value:x}")
         self.memory.write(physical + first, bytes((value,)) * (end - first))
         return False
 
@@ -91,10 +91,10 @@ class Checks(Reports):
         first = length - len(left)
         end = first + len(left.rstrip(bytes((POISON_INUSE,))))
         at, last = self._virtual(base + first), self._virtual(base + end - 1)
-        what = f"Padding overwritten. 0x{at:016x}-0x{last:016x} @offset={first}"
+        what = f"Padding overwritten. 0x{self._hex(at)}-0x{self._hex(last)} @offset={first}"
         self._slab_err(found, errors.PaddingOverwritten, cache, row, what, info, cpu)
-        found.lines += hex_dump("Padding ", self._virtual(base + length - rest), data)
-        found.fix(cache, f"Restoring slab padding 0x{at:016x}-0x{last:016x}=0x{POISON_INUSE:x}")
+        found.lines += hex_dump("Padding ", self._virtual(base + length - rest), data, self._word)
+        found.fix(cache, f"Restoring slab padding 0x{self._hex(at)}-0x{self._hex(last)}=0x{POISON_INUSE:x}")
         self.memory.write(base + first, bytes((POISON_INUSE,)) * (end - first))
 
     def _on_freelist(self, found: Findings, cache: Layout, row: int, slot: int, cpu: int) -> bool:
@@ -202,7 +202,7 @@ class Checks(Reports):
             if not good:
                 if slot >= 0 and self._next(row, slot) != ALLOCATED:
                     self._cut(row, slot)
-                found.fix(cache, f"Object at 0x{self._virtual(physical):016x} not freed")
+                found.fix(cache, f"Object at 0x{self._hex(self._virtual(physical))} not freed")
                 return False
         elif slot < 0 or self._next(row, slot) != ALLOCATED:
             return True  # the tables themselves say what is wrong
@@ -221,7 +221,7 @@ class Checks(Reports):
     def _free_checks(self, found: Findings, cache: Layout, row: int, slot: int, physical: int, cpu: int) -> bool:
         """``free_consistency_checks``."""
         if slot < 0:
-            what = f"Invalid object pointer 0x{self._virtual(physical):016x}"
+            what = f"Invalid object pointer 0x{self._hex(self._virtual(physical))}"
             self._slab_err(found, errors.InvalidObjectPointer, cache, row, what, self._info(row), cpu)
             return False
         if self._on_freelist(found, cache, row, slot, cpu):

@@ -16,10 +16,10 @@ from mmtwin.mm.slab_common import (
     SLAB_POISON,
     SLAB_RED_ZONE,
     SLAB_STORE_USER,
-    TRACK_SIZE,
 )
 from mmtwin.mm.slab_tables import ALLOCATED, END, SLAB_LIVE
 from mmtwin.mm.tables import PG_SLAB
+from mmtwin.profiles import SLAB_64_BIT, SlabArch
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -67,10 +67,11 @@ class Layout:
     inuse: int
     offset: int
     pad: int
+    arch: SlabArch = SLAB_64_BIT
     info_end: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "info_end", self.inuse + 8 if self.offset >= self.inuse else self.inuse)
+        object.__setattr__(self, "info_end", self.inuse + self.arch.word if self.offset >= self.inuse else self.inuse)
 
     @property
     def debug(self) -> bool:
@@ -85,7 +86,7 @@ class Layout:
         """Where the filler behind the metadata begins and ends, counted from the object."""
         at = self.info_end
         if self.flags & SLAB_STORE_USER:
-            at += 2 * TRACK_SIZE + (4 if self.flags & SLAB_KMALLOC else 0)
+            at += 2 * self.arch.track_size + (4 if self.flags & SLAB_KMALLOC else 0)
         return at, self.size - self.pad
 
 
@@ -146,7 +147,7 @@ class SlabBytes:
             flags = int(row["flags"])
             found = self._layouts[number] = Layout(
                 number, self.machine._cache_names[number], flags, int(row["size"]), int(row["object_size"]), int(row["inuse"]), int(row["offset"]),
-                int(row["red_left_pad"]) if flags & SLAB_RED_ZONE else 0,
+                int(row["red_left_pad"]) if flags & SLAB_RED_ZONE else 0, self.machine.slab_config.arch,
             )  # fmt: skip
         return found
 
@@ -169,6 +170,15 @@ class SlabBytes:
     def _virtual(self, physical: int) -> int:
         return physical + self.machine.PAGE_OFFSET & MASK
 
+    @property
+    def _word(self) -> int:
+        """Bytes of a pointer."""
+        return self.machine.slab_config.arch.word
+
+    def _hex(self, address: int) -> str:
+        """An address as ``%px`` prints it."""
+        return f"{address:0{2 * self._word}x}"
+
     def _slot(self, cache: Layout, row: int, physical: int) -> int:
         """``check_valid_pointer``: the slot that begins there, -1 if none does."""
         at = physical - self._base(row) - cache.pad
@@ -187,16 +197,16 @@ class SlabBytes:
     # The free pointer, scrambled as with CONFIG_SLAB_FREELIST_HARDENED
 
     def _scramble(self, value: int, where: int) -> int:
-        return value ^ int.from_bytes((self._virtual(where)).to_bytes(8, "little"), "big")
+        return value ^ int.from_bytes(self._virtual(where).to_bytes(self._word, "little"), "big")
 
     def _get_pointer(self, cache: Layout, physical: int) -> int:
         where = physical + cache.offset
-        return self._scramble(int.from_bytes(self.memory.read(where, 8), "little"), where)
+        return self._scramble(int.from_bytes(self.memory.read(where, self._word), "little"), where)
 
     def _set_pointer(self, cache: Layout, physical: int, value: int) -> None:
         where = physical + cache.offset
-        if where + 8 <= self.memory.nr_frames << PAGE_SHIFT:
-            self.memory.write(where, self._scramble(value, where).to_bytes(8, "little"))
+        if where + self._word <= self.memory.nr_frames << PAGE_SHIFT:
+            self.memory.write(where, self._scramble(value, where).to_bytes(self._word, "little"))
 
     def _pointer_slot(self, cache: Layout, row: int, value: int) -> int | None:
         """The slot that a free pointer means: END for NULL, None if it is corrupt."""
@@ -213,7 +223,8 @@ class SlabBytes:
         image = bytearray((POISON_INUSE if poison else 0,) * cache.size)
         self._init(cache, image, cache.pad, value)
         if cache.flags & SLAB_STORE_USER:
-            image[cache.pad + cache.info_end : cache.pad + cache.info_end + 2 * TRACK_SIZE] = bytes(2 * TRACK_SIZE)
+            tracks = 2 * cache.arch.track_size
+            image[cache.pad + cache.info_end : cache.pad + cache.info_end + tracks] = bytes(tracks)
         return bytes(image)
 
     def _init(self, cache: Layout, image: bytearray, at: int, value: int) -> None:

@@ -18,7 +18,7 @@ DOUBLE_LINE, LINE = "=" * 77, "-" * 77
 def normalise_report(text: str) -> list[str]:
     """The lines of a report that two machines must have in common.
 
-    - addresses become ``ADDR``: numbers with 16 hex digits, with or without ``0x``;
+    - addresses become ``ADDR``: numbers with 16 or 8 hex digits, with or without ``0x``;
     - symbols (``in f+0x1/0x2 [module]``, ``in file.py:12``, ``called from ...``) become ``SYMBOL``; age, pid and task become ``N``;
     - page flags (``flags=...(...)``) become ``FLAGS``, and what stands in brackets behind the cache's name becomes ``TAINT``;
     - stack traces go: their lines begin with a blank, and everything from ``CPU: `` to ``</TASK>`` belongs to them, as does what a warning prints
@@ -39,7 +39,7 @@ def normalise_report(text: str) -> list[str]:
             continue
         if line.startswith("Bytes b4 "):
             line = line[:50] + " .." * 8
-        line = re.sub(r"\b(0x)?[0-9a-f]{16}\b", "ADDR", line)
+        line = re.sub(r"\b(0x)?(?:[0-9a-f]{16}|[0-9a-f]{8})\b", "ADDR", line)
         line = re.sub(r"flags=\S+", "FLAGS", line)
         line = re.sub(r"\((Not tainted|Tainted: [^)]*)\):", "(TAINT):", line)
         line = re.sub(r"^(Allocated|Freed) in .* age=\d+ cpu=(\d+) pid=\d+", r"\1 in SYMBOL age=N cpu=\2 pid=N", line)
@@ -52,13 +52,13 @@ def normalise_report(text: str) -> list[str]:
     return found
 
 
-def hex_dump(label: str, address: int, data: bytes) -> list[str]:
-    """``print_section``: 16 bytes a line with their address and characters."""
+def hex_dump(label: str, address: int, data: bytes, word: int = 8) -> list[str]:
+    """``print_section``: 16 bytes a line with their address (of `word` bytes) and characters."""
     lines = []
     for at in range(0, len(data), 16):
         row = data[at : at + 16]
         text = "".join(chr(b) if 32 <= b < 127 else "." for b in row)
-        lines.append(f"{label}{address + at:016x}: {row.hex(' '):<47}  {text}")
+        lines.append(f"{label}{address + at:0{2 * word}x}: {row.hex(' '):<47}  {text}")
     return lines
 
 
@@ -101,8 +101,11 @@ class Reports(SlabBytes):
     def _slab_line(self, row: int, info: SlabInfo) -> str:
         pfn, head = int(self.machine.slub.slab[row]["pfn"]), int(self.machine.slub.slab[row]["order"]) > 0
         zone = next((z for z, entry in enumerate(self.machine.state.zone) if int(entry["start_pfn"]) <= pfn < int(entry["end_pfn"])), 0)
+        if self._word == 4:  # no node, no last CPU in the flags; the memory map's place is a boot's own
+            flags = f"0x{zone << 30 | (0x10000 if head else 0) | 0x200:x}(slab|{'head|' if head else ''}zone={zone})"
+            return f"Slab 0x{self._hex(self.machine.profile.struct_page_size * pfn)} objects={info.objects} used={info.used} fp=0x{self._hex(info.freelist)} flags={flags}"
         flags = f"0x{zone << 51 | 0x1FFFFF << 30 | (0x10000 if head else 0) | 0x200:x}(slab|{'head|' if head else ''}node=0|zone={zone}|lastcpupid=0x1fffff)"
-        return f"Slab 0x{VMEMMAP + pfn * STRUCT_PAGE:016x} objects={info.objects} used={info.used} fp=0x{info.freelist:016x} flags={flags}"
+        return f"Slab 0x{self._hex(VMEMMAP + pfn * STRUCT_PAGE)} objects={info.objects} used={info.used} fp=0x{self._hex(info.freelist)} flags={flags}"
 
     def _bug(self, cache: Layout, what: str) -> list[str]:
         return [DOUBLE_LINE, f"BUG {cache.name} ({self._taint()}): {what}", LINE, ""]
@@ -111,10 +114,10 @@ class Reports(SlabBytes):
         """``print_trailer``."""
         address, offset = self._virtual(physical), physical - self._base(row)
         lines = [*self._tracking(cache, physical), self._slab_line(row, info)]
-        lines += [f"Object 0x{address:016x} @offset={offset} fp=0x{self._get_pointer(cache, physical):016x}", ""]
+        lines += [f"Object 0x{self._hex(address)} @offset={offset} fp=0x{self._hex(self._get_pointer(cache, physical))}", ""]
 
         def section(label: str, at: int, n: int) -> None:
-            lines.extend(hex_dump(label, address + at & MASK, self.memory.read(physical + at, n)))
+            lines.extend(hex_dump(label, address + at & MASK, self.memory.read(physical + at, n), self._word))
 
         red = cache.flags & SLAB_RED_ZONE
         if red:
@@ -142,4 +145,4 @@ class Reports(SlabBytes):
         if owner is not None and cache.flags & SLAB_STORE_USER:
             parts = [f"{word} in {t.site}" for word, t in (("allocated", owner.alloc), ("freed", owner.free)) if t is not None]
             said = f", {', '.join(parts)}"
-        return f"BUG {cache.name} ({self._taint()}): {what}: object 0x{self._virtual(physical):016x}{said}"
+        return f"BUG {cache.name} ({self._taint()}): {what}: object 0x{self._hex(self._virtual(physical))}{said}"

@@ -124,7 +124,7 @@ class Watch(Kasan):
         what = f"cache_from_obj: Wrong slab cache. {self._layout(number).name} but object is from {own.name}"
         warning = ["------------[ cut here ]------------", what, f"WARNING: CPU: {cpu} PID: 0 at mm/slab.h cache_from_obj", *self._dump_stack(cpu)]
         lines = [*warning, "---[ end trace 0000000000000000 ]---", *self._tracking(own, physical)]
-        found.add(errors.WrongCacheReported, f"{what}: 0x{self._virtual(physical):016x}", lines)
+        found.add(errors.WrongCacheReported, f"{what}: 0x{self._hex(self._virtual(physical))}", lines)
         try:
             self.kfree(address, cpu)
         except SlubError as error:
@@ -192,7 +192,7 @@ class Watch(Kasan):
                     for slot in range(int(slab[row]["objects"])):
                         if self._next(row, slot) == ALLOCATED:
                             at = self._at(layout, row, slot)
-                            found.lines.append(f"Object 0x{self._virtual(at):016x} @offset={at - self._base(row)}")
+                            found.lines.append(f"Object 0x{self._hex(self._virtual(at))} @offset={at - self._base(row)}")
                             found.lines += self._tracking(layout, at)
             for row in reversed(rows):
                 if not int(slab[row]["inuse"]):

@@ -158,11 +158,13 @@ class Dump:
         prog = self.prog
         if not has_vmaps(prog):
             raise CaptureError("the kernel in the dump has no tree of free virtual areas; mmtwin reads those of Linux 6.1 and 6.12 on x86-64")
-        nothing = {name: pl.DataFrame(schema=schema) for name, schema in TABLES.items() if name != "memory_map"}
         scalars = {"max_pfn": int(prog["max_pfn"]), "possible_cpus": len(list(for_each_possible_cpu(prog))), "page_offset_base": self.page_offset}
         scalars |= {"vmemmap_base": int(prog["vmemmap_base"]), "page_size_bytes": int(prog.type("struct page").size)}
         return Snapshot(
-            **nothing,
+            zones=pl.DataFrame(schema=TABLES["zones"]),
+            free=pl.DataFrame(schema=TABLES["free"]),
+            pcp=pl.DataFrame(schema=TABLES["pcp"]),
+            pcp_pages=pl.DataFrame(schema=TABLES["pcp_pages"]),
             memory_map=pl.DataFrame(memory_map(prog), schema=TABLES["memory_map"], orient="row"),
             pageblocks=np.zeros(0, dtype=np.uint8),
             pages=np.zeros(0, dtype=np.uint8),

@@ -166,7 +166,7 @@ def _has_symbol(prog: Any, name: str) -> bool:
 
 def block_pages(prog: Any) -> int:
     """``VMAP_BBMAP_BITS``, which only the compiler knows: by its formula (mm/vmalloc.c) from the bits of a CPU mask, CONFIG_NR_CPUS rounded up."""
-    bits = prog.type("struct cpumask").size * 8
+    bits = int(prog.type("struct cpumask").size) * 8
     cpus = 1 << (bits - 1).bit_length()
     space = (128 << 30 if word_size(prog) == 8 else 128 << 20) >> PAGE_SHIFT
     return min(1024, max(16 * word_size(prog), int(space // cpus // 16)))
