@@ -52,7 +52,7 @@ def tests_of(text: str) -> dict[str, list[str]]:
 def context(lines: list[str]) -> str:
     """What came of an act: the kernel's BUG, or the module's own word."""
     for line in lines:
-        if line.startswith("kernel BUG") or line.startswith("BUG"):
+        if line.startswith(("kernel BUG", "BUG")):
             return line
     words = [line.removeprefix("contexts: ") for line in lines if line.startswith(("contexts: kmalloc", "contexts: vmalloc", "contexts: freed"))]
     return words[0].removeprefix("kmalloc ").removeprefix("vmalloc ")
@@ -132,7 +132,9 @@ def main(lines: Path, data: Path, out: Path) -> None:
     )
 
     add("kmalloc-constant-offset", {"different": 1 if get("offset")["same"] else 2, "offset": get("offset")["offset"]})
-    add("kmalloc-no-page-tables", {"sizes": get("kmalloc-tables")["sizes"], "entries": get("kmalloc-tables")["changes"] + abs(get("kmalloc-tables")["entries"])})
+    add(
+        "kmalloc-no-page-tables", {"sizes": get("kmalloc-tables")["sizes"], "entries": get("kmalloc-tables")["changes"] + abs(get("kmalloc-tables")["entries"])}
+    )
     add("vmalloc-page-tables", {"pages": get("vmalloc-tables")["pages"], "set": get("vmalloc-tables")["entries"], "cleared": -get("vfree-tables")["entries"]})
 
     events = json.loads((data / "vmalloc-events-6.1.json").read_text())
@@ -147,7 +149,10 @@ def main(lines: Path, data: Path, out: Path) -> None:
             "pages": sum(event["kind"] == "mm_page_alloc" for event in one[bulk:]),
             "entries": get("vmalloc-tables")["entries"] // get("vmalloc-tables")["pages"],
             "kmalloc_objects": 1,
-            **{f"{kind}_instructions": costs[kind]["4096"]["median"] + costs[free]["4096"]["median"] for kind, free in (("kmalloc", "kfree"), ("vmalloc", "vfree"))},
+            **{
+                f"{kind}_instructions": costs[kind]["4096"]["median"] + costs[free]["4096"]["median"]
+                for kind, free in (("kmalloc", "kfree"), ("vmalloc", "vfree"))
+            },
         },
         events["release"],
         "oracle/vmalloc-events.py, oracle/alloc-cost.sh",
@@ -165,7 +170,12 @@ def main(lines: Path, data: Path, out: Path) -> None:
     answer = {0: "NULL", 1: "served"}
     add(
         "vmalloc-large-buffers",
-        {"bytes": fragmented["bytes"], "kmalloc": answer[fragmented["kmalloc"]], "vmalloc": answer[fragmented["vmalloc"]], "kvmalloc": place[fragmented["kvmalloc"]]},
+        {
+            "bytes": fragmented["bytes"],
+            "kmalloc": answer[fragmented["kmalloc"]],
+            "vmalloc": answer[fragmented["vmalloc"]],
+            "kvmalloc": place[fragmented["kvmalloc"]],
+        },
     )
     add("vmalloc-modules", {"region": place[get("module")["region"]], "region_32_bits": place[get("module", i386)["region"]]}, f"{x86}, {i386}")
     dma = get("dma")
@@ -234,7 +244,12 @@ def main(lines: Path, data: Path, out: Path) -> None:
     )
     add(
         "malloc-swapped",
-        {"out": word(pressure["swapped"] > 0), "contents": "intact" if not pressure["wrong"] else "lost", "pages": pressure["pages"], "swapped": pressure["swapped"]},
+        {
+            "out": word(pressure["swapped"] > 0),
+            "contents": "intact" if not pressure["wrong"] else "lost",
+            "pages": pressure["pages"],
+            "swapped": pressure["swapped"],
+        },
         x86,
         "oracle/claims-user.c",
     )
@@ -260,7 +275,9 @@ def main(lines: Path, data: Path, out: Path) -> None:
         "oracle/module/claims.c, oracle/slab-kernel.sh",
     )
     add("kmalloc-28-bytes", {"each": get("small-kmalloc")["bytes_each"], "per_page": get("small-kmalloc")["most"]})
-    add("vmalloc-28-bytes", {"objects": get("small-vmalloc")["objects"], "pages": get("small-vmalloc")["pages"], "each": get("small-vmalloc")["addresses_each"]})
+    add(
+        "vmalloc-28-bytes", {"objects": get("small-vmalloc")["objects"], "pages": get("small-vmalloc")["pages"], "each": get("small-vmalloc")["addresses_each"]}
+    )
     end = json.loads((data / "exhaust28-686.json").read_text())
     add(
         "vmalloc-28-bytes-to-the-end",

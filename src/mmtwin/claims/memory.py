@@ -106,8 +106,8 @@ def kmalloc_32_bytes(m: Machine) -> dict[str, Any]:
     says="100 bytes take {a}, 129 take {b}, 193 take {c}, 4,097 take {d}",
     compared=("a", "b", "c", "d"),
     holds=lambda f: all(f[name] & f[name] - 1 == 0 for name in "abcd"),
-    then="up to Linux 2.1; 2.2 had a SLAB with sizes of its own for what is common",
-    truth="To the next size class: the powers of two from 8 bytes, and 96 and 192 between them.",
+    then="up to Linux 2.4",
+    truth="To the next size class: the powers of two from 8 bytes, and 96 and 192 between them; above 8 KiB a power of two of pages.",
 )
 def kmalloc_powers_of_two(m: Machine) -> dict[str, Any]:
     a, b, c, d = (m.ksize(m.kmalloc(size)) for size in (100, 129, 193, 4097))

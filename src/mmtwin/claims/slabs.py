@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from mmtwin.claims.table import claim
@@ -49,8 +50,8 @@ def kmalloc_aligned(m: Machine) -> dict[str, Any]:
 def slab_colours(m: Machine) -> dict[str, Any]:
     cache = m.kmem_cache_create("claims", 600, ctor=lambda address: None)
     objects = sorted(m.kmem_cache_alloc(cache) for _ in range(600))
-    stride = min(b - a for a, b in zip(objects, objects[1:], strict=False))
-    slabs = {pfn: order for pfn, order in m.frame("slabs").select("pfn", "order").iter_rows()}
+    stride = min(b - a for a, b in pairwise(objects))
+    slabs = dict(m.frame("slabs").select("pfn", "order").iter_rows())
     heads = [next(pfn for order in range(4) if (pfn := p // 4096 >> order << order) in slabs) for p in (m.virt_to_phys(p) for p in objects)]
     begins = {(m.virt_to_phys(p) - head * 4096) % stride for p, head in zip(objects, heads, strict=True)}
     offsets = sorted(set(colour_offsets(slab_geometry(600, 8, ctor=True), 100)))
@@ -81,7 +82,7 @@ def kmalloc_28_bytes(m: Machine) -> dict[str, Any]:
 )
 def vmalloc_28_bytes(m: Machine) -> dict[str, Any]:
     addresses = sorted(m.vmalloc(28) for _ in range(64))
-    each = min(b - a for a, b in zip(addresses, addresses[1:], strict=False))
+    each = min(b - a for a, b in pairwise(addresses))
     return {"objects": 64, "pages": len({frames(m, v, 28)[0] for v in addresses}), "each": each}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from mmtwin.errors import AllocationFailure, ReportedError
@@ -22,7 +23,7 @@ def frames(m: Machine, address: int, n: int) -> list[int]:
 
 def runs(pages: Sequence[int]) -> int:
     """Stretches of adjacent page frames: 1 is contiguous."""
-    return 1 + sum(b != a + 1 for a, b in zip(pages, pages[1:], strict=False))
+    return 1 + sum(b != a + 1 for a, b in pairwise(pages))
 
 
 def region(m: Machine, address: int) -> str:

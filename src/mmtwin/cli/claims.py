@@ -70,7 +70,7 @@ def text(measured: list[Measured], width: int, show: bool = False, colour: bool 
 def block(m: Measured, width: int, show: bool, colour: bool) -> Iterator[str]:
     """One row."""
     verdict = m.verdict.upper() + (f" ({m.claim.then})" if m.claim.then and m.verdict == "true then, not now" else "")
-    yield from textwrap.wrap(m.claim.claim, width)
+    yield from textwrap.wrap(f"{m.claim.claim} [{m.claim.id}]", width, break_on_hyphens=False)
     yield from entry("verdict", verdict, width, COLOURS[m.verdict] if colour else "")
     if m.twin_says == m.kernel_says:
         yield from entry("measured", m.twin_says, width)
@@ -82,7 +82,6 @@ def block(m: Measured, width: int, show: bool, colour: bool) -> Iterator[str]:
     for difference in m.differences:
         yield from entry("DIFFERENT", difference, width, "31" if colour else "")
     if show:
-        yield from entry("id", m.claim.id, width)
         yield ""
         yield from textwrap.indent(m.claim.code(), "      ").split("\n")
 

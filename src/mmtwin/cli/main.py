@@ -38,7 +38,16 @@ app = App(
 )
 app.meta.group_parameters = Group("Everywhere", sort_key=9)
 app.meta.suppress_keyboard_interrupt = False
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "record": record, "import": import_, "info": info, "replay": replay, "stat": stat, "layout": layout, "claims": claims}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "record": record,
+    "import": import_,
+    "info": info,
+    "replay": replay,
+    "stat": stat,
+    "layout": layout,
+    "claims": claims,
+}
 for position, (verb, command) in enumerate(COMMANDS.items()):
     app.command(command, name=verb, sort_key=position)
 
