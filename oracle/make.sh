@@ -125,4 +125,10 @@ if wanted faults "$@"; then
     MMTWIN_CPU=$cpu "$here/module/run-faults.sh" "$guest" "$here/module-build/$(cat "$guest/release")/faults.ko" "$root/tests/data/faults-6.1-$flavour.txt" $words
   done
 fi
+if wanted claims "$@"; then # last, as it reads what the others have made
+  kernel612=${MMTWIN_KERNEL_612:-$here/kernel-6.12}
+  [ -f "$kernel686/vmlinux" ] || "$here/get-kernel.sh" "$kernel686" 6.1-686
+  [ -f "$kernel612/vmlinux" ] || "$here/get-kernel.sh" "$kernel612" 6.12
+  "$here/claims.sh" "$(dirname "$mmtwin")/python" "$here/module-build" "$root/src/mmtwin/data/claims-kernel.json" "$kernel" "$kernel686" "$kernel612" < /dev/null
+fi
 cp "$root/tests/recordings/slabs-512m-4cpu-slab.mmrec" "$root/src/mmtwin/data/demo.mmrec"
