@@ -5,6 +5,7 @@ python docs/claims_page.py
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -40,7 +41,13 @@ def page(measured: list[Measured]) -> str:
     lines = [HEAD, f"{len(measured)} claims: {kinds['true']} true, {kinds['true then, not now']} true then but not now, {kinds['wrong']} wrong.", ""]
     lines += ["| claim | verdict | in truth |", "|---|---|---|"]
     lines += [f"| [{m.claim.claim}](#{m.claim.id}) | {verdict(m)} | {m.claim.truth} |" for m in measured]
+    kernels = json.loads((Path(claims.__file__).parents[1] / "data/claims-kernel.json").read_text())
+    newer = next(name for name in kernels["kernels"] if name.startswith("6.12."))
     lines += ["", "## The experiments", "", TOOLS]
+    lines += [
+        f"The module and the program asked Linux {newer} the same: {len(kernels['same_in_newer'])} of {kernels['asked_newer']} answers are equal to 6.1's, word by word.",
+        "",
+    ]
     for m in measured:
         lines += [f"### {m.claim.id}", "", f"**{m.claim.claim}** {verdict(m)[0].upper()}{verdict(m)[1:]}. {m.claim.truth}", ""]
         lines += ["```python", m.claim.code(), "```", ""]

@@ -295,7 +295,7 @@ def main(lines: Path, data: Path, out: Path) -> None:
 
     # Where the newer kernel was asked the same, does it answer the same?
     same = sorted(name for name in kernels[newer] if kernels[newer][name] == kernels[x86].get(name))
-    document = {"kernels": list(kernels), "same_in_newer": same, "claims": rows}
+    document = {"kernels": list(kernels), "same_in_newer": same, "asked_newer": len(kernels[newer]), "claims": rows}
     temporary = out.with_suffix(".new")
     temporary.write_text(json.dumps(document, indent=1) + "\n")
     os.replace(temporary, out)

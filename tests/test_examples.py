@@ -16,7 +16,7 @@ SHOWN = {
         "CPU 0 still reads b'still here'",
         "CPU 0 after the purge:\n\n    BUG: unable to handle page fault",
     ],
-    "fragmentation": ["kmalloc(256 KiB): served", "kmalloc(256 KiB): kmalloc(262144): no block of 256 KiB in one piece", "neighbours merge"],
+    "fragmentation": ["kmalloc(256 KiB): served", "CPU 0: no block of 256 KiB in one piece", "neighbours merge"],
     "twenty_eight_bytes": ["32 bytes each", "vmalloc number 15361 returns NULL", "vmap allocation for size 8192 failed", "kmalloc goes on"],
 }
 

@@ -54,7 +54,7 @@ COVERED = {
     "right use": ("vmalloc-large-buffers", "vmalloc-modules"),
     "atomic context": ("vmalloc-calls-kmalloc", "vmalloc-atomic-context", "kmalloc-atomic-context"),
     "address ranges": ("layout-32-bits", "layout-64-bits", "vmalloc-start", "vmalloc-room-32-bits"),
-    "swap": ("swap-map",),
+    "swap": ("swap-map", "vmalloc-not-swapped"),
     "pairs": ("pairs", "vfree-interrupt"),
     "slab, alignment, colouring": ("kmalloc-slabs", "kmalloc-aligned", "slab-colours"),
     "28 bytes": ("kmalloc-28-bytes", "vmalloc-28-bytes", "vmalloc-28-bytes-to-the-end"),
@@ -72,7 +72,7 @@ def test_verdicts(measured: dict[str, Measured]) -> None:
         assert measured[name].verdict == TRUE
     for name in ("kmalloc-128-kib", "kmalloc-32-bytes", "slab-colours", "layout-64-bits", "vfree-interrupt"):
         assert measured[name].verdict == TRUE_THEN
-    for name in ("vmalloc-without-limit", "dma-vmalloc"):
+    for name in ("vmalloc-without-limit", "dma-vmalloc", "vmalloc-not-swapped"):
         assert measured[name].verdict == WRONG
 
 

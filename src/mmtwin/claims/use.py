@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mmtwin.claims.table import claim
-from mmtwin.claims.tools import outcome, region, served
+from mmtwin.claims.tools import frames, outcome, region, served
 from mmtwin.errors import AllocationFailure, DmaMappingError
-from mmtwin.gfp import GFP_ATOMIC, GFP_KERNEL, gfp_names
+from mmtwin.gfp import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, gfp_names
 from mmtwin.machine import Machine
 
 
@@ -200,3 +200,24 @@ def swap_map(m: Machine) -> dict[str, Any]:
         "large": large,
         "large_cgroups": large_cgroups,
     }
+
+
+@claim(
+    "vmalloc's memory can be swapped out.",
+    says="with memory full and swap on, {bytes:size} of vmalloc were in {frames} frames, contents {contents}",
+    more="; none of its pages was on a list of pages that may go ({lru}), while {swapped:size} of a process beside it were on the disk",
+    compared=("bytes", "frames", "contents"),
+    holds=lambda f: f["frames"] != "the same",
+    truth="No memory of the kernel is swapped. What has to do with swapping is the map of a swap device's pages, which vmalloc allocates.",
+)
+def vmalloc_not_swapped(m: Machine) -> dict[str, Any]:
+    size = 16 << 20
+    v = m.vmalloc(size)
+    m.write(v, b"the first page")
+    m.write(v + size - 13, b"the last page")
+    before = frames(m, v, size)
+    m.swapon(256 << 20)
+    while served(m.alloc_pages, 0, GFP_HIGHUSER_MOVABLE):
+        pass  # a process's pages, until there are no more
+    intact = m.read(v, 14) + m.read(v + size - 13, 13) == b"the first pagethe last page"
+    return {"bytes": size, "frames": "the same" if frames(m, v, size) == before else "others", "contents": "intact" if intact else "lost"}
