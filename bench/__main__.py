@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmaps
+from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmap_replay, vmaps
 from bench.measure import Figures, say
 
 SCHEMA = 1
@@ -29,6 +29,7 @@ def _steps(quick: bool, figures: Figures) -> list[tuple[str, dict[str, str], Cal
         ("The peer for slabs: perf kmem stat --slab", slab_peer.ABOUT, partial(slab_peer.measure, *((1, 1) if quick else ()))),
         ("Cost of a kmalloc and its kfree", slab_pairs.ABOUT, partial(slab_pairs.measure, *((20_000, 2) if quick else ()))),
         ("Soak of the slab allocator", soak.ABOUT, partial(soak.measure, *((1_000_000, 250_000) if quick else ()))),
+        ("Replay of one-page vmallocs", vmap_replay.ABOUT, partial(vmap_replay.measure, *((100_000,) if quick else ()))),
         ("Areas of virtual addresses", vmaps.ABOUT, partial(vmaps.measure, *((100_000, 2, {"1k": 1_000}) if quick else ()))),
         ("Page tables and TLBs", pgtable.ABOUT, partial(pgtable.measure, *((5,) if quick else ()))),
         ("Boot and memory", boot.ABOUT, partial(boot.measure, *((1,) if quick else ()))),

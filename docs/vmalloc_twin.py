@@ -22,8 +22,8 @@ def counted(m: mmtwin.Machine, size: int, kind: str) -> list[float]:
     """Per pair: slab objects taken and given, pages likewise, steps in the trees and lists of areas, page-table entries written; and flushes in 1,000 pairs."""
     take, give = (m.kmalloc, m.kfree) if kind == "kmalloc" else (m.vmalloc, m.vfree)
     give(take(size))
-    with m.events() as log:
-        give(take(size))
+    with m.events() as log:  # it sees calls of the machine's attributes, which is why they are looked up here
+        getattr(m, give.__name__)(getattr(m, take.__name__)(size))
     kinds = Counter(e.kind for e in log)
     objects = kinds["kmem_cache_alloc"] + kinds["kmem_cache_free"]
     objects += 2 * sum(e.kind == "kmalloc" and e.bytes_alloc <= 8192 for e in log)  # each has its kfree

@@ -54,6 +54,7 @@ areas='
 areas-256m-1cpu              | areas     | 6.1  | 256M  | 1 |
 areas-256m-4cpu              | areas-smp | 6.1  | 256M  | 4 |
 areas-256m-2cpu-slab         | areas-smp | 6.1  | 256M  | 2 | --slab
+one-page-256m-1cpu           | areas-one-page | 6.1 | 256M | 1 |
 areas-2g-1cpu-slab-686       | areas     | 6.1-686 | 2G | 1 | --slab
 areas-2g-4cpu-686            | areas-smp | 6.1-686 | 2G | 4 |
 virtual/areas-6.12-1cpu      | areas     | 6.12 | 256M  | 1 |

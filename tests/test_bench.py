@@ -12,9 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for plain `pytest`, which does not put the directory there
 
-from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmaps
+from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmap_replay, vmaps
 
-MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, slabs, slab_peer, slab_pairs, soak, vmaps, boot, pairs, first_result, pgtable)
+MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, slabs, slab_peer, slab_pairs, soak, vmap_replay, vmaps, boot, pairs, first_result, pgtable)
 CONTRACT = {
     "page_events_per_second", "page_requests_per_second", "peer_perf_kmem_events_per_second", "page_events_ratio_to_perf_kmem", "bytes_per_frame", "boot_1tib_seconds",
     "first_result_cold_seconds", "first_result_warm_seconds", "alloc_free_pair_ns_256mib", "alloc_free_pair_ns_4gib", "alloc_free_pair_ns_64gib", "alloc_free_pair_ns_1tib",
@@ -113,6 +113,12 @@ def test_soak() -> None:
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_vmap_replay() -> None:
+    figures = vmap_replay.measure(1, rounds=1)
+    assert figures.keys() == vmap_replay.ABOUT.keys()
+    assert figures["vmap_replay_areas"] > 4000 and figures["vmap_replay_areas_unequal"] == 0  # type: ignore[operator]
+
+
 def test_vmaps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vmaps, "LONG_BUSY", 100)
     figures = vmaps.measure(60, 1, {"1k": 100})

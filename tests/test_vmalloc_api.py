@@ -617,3 +617,13 @@ def test_same_state_compiled_checked_and_interpreted() -> None:
         assert run.returncode == 0, run.stderr
         found[next(iter(mode), "compiled")] = run.stdout.strip()
     assert len(set(found.values())) == 1, found
+
+
+def test_boot_options_move_the_vmalloc_space() -> None:
+    usual = mmtwin.boot("linux-6.1-i386", ram="2GiB", cpus=1)
+    larger = mmtwin.boot("linux-6.1-i386", ram="2GiB", cpus=1, cmdline="vmalloc=256M")
+    assert usual.space.vmalloc_start - larger.space.vmalloc_start == (256 + 8 - 128) << 20  # vmalloc= adds the hole of 8 MiB
+    assert usual.state.zone[1]["end_pfn"] - larger.state.zone[1]["end_pfn"] == (256 + 8 - 128) << 8
+    assert larger.vmalloc(28) == larger.space.vmalloc_start
+    five = mmtwin.boot("linux-6.1", ram="256MiB", cpus=1, la57=True)
+    assert five.vmalloc(28) == 0xFFA0000000000000 and five.virt_to_phys(five.kmalloc(28)) < 256 << 20

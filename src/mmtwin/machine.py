@@ -111,15 +111,16 @@ class Machine(Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, Sla
         self.reserved: tuple[Frames, ...] = tuple(physical.join(reserved))
         usable = physical.subtract(self.ram, self.reserved)
         self._starts, self._ends = [start for start, _ in usable], [end for _, end in usable]
+        space = address_space(profile, self.ram) if space is None else space
         config = SlubConfig(cpus=slub_cpus(self.cpus, self.cpus), arch=profile.slab) if slab_config is None else slab_config
         if slub is None:
-            slub, names, geometries = new_allocator(self.cpus, profile.page_offset, config)
+            slub, names, geometries = new_allocator(self.cpus, space.page_offset, config)
             self._set_slub(slub, [], config)
             for cache, name, geometry in zip(boot_caches(config), names, geometries, strict=True):
                 self._add_cache(name, geometry, cache.usersize, cache.refcount)
         else:
             self._set_slub(slub, list(cache_names), config)
-        self._set_address_space(address_space(profile, self.ram) if space is None else space, mmu, highmem)
+        self._set_address_space(space, mmu, highmem)
         self._set_vmalloc(free_space(self.space, self.cpus, profile) if areas is None else areas, callers)
         if kasan:
             self._watched(True)
@@ -497,6 +498,7 @@ def boot(
     thp: bool | None = None,
     cmdline: str = "",
     kasan: bool = False,
+    la57: bool = False,
 ) -> Machine:
     """A freshly booted machine, before anything was allocated from the page allocator.
 
@@ -513,7 +515,9 @@ def boot(
     :param memory_map: the firmware's map instead of that of a QEMU pc machine with `ram`.
     :param reserved: page frames kept from the allocator, instead of the model; () for a machine without a kernel image.
     :param initrd: size of an initial RAM disk: its memory is free in the end, but did not yet count when the watermarks were set.
-    :param cmdline: the kernel's command line; what concerns slabs is read (slub_min_objects, slub_max_order, slub_debug, slab_nomerge, kasan ...).
+    :param cmdline: the kernel's command line; what concerns slabs is read (slub_min_objects, slub_max_order, slub_debug, slab_nomerge, kasan ...) and
+        what concerns addresses (vmalloc, highmem and reservetop on i386, no5lvl on x86-64).
+    :param la57: the processor can walk five levels of page tables (x86-64).
     :param kasan: as ``kasan=on`` on the command line: every `Machine.read` and `Machine.write` of an object's bytes is checked.
     :param thp: transparent huge pages on or off; None as the kernel decides: on from 512 MiB of managed memory.
     :raises ProfileError: unknown kernel, or too little memory for its image.
@@ -531,9 +535,11 @@ def boot(
         raise RequestError(f"ram {ram!r}: expected 2 MiB to just below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
     frames = physical.ram_frames(physical.qemu_pc_memory_map(ram_bytes) if memory_map is None else memory_map)
     frames = physical.clip(frames, 0, kernel.max_frames)
+    space = address_space(kernel, frames, cmdline, la57)
     if not frames or frames[-1][1] > MAX_FRAMES:
         raise RequestError(f"memory map: expected memory, all of it below {format_size(MAX_FRAMES << PAGE_SHIFT)}")
-    spans = physical.zone_spans(frames, kernel.zone_limits, len(kernel.zone_names))
+    limits = (*kernel.zone_limits[:1], space.max_low_pfn, None) if space.bits == 32 else kernel.zone_limits  # vmalloc= and highmem= move the end of Normal
+    spans = physical.zone_spans(frames, limits, len(kernel.zone_names))
     initrd_pages = -(-initrd_bytes // PAGE_SIZE)
     if reserved is None:
         reserve = physical.boot_reserve(kernel, frames, spans, cpus, initrd_pages)
@@ -556,7 +562,7 @@ def boot(
     free_memory(state, free)
     _derive_constants(state, kernel, frames, free, reserve.freed, thp)
     config = SlubConfig.from_cmdline(cmdline, slub_cpus(cpus, cpus), kernel.slab)
-    return Machine(state, kernel, frames, reserve.kept, slab_config=config, kasan=kasan)
+    return Machine(state, kernel, frames, reserve.kept, slab_config=config, kasan=kasan, space=space)
 
 
 def _size(name: str, value: str | int) -> int:

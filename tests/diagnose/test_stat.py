@@ -400,6 +400,8 @@ def test_what_is_live_is_allocated_in_the_second_dump(recordings: dict[str, Reco
         after = recording.after
         if after is None or after.slabs is None or after.caches is None or after.free_objects is None or recording.provenance.lost_events:
             continue
+        if not (recording.events["kind"] == "kmalloc").any():
+            continue
         size = dict(after.caches.select("id", "size").iter_rows())
         slab_of = {
             pfn + page: (pfn, size[cache])

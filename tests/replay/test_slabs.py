@@ -29,7 +29,10 @@ def marked(real: dict[str, Recording]) -> dict[str, Recording]:
 @pytest.fixture(scope="module")
 def varied(marked: dict[str, Recording]) -> Recording:
     """The one with the most kinds of events among the shorter ones."""
-    return max((r for r in marked.values() if len(r.events) < 400_000), key=lambda r: (r.events["kind"].n_unique(), r.provenance.workload_name))
+    return max(
+        (r for r in marked.values() if len(r.events) < 400_000 and not r.provenance.modules),
+        key=lambda r: (r.events["kind"].n_unique(), r.provenance.workload_name),
+    )
 
 
 def test_every_object_and_the_final_state(marked: dict[str, Recording]) -> None:
@@ -41,7 +44,7 @@ def test_every_object_and_the_final_state(marked: dict[str, Recording]) -> None:
         assert result.final_state_equal, (name, [p for p in result.parts if p.equal != p.total])
         for count in ("slab_bulk", "slab_page_requests", "slab_page_frees"):
             total = slab["slab_bulk_objects"] if count == "slab_bulk" else slab[count]
-            assert slab[f"{count}_equal"] == total > 0, (name, count)
+            assert slab[f"{count}_equal"] == total and (total or count == "slab_page_frees"), (name, count)
         assert (slab["slab_paths"], slab["slab_unknown_frees"]) == (0, 0), name
         assert slab["slab_sizes_equal"] == slab["slab_kmallocs"] > 0, name
         assert slab["slab_learnt"] < result.slab_allocs / 20, (name, "an answer is learnt only once for each new slab")
