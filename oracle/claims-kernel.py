@@ -106,7 +106,7 @@ def main(lines: Path, data: Path, out: Path) -> None:
         "layout-32-bits",
         {
             "page_offset": layout["PAGE_OFFSET"],
-            "last": 0xFFFFFFFF,
+            "last": layout["FIXADDR_TOP"] + 4095,  # the fixmap's topmost page
             "user_end": layout["TASK_SIZE"],
             "inside": word(get("kmalloc", i386)["region"] == "direct_map" and get("offset", i386)["page_offset"] == layout["PAGE_OFFSET"]),
         },
@@ -148,14 +148,14 @@ def main(lines: Path, data: Path, out: Path) -> None:
             "objects": sum(event["kind"] in ("kmalloc", "kmem_cache_alloc") for event in one),
             "pages": sum(event["kind"] == "mm_page_alloc" for event in one[bulk:]),
             "entries": get("vmalloc-tables")["entries"] // get("vmalloc-tables")["pages"],
-            "kmalloc_objects": 1,
+            "kmalloc_entries": get("kmalloc-tables")["changes"] + abs(get("kmalloc-tables")["entries"]),
             **{
                 f"{kind}_instructions": costs[kind]["4096"]["median"] + costs[free]["4096"]["median"]
                 for kind, free in (("kmalloc", "kfree"), ("vmalloc", "vfree"))
             },
         },
         events["release"],
-        "oracle/vmalloc-events.py, oracle/alloc-cost.sh",
+        "oracle/vmalloc-events.py, oracle/module/claims.c, oracle/alloc-cost.sh",
     )
     kmallocs = [event for event in two if event["kind"] == "kmalloc"]
     add(
@@ -284,8 +284,7 @@ def main(lines: Path, data: Path, out: Path) -> None:
         {
             "count": end["vmalloc"]["count"],
             "bytes": end["vmalloc"]["count"] * 28,
-            "bytes_each": 28,
-            "free": word(end["kmalloc"]["count"] > 20_000_000),
+            "free_mib": int(re.search(r"^ free:(\d+)", "\n".join(end["log"]), re.M)[1]) * 4096 >> 20,  # type: ignore[index]
             "words": end["log"][0],
             "kmalloc_count": end["kmalloc"]["count"],
         },

@@ -160,7 +160,7 @@ static void contiguity(void)
 	for (i = 1; i < n; i += 2)
 		__free_page(page[i]);
 	p = vmalloc(64 * PAGE_SIZE);
-	say("vmalloc-runs pages=64 addresses=%d runs=%lu", 1, runs(p, 64));
+	say("vmalloc-runs pages=64 runs=%lu", runs(p, 64));
 	vfree(p);
 	for (i = 0; i < n; i += 2)
 		__free_page(page[i]);
@@ -216,7 +216,7 @@ static void offset(void)
 static void tables(void)
 {
 	struct census before, after;
-	unsigned long size, changes = 0, leaves = 0;
+	unsigned long size, sizes = 0, changes = 0, leaves = 0;
 	char *p;
 
 	before = now();
@@ -225,9 +225,10 @@ static void tables(void)
 		after = now();
 		changes += before.sum != after.sum;
 		leaves += after.leaves - before.leaves;
+		sizes++;
 		kfree(p);
 	}
-	say("kmalloc-tables sizes=20 changes=%lu entries=%ld", changes, leaves);
+	say("kmalloc-tables sizes=%lu changes=%lu entries=%ld", sizes, changes, leaves);
 	p = vmalloc(100 * PAGE_SIZE); /* once before, for the page tables that it may need */
 	vfree(p);
 	before = now();
@@ -357,7 +358,7 @@ static void small(void)
 	p[1] = vmalloc(100);
 	kvfree(p[0]);
 	kvfree(p[1]);
-	say("kvfree kmalloc=1 vmalloc=1 left=%d", in_vmalloc((unsigned long)p[1]) && vmalloc_to_page(p[1]) != NULL);
+	say("kvfree left=%d", in_vmalloc((unsigned long)p[1]) && vmalloc_to_page(p[1]) != NULL);
 }
 
 static void construct(void *object)
