@@ -254,7 +254,7 @@ def main(lines: Path, data: Path, out: Path) -> None:
         "oracle/claims-user.c",
     )
     user = get("malloc")
-    add("malloc-user-memory", {"region": user["region"].strip("[]"), "user": "yes"}, x86, "oracle/claims-user.c")
+    add("malloc-user-memory", {"region": user["region"].strip("[]"), "kernel": word(user["kernel_half"])}, x86, "oracle/claims-user.c")
     lazy, scattered, block = get("malloc-lazy"), get("malloc-runs"), get("malloc-large")
     add("malloc-lazy", {"bytes": block["bytes"], "before": lazy["before"], "touched": lazy["touched"], "after": lazy["after"]}, x86, "oracle/claims-user.c")
     add("malloc-scattered", {"pages": scattered["pages"], "runs": scattered["runs"]}, x86, "oracle/claims-user.c")

@@ -53,7 +53,7 @@ static void malloc_part(void)
 	uint64_t last = 0;
 
 	small[0] = 1;
-	printf("claims: malloc region=%s address_bits=%d\n", region(small), 64 - __builtin_clzl((uintptr_t)small));
+	printf("claims: malloc region=%s kernel_half=%d\n", region(small), (int)((uintptr_t)small >> 63));
 	large = malloc(bytes);
 	first = (char *)(((uintptr_t)large + PAGE - 1) / PAGE * PAGE) + PAGE;
 	printf("claims: malloc-large bytes=%zu region=%s\n", bytes, region(large));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import re
@@ -128,3 +129,11 @@ def test_the_kernels_data_names_its_kernels() -> None:
     data = json.loads((Path(claims.__file__).parents[1] / "data/claims-kernel.json").read_text())
     assert len(data["kernels"]) == 3 and any(name.startswith("6.12.") for name in data["kernels"])
     assert len(data["same_in_newer"]) > 20  # what was asked of 6.12 too came out the same, but for areas and pages of the module itself
+
+
+def test_the_page_in_the_docs_is_up_to_date(measured: dict[str, Measured]) -> None:
+    spec = importlib.util.spec_from_file_location("claims_page", ROOT / "docs/claims_page.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(list(measured.values()))

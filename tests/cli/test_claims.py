@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,14 +78,3 @@ def test_colour_and_differences(two: list[Measured]) -> None:
     wrong = replace(two[0], twin={**two[0].twin, "runs": 3})
     assert any("DIFFERENT" in line for line in block(wrong, 80, False, False))
     assert "in 1 of them the twin and the kernel DIFFER" in summary([wrong])
-
-
-def test_the_page_in_the_docs_is_up_to_date() -> None:
-    import importlib.util
-
-    path = Path(__file__).parents[2] / "docs/claims_page.py"
-    spec = importlib.util.spec_from_file_location("claims_page", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.PAGE.read_text() == module.page(list(claims.run()))
