@@ -97,6 +97,7 @@ def test_faults_of_areas(m: Machine) -> None:
         m.translate(v, "exec")
     assert m.read(v, 1) == b"a"  # the fault had dropped the TLB's entry
     m.vunmap(read_only)
+    m.stale_tlb = True
     m.vfree(v)
     assert m.read(v, 1) == b"a"  # still in CPU 0's TLB: the purge is lazy
     with pytest.raises(UnmappedArea):

@@ -89,7 +89,10 @@ def test_version(mmtwin: Callable[..., tuple[int, str, str]]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("repaly", 'unknown command "repaly". Did you mean "replay"? Available commands: demo, record, import, info, replay, stat, layout, claims; see mmtwin --help'),
+        (
+            "repaly",
+            'unknown command "repaly". Did you mean "replay"? Available commands: demo, record, import, info, replay, stat, layout, claims; see mmtwin --help',
+        ),
         ("replay", 'command "replay" parameter FILE requires an argument; see mmtwin replay --help'),
         ("replay a b", "unexpected argument 'b'; see mmtwin replay --help"),
         ("replay a --chekc", "unknown option: --chekc. Did you mean --check?; see mmtwin replay --help"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -214,9 +213,7 @@ def test_real_states_are_valid(real: dict[str, Recording]) -> None:
         assert recording.before is not None and recording.after is not None
         for snapshot in (recording.before, recording.after):
             restored = restore(snapshot)
-            began = time.perf_counter()
             validate(restored)
-            assert time.perf_counter() - began < 1
             blocks, on_cpus = free_blocks(restored), pcp_blocks(restored)
             assert (
                 list(zip(*(column.tolist() for column in blocks), strict=True))
