@@ -6,6 +6,9 @@ piece in the table.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from mmtwin._jit import inner, slow
 from mmtwin.user.ptmalloc_tables import (
     AR_BINMAP,
@@ -30,19 +33,29 @@ FAULT = 0
 SIGN = -(1 << 63)
 
 
+@slow
+def at_collision(segment: npt.NDArray[np.void], mp: npt.NDArray[np.void], address: int) -> int:
+    """`at`, where another segment has the first row that this one could have."""
+    mask = len(segment) - 1
+    key = address >> SEGMENT_SHIFT
+    row = key & mask
+    while int(segment[row]["key"]) != key:
+        if int(segment[row]["key"]) == NO_SEGMENT:
+            if int(mp[0]["fault"]) == 0:
+                mp[0]["fault"] = address
+            return FAULT
+        row = (row + 1) & mask
+    return (address >> 3) + int(segment[row]["delta"])
+
+
 @inner
 def at(m: Ptmalloc, address: int) -> int:
     """Where the word of an address is; `FAULT`, remembered in `mp`, if malloc has no memory there."""
-    mask = len(m.segment) - 1
     key = address >> SEGMENT_SHIFT
-    row = key & mask
-    while int(m.segment[row]["key"]) != key:
-        if int(m.segment[row]["key"]) == NO_SEGMENT:
-            if int(m.mp[0]["fault"]) == 0:
-                m.mp[0]["fault"] = address
-            return FAULT
-        row = (row + 1) & mask
-    return (address >> 3) + int(m.segment[row]["delta"])
+    row = key & (len(m.segment) - 1)
+    if int(m.segment[row]["key"]) == key:
+        return (address >> 3) + int(m.segment[row]["delta"])
+    return at_collision(m.segment, m.mp, address)
 
 
 @slow
