@@ -122,11 +122,20 @@ def calloc(m: Ptmalloc, t: int, size: int) -> int:
     return malloc_from_arena(m, t, size, request2size(size))
 
 
+@inner
+def head_at(m: Ptmalloc, p: int, i: int) -> int:
+    """A chunk's size and flags; those of an address that is not aligned consist of bytes of two words."""
+    shift = 8 * (p & 7)
+    if shift == 0:
+        return head(m, i)
+    return ((head(m, i) >> shift) & ((1 << (64 - shift)) - 1)) | ((int(m.word[i + 2]) & ((1 << shift) - 1)) << (64 - shift))
+
+
 @slow
 def free_chunk(m: Ptmalloc, t: int, p: int, i: int) -> int:
     """``free`` of what does not simply go to the tcache. A mapped chunk raises the threshold from which on chunks are mapped."""
     mp = m.mp[0]
-    flags = head(m, i)
+    flags = head_at(m, p, i)
     if flags & IS_MMAPPED:
         if not int(mp["no_dyn_threshold"]) and int(mp["mmap_threshold"]) < flags <= DEFAULT_MMAP_THRESHOLD_MAX:
             mp["mmap_threshold"] = chunksize(m, i)
@@ -181,8 +190,8 @@ def realloc(m: Ptmalloc, t: int, address: int, size: int) -> int:
     i = at(m, p)
     if i == FAULT:
         return SEGV
-    flags = head(m, i)
-    oldsize = chunksize(m, i)
+    flags = head_at(m, p, i)
+    oldsize = flags & ~SIZE_BITS
     arena = 0
     if not flags & IS_MMAPPED:
         if int(m.thread[t]["tcache"]) == 0:

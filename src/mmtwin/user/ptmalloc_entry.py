@@ -17,8 +17,6 @@ CALL = np.dtype([("kind", "u1"), ("first", "u1"), ("thread", "u2"), ("count", "u
 """A recorded call: what `a` and `b` are depends on the function, in the order of its arguments; threads are numbered from 1."""
 
 
-
-
 @inner
 def one_call(m: Ptmalloc, t: int, kind: int, a: int, b: int) -> int:
     """One call of thread `t`; `calloc` takes the product of its arguments as `b`, -1 if that overflows."""

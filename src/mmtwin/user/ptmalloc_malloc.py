@@ -371,7 +371,7 @@ def int_malloc(m: Ptmalloc, t: int, av: int, nb: int) -> int:
         top = int(word[a + AR_TOP])
         i = at(m, top)
         size = chunksize(m, i)
-        if size > int(word[a + AR_SYSTEM_MEM]):
+        if size > int(word[a + AR_SYSTEM_MEM]) or size < 0:  # as unsigned numbers
             return TOP_SIZE
         if size >= nb + MINSIZE:
             word[a + AR_TOP] = top + nb

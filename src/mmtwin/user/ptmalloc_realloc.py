@@ -125,11 +125,12 @@ def int_memalign(m: Ptmalloc, t: int, av: int, alignment: int, nb: int) -> int:
     if lead:
         new = p + lead
         newsize = chunksize(m, i) - lead
-        n = at(m, new)
         if head(m, i) & IS_MMAPPED:
+            n = place(m, new)
             m.word[n] = prev_size(m, i) + lead
             set_head(m, n, newsize | IS_MMAPPED)
             return new + CHUNK_HDR_SZ
+        n = at(m, new)
         set_head(m, n, newsize | PREV_INUSE | flag)
         set_inuse_bit_at_offset(m, new, newsize)
         set_head_size(m, i, lead | flag)
