@@ -59,9 +59,10 @@ class Heap:
     def __init__(self, *, tunables: Mapping[str, int] = {}, cpus: int = 2, **layout: Any) -> None:
         self.state = tables.new_ptmalloc(nprocs=cpus, **layout)
         for name, value in tunables.items():
-            self._tune(name, value)
+            self.tune(name, value)
 
-    def _tune(self, name: str, value: int) -> None:
+    def tune(self, name: str, value: int) -> None:
+        """Sets a tunable before the first call, as GLIBC_TUNABLES would."""
         if name not in TUNABLES:
             raise RequestError(f"unknown tunable {name!r}; expected one of: {', '.join(TUNABLES)}")
         field, largest = TUNABLES[name]
