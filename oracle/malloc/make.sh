@@ -54,3 +54,9 @@ fi
 record python3 /usr/bin/python3 -S -c 'import json; print(json.dumps([1, 2]))'
 echo 'int main(void) { return 0; }' > "$tmp/main.c"
 record gcc "$cc" -O1 -c main.c -o main.o
+
+# What the C library says to misuse, and about itself.
+if [ $# -eq 1 ]; then
+	$cc -O1 -w -o "$tmp/script" "$here/script.c"
+	python3 "$here/scripts.py" "$tmp/script" < "$here/scripts.txt" > "$out/malloc-scripts-2.36.jsonl"
+fi

@@ -12,7 +12,7 @@ from mmtwin.units import PAGE_SIZE
 from mmtwin.user import ptmalloc_entry as entry
 from mmtwin.user import ptmalloc_info as info
 from mmtwin.user import ptmalloc_tables as tables
-from mmtwin.user.ptmalloc_memory import FAULT, at
+from mmtwin.user.ptmalloc_memory import at
 from mmtwin.user.validate_ptmalloc import validate_ptmalloc
 
 ENOMEM, EINVAL = 12, 22
@@ -218,7 +218,7 @@ class Heap:
 
     def _place(self, address: int) -> int:
         i = at(self.state, self._address(address))
-        if i == FAULT:
+        if i < tables.FAULT_WORDS:
             self.state.mp[0]["fault"] = 0
             raise SegmentationFault(f"0x{address:x}: malloc keeps nothing there", "Segmentation fault")
         return i
@@ -260,10 +260,10 @@ class Heap:
 
     def digest(self) -> str:
         """A number for the whole state."""
-        used = int(self.state.mp[0]["next_segment"])
+        used = int(self.state.mp[0]["next_segment"]) * tables.SEGMENT_WORDS
         total = hashlib.sha256()
         step = 1 << 20
-        for start in range(0, used, step):
+        for start in range(tables.FAULT_WORDS, used, step):
             block = self.state.word[start : min(start + step, used)]
             if block.any():
                 total.update(start.to_bytes(8, "little") + block.tobytes())

@@ -12,13 +12,14 @@ from mmtwin.user.ptmalloc_arena import arena_get, arena_get_retry, arena_thread_
 from mmtwin.user.ptmalloc_bins import csize2tidx, tcache_get, tcache_put
 from mmtwin.user.ptmalloc_free import int_free, malloc_consolidate, munmap_chunk, systrim
 from mmtwin.user.ptmalloc_malloc import int_malloc, request2size
-from mmtwin.user.ptmalloc_memory import FAULT, arena_for_chunk, at, bin_at, bin_index, bk, chunksize, head, protect_ptr
+from mmtwin.user.ptmalloc_memory import arena_for_chunk, at, bin_at, bin_index, bk, chunksize, head, protect_ptr
 from mmtwin.user.ptmalloc_realloc import int_memalign, int_realloc, mremap_chunk
 from mmtwin.user.ptmalloc_tables import (
     AR_NEXT,
     CHUNK_BK,
     CHUNK_HDR_SZ,
     DEFAULT_MMAP_THRESHOLD_MAX,
+    FAULT_WORDS,
     GROW,
     IS_MMAPPED,
     MALLOC_ALIGNMENT,
@@ -46,10 +47,7 @@ def has_room(m: Ptmalloc, t: int) -> int:
     """Whether the tables have room for whatever one call may need."""
     mp = m.mp[0]
     return int(
-        int(mp["next_segment"]) + RESERVE_SEGMENTS * SEGMENT_WORDS <= len(m.word)
-        and 4 * int(mp["segments"]) <= 3 * len(m.segment)
-        and int(mp["vmas"]) + RESERVE_SEGMENTS <= len(m.vma)
-        and t < len(m.thread)
+        (int(mp["next_segment"]) + RESERVE_SEGMENTS) * SEGMENT_WORDS <= len(m.word) and int(mp["vmas"]) + RESERVE_SEGMENTS <= len(m.vma) and t < len(m.thread)
     )
 
 
@@ -158,7 +156,7 @@ def free(m: Ptmalloc, t: int, address: int) -> int:
         return 0
     p = address - CHUNK_HDR_SZ
     i = at(m, p)
-    if i == FAULT:
+    if i < FAULT_WORDS:
         return SEGV
     size = int(m.word[i + 1])
     idx = csize2tidx(size & ~SIZE_BITS)
@@ -188,7 +186,7 @@ def realloc(m: Ptmalloc, t: int, address: int, size: int) -> int:
         return free(m, t, address)
     p = address - CHUNK_HDR_SZ
     i = at(m, p)
-    if i == FAULT:
+    if i < FAULT_WORDS:
         return SEGV
     flags = head_at(m, p, i)
     oldsize = flags & ~SIZE_BITS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmtwin._jit import inner
-from mmtwin.user.ptmalloc_memory import FAULT, at, bk, chunksize, fd, head, prev_size, protect_ptr
+from mmtwin.user.ptmalloc_memory import at, bk, chunksize, fd, head, prev_size, protect_ptr
 from mmtwin.user.ptmalloc_tables import (
     CHUNK_BK,
     CHUNK_BK_NEXTSIZE,
@@ -11,6 +11,7 @@ from mmtwin.user.ptmalloc_tables import (
     CHUNK_FD_NEXTSIZE,
     DOUBLE_LINKED,
     DOUBLE_LINKED_LARGE,
+    FAULT_WORDS,
     MALLOC_TCACHE_UNALIGNED,
     MIN_LARGE_SIZE,
     PREV_SIZE_MISMATCH,
@@ -112,7 +113,7 @@ def tcache_get(m: Ptmalloc, t: int, idx: int) -> int:
     if e & 15:
         return MALLOC_TCACHE_UNALIGNED
     i = at(m, e)
-    if i == FAULT:
+    if i < FAULT_WORDS:
         return SEGV
     m.bin[row]["entries"] = protect_ptr(e, int(m.word[i]))
     m.bin[row]["counts"] -= 1

@@ -6,9 +6,6 @@ piece in the table.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from mmtwin._jit import inner, slow
 from mmtwin.user.ptmalloc_tables import (
     AR_BINMAP,
@@ -19,8 +16,8 @@ from mmtwin.user.ptmalloc_tables import (
     HEAP_AR_PTR,
     HEAP_MAX_SIZE,
     MIN_LARGE_SIZE,
-    NO_SEGMENT,
     NON_MAIN_ARENA,
+    NR_SEGMENTS,
     PREV_INUSE,
     SEGMENT_SHIFT,
     SEGMENT_WORDS,
@@ -29,50 +26,29 @@ from mmtwin.user.ptmalloc_tables import (
     Ptmalloc,
 )
 
-FAULT = 0
 SIGN = -(1 << 63)
-
-
-@slow
-def at_collision(segment: npt.NDArray[np.void], mp: npt.NDArray[np.void], address: int) -> int:
-    """`at`, where another segment has the first row that this one could have."""
-    mask = len(segment) - 1
-    key = address >> SEGMENT_SHIFT
-    row = key & mask
-    while int(segment[row]["key"]) != key:
-        if int(segment[row]["key"]) == NO_SEGMENT:
-            if int(mp[0]["fault"]) == 0:
-                mp[0]["fault"] = address
-            return FAULT
-        row = (row + 1) & mask
-    return (address >> 3) + int(segment[row]["delta"])
 
 
 @inner
 def at(m: Ptmalloc, address: int) -> int:
-    """Where the word of an address is; `FAULT`, remembered in `mp`, if malloc has no memory there."""
+    """Where the word of an address is; below `FAULT_WORDS`, and remembered in `mp`, if malloc has no memory there."""
     key = address >> SEGMENT_SHIFT
-    row = key & (len(m.segment) - 1)
-    if int(m.segment[row]["key"]) == key:
-        return (address >> 3) + int(m.segment[row]["delta"])
-    return at_collision(m.segment, m.mp, address)
+    if key < 0 or key >= NR_SEGMENTS:
+        key = 0
+    segment = int(m.segment[key])
+    if segment == 0:
+        m.mp[0]["fault"] = address
+    return segment * SEGMENT_WORDS + ((address >> 3) & (SEGMENT_WORDS - 1))
 
 
 @slow
 def place(m: Ptmalloc, address: int) -> int:
     """`at`, for memory that was just mapped: gives it a place in the table if it has none."""
-    mask = len(m.segment) - 1
     key = address >> SEGMENT_SHIFT
-    row = key & mask
-    while int(m.segment[row]["key"]) != key:
-        if int(m.segment[row]["key"]) == NO_SEGMENT:
-            m.segment[row]["key"] = key
-            m.segment[row]["delta"] = int(m.mp[0]["next_segment"]) - (key << (SEGMENT_SHIFT - 3))
-            m.mp[0]["next_segment"] += SEGMENT_WORDS
-            m.mp[0]["segments"] += 1
-            break
-        row = (row + 1) & mask
-    return (address >> 3) + int(m.segment[row]["delta"])
+    if int(m.segment[key]) == 0:
+        m.segment[key] = m.mp[0]["next_segment"]
+        m.mp[0]["next_segment"] += 1
+    return int(m.segment[key]) * SEGMENT_WORDS + ((address >> 3) & (SEGMENT_WORDS - 1))
 
 
 @slow

@@ -52,9 +52,9 @@ HEAP_INFO_BYTES, MALLOC_STATE_BYTES = 48, AR_WORDS * 8
 
 SEGMENT_SHIFT = 26
 SEGMENT_WORDS = 1 << (SEGMENT_SHIFT - 3)
-NO_SEGMENT = -(1 << 62)
-FAULT_WORDS = 8
-"""The first words of the table stand for every address that has no place in it."""
+NR_SEGMENTS = 1 << (47 - SEGMENT_SHIFT)
+FAULT_WORDS = SEGMENT_WORDS
+"""The first segment stands for every address that has no place in the table."""
 
 GROW = -2
 """A table is too small for what may come: nothing was done; the caller enlarges it and calls again."""
@@ -118,8 +118,6 @@ ABORTS = (
     REALLOC_NEXT_SIZE, BREAK_ADJUSTED, SHUTDOWN_UNALIGNED, ASSERTION,
 ) = (FIRST_ABORT - number for number in range(len(ABORTS)))  # fmt: skip
 
-SEGMENT = np.dtype([("key", "i8"), ("delta", "i8")])
-"""A hash table of segments: address >> SEGMENT_SHIFT, and what is added to address >> 3 to make it a place in `word`."""
 TCACHE_BIN = np.dtype([("entries", "i8"), ("counts", "i8")])
 """``tcache_perthread_struct``, bin by bin; thread t's are the rows from ``t * TCACHE_MAX_BINS``."""
 THREAD = np.dtype(
@@ -171,10 +169,9 @@ MALLOC_PAR = np.dtype(
         ("commit_limit", "i8"),  # pages that one request may have at most (vm.overcommit_memory 0: RAM and swap)
         ("vmas", "i8"),  # rows of `VMA` in use
         # this model's own
-        ("main_words", "i8"),  # words set aside for the main heap
-        ("segments", "i8"),  # rows of `SEGMENT` in use
-        ("next_segment", "i8"),  # first unused word
-        ("fault", "i8"),  # the first address that had no place, 0 if all had
+        ("main_segments", "i8"),  # set aside for the main heap
+        ("next_segment", "i8"),  # first unused one
+        ("fault", "i8"),  # the last address that had no place, 0 if all had
         ("aborted", "i8"),  # what ended the process: an abort's code or SEGV; 0 while it lives
         ("unsorted_count", "i8"),  # tcache_unsorted_count, a variable of _int_malloc
         # counters
@@ -189,16 +186,20 @@ MALLOC_PAR = np.dtype(
 
 
 class Ptmalloc(NamedTuple):
-    """All tables."""
+    """All tables.
+
+    :ivar segment: for each 64 MiB of the address space, which 64 MiB of `word` they are; 0: malloc keeps nothing there.
+    """
 
     word: npt.NDArray[np.int64]
-    segment: npt.NDArray[np.void]
+    segment: npt.NDArray[np.int32]
     bin: npt.NDArray[np.void]
     thread: npt.NDArray[np.void]
     vma: npt.NDArray[np.void]
     mp: npt.NDArray[np.void]
 
 
+SPARE_SEGMENTS = 64
 START_BRK, MMAP_BASE, MAIN_ARENA = 0x55555555A000, 0x7FFFF7FFF000, 0x7FFFF7F9AC60
 """Where a small program without address space randomisation has its heap, its mappings and libc's main_arena."""
 DEFAULT_MAPS = ((0x555555554000, 0x555555559000), (0x7FFFF7DC7000, 0x7FFFF7FB0000), (0x7FFFF7FBD000, MMAP_BASE))
@@ -235,10 +236,7 @@ def new_ptmalloc(
     :param overcommit: vm.overcommit_memory.
     :param heap_limit: bytes of address space for the main heap; beyond it brk fails.
     """
-    segment = np.zeros(1024, dtype=SEGMENT)
-    segment["key"] = NO_SEGMENT
     main_segments = (heap_limit >> SEGMENT_SHIFT) + 2
-    main_words = main_segments * SEGMENT_WORDS
     mp = np.zeros(1, dtype=MALLOC_PAR)
     p = mp[0]
     p["trim_threshold"], p["top_pad"], p["mmap_threshold"] = DEFAULT_TRIM_THRESHOLD, DEFAULT_TOP_PAD, DEFAULT_MMAP_THRESHOLD
@@ -248,32 +246,22 @@ def new_ptmalloc(
     p["start_brk"], p["brk"], p["mmap_base"] = start_brk, start_brk, mmap_base
     p["thp_align"], p["may_shrink_heap"] = int(thp_align), int(overcommit == 2)
     p["commit_limit"] = commit_limit if overcommit == 0 else 1 << 50
-    p["main_words"], p["next_segment"] = main_words, FAULT_WORDS + main_words
+    p["main_segments"], p["next_segment"] = main_segments, 1 + main_segments
     state = Ptmalloc(
-        memory(FAULT_WORDS + main_words + 64 * SEGMENT_WORDS),
-        segment,
+        memory((1 + main_segments + SPARE_SEGMENTS) * SEGMENT_WORDS),
+        np.zeros(NR_SEGMENTS, dtype=np.int32),
         np.zeros(threads * TCACHE_MAX_BINS, dtype=TCACHE_BIN),
         np.zeros(threads, dtype=THREAD),
         np.zeros(1024, dtype=VMA),
         mp,
     )
     first = start_brk >> SEGMENT_SHIFT
-    for key in range(first, first + main_segments):
-        insert_segment(state, key, FAULT_WORDS - (first << (SEGMENT_SHIFT - 3)))
+    last = min(first + main_segments, NR_SEGMENTS)
+    state.segment[first:last] = np.arange(1, 1 + last - first)
     set_maps(state, maps)
-    state = grown(state, threads)
     init_state(state, main_arena)
     state.thread[0]["arena"], state.thread[0]["state"] = main_arena, 1
     return state
-
-
-def insert_segment(state: Ptmalloc, key: int, delta: int) -> None:
-    """Adds a segment that is not there yet; the table must have room."""
-    row = key & (len(state.segment) - 1)
-    while state.segment[row]["key"] != NO_SEGMENT:
-        row = (row + 1) & (len(state.segment) - 1)
-    state.segment[row] = (key, delta)
-    state.mp[0]["segments"] += 1
 
 
 def set_maps(state: Ptmalloc, maps: Any) -> None:
@@ -295,11 +283,10 @@ def set_maps(state: Ptmalloc, maps: Any) -> None:
 def init_state(state: Ptmalloc, arena: int) -> None:
     """``malloc_init_state`` of main_arena, and its place in memory."""
     key = arena >> SEGMENT_SHIFT
-    if not (state.segment["key"] == key).any():
-        insert_segment(state, key, int(state.mp[0]["next_segment"]) - (key << (SEGMENT_SHIFT - 3)))
-        state.mp[0]["next_segment"] += SEGMENT_WORDS
-    delta = int(state.segment["delta"][state.segment["key"] == key][0])
-    at = (arena >> 3) + delta
+    if not state.segment[key]:
+        state.segment[key] = state.mp[0]["next_segment"]
+        state.mp[0]["next_segment"] += 1
+    at = int(state.segment[key]) * SEGMENT_WORDS + ((arena >> 3) & (SEGMENT_WORDS - 1))
     for number in range(1, NBINS):
         place = at + AR_BINS + (number - 1) * 2
         state.word[place : place + 2] = arena + UNSORTED + (number - 1) * 16
@@ -312,17 +299,10 @@ def grown(state: Ptmalloc, threads: int = 0) -> Ptmalloc:
     """The same state in tables with room for more, wherever one is half full, and for `threads` threads."""
     word, segment, bins, thread, vma, mp = state
     used = int(mp[0]["next_segment"])
-    if len(word) - used < 32 * SEGMENT_WORDS:
-        larger = memory(used + 2 * max(64 * SEGMENT_WORDS, used - int(mp[0]["main_words"])))
-        copy_written(word, larger, used)
+    if len(word) // SEGMENT_WORDS - used < SPARE_SEGMENTS // 2:
+        larger = memory((used + max(SPARE_SEGMENTS, used)) * SEGMENT_WORDS)
+        copy_written(word, larger, used * SEGMENT_WORDS)
         word = larger
-    if 2 * int(mp[0]["segments"]) > len(segment):
-        larger_segment = np.zeros(4 * len(segment), dtype=SEGMENT)
-        larger_segment["key"] = NO_SEGMENT
-        rest = segment[segment["key"] != NO_SEGMENT]
-        segment, mp[0]["segments"] = larger_segment, 0
-        for key, delta in rest.tolist():
-            insert_segment(Ptmalloc(word, segment, bins, thread, vma, mp), key, delta)
     if threads > len(thread):
         more = max(threads, 2 * len(thread)) - len(thread)
         thread = np.concatenate([thread, np.zeros(more, dtype=THREAD)])
@@ -344,5 +324,5 @@ def copy_written(old: npt.NDArray[np.int64], new: npt.NDArray[np.int64], words: 
 def copied(state: Ptmalloc) -> Ptmalloc:
     """A state of its own."""
     word = memory(len(state.word))
-    copy_written(state.word, word, int(state.mp[0]["next_segment"]))
+    copy_written(state.word, word, int(state.mp[0]["next_segment"]) * SEGMENT_WORDS)
     return Ptmalloc(word, *(table.copy() for table in state[1:]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from mmtwin._jit import inner, slow
 from mmtwin.units import PAGE_SIZE
 from mmtwin.user.ptmalloc_memory import clear
-from mmtwin.user.ptmalloc_tables import SEGMENT_SHIFT, SEGMENT_WORDS, Ptmalloc
+from mmtwin.user.ptmalloc_tables import SEGMENT_SHIFT, Ptmalloc
 
 PMD_SIZE = 1 << 21
 LOWEST = 1 << 16
@@ -191,7 +191,7 @@ def vm_brk(m: Ptmalloc, to: int) -> int:
             remove_range(m, new_end, old_end)
             clear(m, new_end, old_end)
     elif new_end > old_end:
-        limit = (start & -(1 << SEGMENT_SHIFT)) + (int(mp["main_words"]) - SEGMENT_WORDS) * 8
+        limit = (start & -(1 << SEGMENT_SHIFT)) + ((int(mp["main_segments"]) - 1) << SEGMENT_SHIFT)
         if new_end > limit or not may_commit(m, new_end - old_end) or not is_free(m, old_end, new_end + PAGE_SIZE):
             return now
         insert_range(m, old_end, new_end)
