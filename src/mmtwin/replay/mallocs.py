@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from mmtwin.recording.readers.malloc_trace import FUNCTIONS, MallocTrace, arguments
 from mmtwin.user.heap import Heap
-from mmtwin.user.ptmalloc_entry import CALL_BRK, CALL_FREE, CALL_MAPS, CALL_REALLOC, CALL_THREAD_CREATE, CALL_THREAD_EXIT, replay_entry
+from mmtwin.user.ptmalloc import CALL_BRK, CALL_FREE, CALL_MAPS, CALL_REALLOC, CALL_THREAD_CREATE, CALL_THREAD_EXIT
+from mmtwin.user.ptmalloc_entry import replay_entry
 from mmtwin.user.ptmalloc_tables import ABORTS, FIRST_ABORT, Ptmalloc, grown, set_maps
 from mmtwin.user.ptmalloc_vm import insert_range, page_align, remove_range
 from mmtwin.user.validate_ptmalloc import validate_ptmalloc

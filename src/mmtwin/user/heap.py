@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mmtwin.errors import MallocAbort, MallocDoubleFree, MallocFailure, MallocInvalidFree, RequestError, SegmentationFault
 from mmtwin.units import PAGE_SIZE
+from mmtwin.user import ptmalloc as calls
 from mmtwin.user import ptmalloc_entry as entry
 from mmtwin.user import ptmalloc_info as info
 from mmtwin.user import ptmalloc_tables as tables
@@ -16,6 +19,7 @@ from mmtwin.user.ptmalloc_memory import at
 from mmtwin.user.validate_ptmalloc import validate_ptmalloc
 
 ENOMEM, EINVAL = 12, 22
+NO_SOURCE = np.full(1, -1, dtype=np.int64)
 MAX_THREADS = 4096
 TUNABLES: Mapping[str, tuple[str, int]] = {
     "trim_threshold": ("trim_threshold", 1 << 62), "top_pad": ("top_pad", 1 << 62), "mmap_threshold": ("mmap_threshold", 1 << 62), "mmap_max": ("n_mmaps_max", (1 << 31) - 1),
@@ -82,14 +86,15 @@ class Heap:
             raise self._error(ended, f"the process has ended: {self._words(ended)}")
         if not 0 <= thread < MAX_THREADS:
             raise RequestError(f"no thread {thread}: they are numbered from 0 to {MAX_THREADS - 1}")
-        result = entry.call_entry(self.state, thread, kind, a, b)
-        if result == tables.GROW:
+        call, answer = np.array([(kind, 0, thread + 1, 0, a, b, 0)], dtype=entry.CALL), np.zeros(1, dtype=np.int64)
+        if entry.replay_entry(self.state, call, NO_SOURCE, answer, 0) == 0 and not answer[0]:
             self.state = tables.grown(self.state, thread + 1)
-            result = entry.call_entry(self.state, thread, kind, a, b)
+            entry.replay_entry(self.state, call, NO_SOURCE, answer, 0)
+        result = int(answer[0])
         if result < 0:
             self.state.mp[0]["aborted"] = result
             raise self._error(result, self._words(result))
-        return int(result)
+        return result
 
     def _words(self, code: int) -> str:
         if code <= tables.FIRST_ABORT:
@@ -120,31 +125,31 @@ class Heap:
 
     def malloc(self, size: int, *, thread: int = 0) -> int:
         """``malloc``."""
-        return self._allocate(f"malloc({size})", thread, entry.CALL_MALLOC, self._size(size))
+        return self._allocate(f"malloc({size})", thread, calls.CALL_MALLOC, self._size(size))
 
     def calloc(self, count: int, size: int, *, thread: int = 0) -> int:
         """``calloc``, which takes nothing from the tcache."""
         self._size(count, "count")
         self._size(size)
         product = count * size
-        return self._allocate(f"calloc({count}, {size})", thread, entry.CALL_CALLOC, 0, -1 if product >= 1 << 63 else min(product, tables.TOO_BIG))
+        return self._allocate(f"calloc({count}, {size})", thread, calls.CALL_CALLOC, 0, -1 if product >= 1 << 63 else min(product, tables.TOO_BIG))
 
     def realloc(self, address: int, size: int, *, thread: int = 0) -> int:
         """``realloc``: the address, 0 if `size` is 0 and the block was freed."""
-        found = self._call(thread, entry.CALL_REALLOC, self._address(address), self._size(size))
+        found = self._call(thread, calls.CALL_REALLOC, self._address(address), self._size(size))
         if found == 0 and (size or not address):
             raise MallocFailure(f"realloc(0x{address:x}, {size}): no memory (ENOMEM)", ENOMEM)
         return found
 
     def free(self, address: int, *, thread: int = 0) -> None:
         """``free``; of 0 it does nothing."""
-        self._call(thread, entry.CALL_FREE, self._address(address))
+        self._call(thread, calls.CALL_FREE, self._address(address))
 
     def memalign(self, alignment: int, size: int, *, thread: int = 0) -> int:
         """``memalign``; an alignment that is no power of two is raised to one."""
         if self._size(alignment, "alignment") > 1 << 63:
             raise MallocFailure(f"memalign({alignment}, {size}): EINVAL", EINVAL)
-        return self._allocate(f"memalign({alignment}, {size})", thread, entry.CALL_MEMALIGN, min(alignment, tables.TOO_BIG), self._size(size))
+        return self._allocate(f"memalign({alignment}, {size})", thread, calls.CALL_MEMALIGN, min(alignment, tables.TOO_BIG), self._size(size))
 
     aligned_alloc = memalign
 
@@ -152,7 +157,7 @@ class Heap:
         """``posix_memalign``: the alignment must be a power of two and a multiple of 8."""
         if alignment <= 0 or alignment % 8 or alignment & (alignment - 1):
             raise MallocFailure(f"posix_memalign: alignment {alignment} is not a power of two times 8 (EINVAL)", EINVAL)
-        return self._allocate(f"posix_memalign({alignment}, {size})", thread, entry.CALL_MEMALIGN, min(alignment, tables.TOO_BIG), self._size(size))
+        return self._allocate(f"posix_memalign({alignment}, {size})", thread, calls.CALL_MEMALIGN, min(alignment, tables.TOO_BIG), self._size(size))
 
     def valloc(self, size: int, *, thread: int = 0) -> int:
         """``valloc``: page-aligned."""
@@ -170,17 +175,17 @@ class Heap:
 
     def thread_exit(self, thread: int) -> None:
         """What the end of a thread does: its tcache is emptied, its arena may be used by another one."""
-        self._call(thread, entry.CALL_THREAD_EXIT, 0)
+        self._call(thread, calls.CALL_THREAD_EXIT, 0)
 
     def malloc_trim(self, pad: int = 0) -> bool:
         """``malloc_trim``: whether memory was given back to the kernel."""
-        return bool(self._call(0, entry.CALL_TRIM, self._size(pad, "pad")))
+        return bool(self._call(0, calls.CALL_TRIM, self._size(pad, "pad")))
 
     def mallopt(self, parameter: int, value: int) -> bool:
         """``mallopt``: False if the value is refused."""
         if not -(1 << 31) <= value < 1 << 31:
             raise RequestError(f"mallopt: {value} is no int")
-        return bool(self._call(0, entry.CALL_MALLOPT, parameter, value))
+        return bool(self._call(0, calls.CALL_MALLOPT, parameter, value))
 
     def mallinfo2(self) -> dict[str, int]:
         """``mallinfo2``."""

@@ -1,7 +1,8 @@
 """The functions that programs call (malloc/malloc.c, glibc 2.36): malloc, free, calloc, realloc, memalign, mallopt, malloc_trim, and what a thread's end does.
 
-Each takes the number of the calling thread, and returns an address (0 is NULL) or a negative code: `GROW`, `SEGV`, or an abort's. Sizes are as the
-C functions take them; those of half the address space and more are handed over as `TOO_BIG`.
+`tcache_malloc` and `tcache_free` are the frequent cases; everything else is in `heap_call`, one function, because each layer above the search for memory costs
+as much time to compile as all below it. Calls take the number of the calling thread and return an address (0 is NULL) or a negative code: `SEGV`, or an abort's. Sizes are
+as the C functions take them; whatever is not below `TOO_BIG` is that.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from mmtwin._jit import inner, slow
 from mmtwin.units import PAGE_SIZE
 from mmtwin.user.ptmalloc_arena import arena_get, arena_get_retry, arena_thread_freeres
-from mmtwin.user.ptmalloc_bins import csize2tidx, tcache_get, tcache_put
+from mmtwin.user.ptmalloc_bins import csize2tidx, has_tcache, tcache_get, tcache_put
 from mmtwin.user.ptmalloc_free import int_free, malloc_consolidate, munmap_chunk, systrim
 from mmtwin.user.ptmalloc_malloc import int_malloc, request2size
 from mmtwin.user.ptmalloc_memory import arena_for_chunk, at, bin_at, bin_index, bk, chunksize, head, protect_ptr
-from mmtwin.user.ptmalloc_realloc import int_memalign, int_realloc, mremap_chunk
+from mmtwin.user.ptmalloc_realloc import MUST_MOVE, cut_aligned, finish_resize, mremap_chunk, resize
 from mmtwin.user.ptmalloc_tables import (
     AR_NEXT,
     CHUNK_BK,
@@ -24,6 +25,7 @@ from mmtwin.user.ptmalloc_tables import (
     IS_MMAPPED,
     MALLOC_ALIGNMENT,
     MAX_FAST_SIZE,
+    MAX_TCACHE_SIZE,
     MINSIZE,
     NBINS,
     REALLOC_POINTER,
@@ -37,6 +39,9 @@ from mmtwin.user.ptmalloc_tables import (
     Ptmalloc,
 )
 
+CALL_MALLOC, CALL_FREE, CALL_CALLOC, CALL_REALLOC, CALL_MEMALIGN, CALL_POSIX_MEMALIGN, CALL_VALLOC, CALL_PVALLOC = range(1, 9)
+CALL_MALLOPT, CALL_TRIM, CALL_THREAD_EXIT, CALL_MAPS, CALL_BRK, CALL_THREAD_CREATE = range(9, 15)
+"""Kinds of calls, as the recorder numbers them (oracle/malloc/recorder.c)."""
 RESERVE_SEGMENTS = 8
 """One call maps at most this many places: a heap, a mapping, a retry."""
 M_MXFAST, M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_CHECK_ACTION, M_PERTURB, M_ARENA_TEST, M_ARENA_MAX = 1, -1, -2, -3, -4, -5, -6, -7, -8
@@ -57,69 +62,6 @@ def checked(m: Ptmalloc, result: int) -> int:
     return result if int(m.mp[0]["fault"]) == 0 else SEGV
 
 
-@slow
-def tcache_init(m: Ptmalloc, t: int) -> int:
-    """``tcache_init``: the thread's cache is itself allocated; 0, or what ends the process."""
-    if int(m.thread[t]["shutting_down"]):
-        return 0
-    nb = request2size(TCACHE_BYTES)
-    arena = arena_get(m, t, TCACHE_BYTES)
-    victim = int_malloc(m, t, arena, nb)
-    if victim == 0 and arena != 0:
-        victim = int_malloc(m, t, arena_get_retry(m, t, arena, TCACHE_BYTES), nb)
-    if victim < 0:
-        return victim
-    m.thread[t]["tcache"] = victim
-    for row in range(t * TCACHE_MAX_BINS, (t + 1) * TCACHE_MAX_BINS):
-        m.bin[row]["entries"] = 0
-        m.bin[row]["counts"] = 0
-    if victim != 0:  # memset clears what an earlier user of the memory left
-        i = at(m, victim)
-        for word in range(i, i + TCACHE_BYTES // 8):
-            m.word[word] = 0
-    return 0
-
-
-@slow
-def malloc_from_arena(m: Ptmalloc, t: int, size: int, nb: int) -> int:
-    """What ``malloc`` and ``calloc`` do beyond the tcache."""
-    if not int(m.mp[0]["multiple_threads"]):
-        return checked(m, int_malloc(m, t, int(m.mp[0]["main_arena"]), nb))
-    arena = arena_get(m, t, size)
-    victim = int_malloc(m, t, arena, nb)
-    if victim == 0 and arena != 0:
-        victim = int_malloc(m, t, arena_get_retry(m, t, arena, size), nb)
-    return checked(m, victim)
-
-
-@inner
-def malloc(m: Ptmalloc, t: int, size: int) -> int:
-    """``malloc``."""
-    if not 0 <= size < TOO_BIG:
-        size = TOO_BIG
-    nb = request2size(size)
-    idx = csize2tidx(nb)
-    if int(m.thread[t]["tcache"]) == 0:
-        error = tcache_init(m, t)
-        if error < 0:
-            return error
-    if idx < int(m.mp[0]["tcache_bins"]) and int(m.bin[t * TCACHE_MAX_BINS + idx]["counts"]) > 0 and int(m.thread[t]["tcache"]) != 0:
-        return tcache_get(m, t, idx)
-    return malloc_from_arena(m, t, size, nb)
-
-
-@inner
-def calloc(m: Ptmalloc, t: int, size: int) -> int:
-    """``calloc``, of the product: it takes nothing from the tcache."""
-    if not 0 <= size < TOO_BIG:
-        size = TOO_BIG
-    if int(m.thread[t]["tcache"]) == 0:
-        error = tcache_init(m, t)
-        if error < 0:
-            return error
-    return malloc_from_arena(m, t, size, request2size(size))
-
-
 @inner
 def head_at(m: Ptmalloc, p: int, i: int) -> int:
     """A chunk's size and flags; those of an address that is not aligned consist of bytes of two words."""
@@ -127,123 +69,6 @@ def head_at(m: Ptmalloc, p: int, i: int) -> int:
     if shift == 0:
         return head(m, i)
     return ((head(m, i) >> shift) & ((1 << (64 - shift)) - 1)) | ((int(m.word[i + 2]) & ((1 << shift) - 1)) << (64 - shift))
-
-
-@slow
-def free_chunk(m: Ptmalloc, t: int, p: int, i: int) -> int:
-    """``free`` of what does not simply go to the tcache. A mapped chunk raises the threshold from which on chunks are mapped."""
-    mp = m.mp[0]
-    flags = head_at(m, p, i)
-    if flags & IS_MMAPPED:
-        if not int(mp["no_dyn_threshold"]) and int(mp["mmap_threshold"]) < flags <= DEFAULT_MMAP_THRESHOLD_MAX:
-            mp["mmap_threshold"] = chunksize(m, i)
-            mp["trim_threshold"] = 2 * chunksize(m, i)
-        return checked(m, munmap_chunk(m, p, i))
-    if int(m.thread[t]["tcache"]) == 0:
-        error = tcache_init(m, t)
-        if error < 0:
-            return error
-    arena = arena_for_chunk(m, p, flags)
-    if int(mp["fault"]) != 0:
-        return SEGV
-    return checked(m, int_free(m, t, arena, p, 0))
-
-
-@inner
-def free(m: Ptmalloc, t: int, address: int) -> int:
-    """``free``."""
-    if address == 0:
-        return 0
-    p = address - CHUNK_HDR_SZ
-    i = at(m, p)
-    if i < FAULT_WORDS:
-        return SEGV
-    size = int(m.word[i + 1])
-    idx = csize2tidx(size & ~SIZE_BITS)
-    if (
-        not size & IS_MMAPPED
-        and size >= MINSIZE
-        and idx < int(m.mp[0]["tcache_bins"])
-        and (size | address) & 8 == 0
-        and address & 7 == 0
-        and int(m.thread[t]["tcache"]) != 0
-        and int(m.word[i + CHUNK_BK]) != int(m.mp[0]["tcache_key"])
-        and int(m.bin[t * TCACHE_MAX_BINS + idx]["counts"]) < int(m.mp[0]["tcache_count"])
-    ):
-        tcache_put(m, t, p, i, idx)
-        return 0
-    return free_chunk(m, t, p, i)
-
-
-@slow
-def realloc(m: Ptmalloc, t: int, address: int, size: int) -> int:
-    """``realloc``; of 0 bytes it frees and returns NULL."""
-    if not 0 <= size < TOO_BIG:
-        size = TOO_BIG
-    if address == 0:
-        return malloc(m, t, size)
-    if size == 0:
-        return free(m, t, address)
-    p = address - CHUNK_HDR_SZ
-    i = at(m, p)
-    if i < FAULT_WORDS:
-        return SEGV
-    flags = head_at(m, p, i)
-    oldsize = flags & ~SIZE_BITS
-    arena = 0
-    if not flags & IS_MMAPPED:
-        if int(m.thread[t]["tcache"]) == 0:
-            error = tcache_init(m, t)
-            if error < 0:
-                return error
-        arena = arena_for_chunk(m, p, flags)
-    if p & 15 or oldsize <= 0 or oldsize > TOO_BIG:
-        return REALLOC_POINTER
-    nb = request2size(size)
-    if flags & IS_MMAPPED:
-        moved = mremap_chunk(m, p, i, nb)
-        if moved != 0:
-            return checked(m, moved if moved < 0 else moved + CHUNK_HDR_SZ)
-        if oldsize - 8 >= nb:
-            return address
-        new = malloc(m, t, size)
-        if new > 0:
-            error = munmap_chunk(m, p, i)
-            if error < 0:
-                return error
-        return checked(m, new)
-    new = int_realloc(m, t, arena, p, i, oldsize, nb)
-    if new == 0 and int(m.mp[0]["multiple_threads"]):
-        new = malloc(m, t, size)
-        if new > 0:
-            error = int_free(m, t, arena, p, 0)
-            if error < 0:
-                return error
-    return checked(m, new)
-
-
-@slow
-def memalign(m: Ptmalloc, t: int, alignment: int, size: int) -> int:
-    """``memalign``, and so ``aligned_alloc``, ``valloc`` and the second part of ``posix_memalign``: any alignment is raised to a power of two."""
-    if not 0 <= size < TOO_BIG:
-        size = TOO_BIG
-    if 0 <= alignment <= MALLOC_ALIGNMENT:
-        return malloc(m, t, size)
-    if not 0 <= alignment <= TOO_BIG:
-        return 0
-    power = MINSIZE
-    while power < alignment:
-        power <<= 1
-    nb = request2size(size)
-    if nb >= TOO_BIG or power >= TOO_BIG:
-        nb, power = TOO_BIG >> 1, TOO_BIG >> 2
-    if not int(m.mp[0]["multiple_threads"]):
-        return checked(m, int_memalign(m, t, int(m.mp[0]["main_arena"]), power, nb))
-    arena = arena_get(m, t, size + power + MINSIZE)
-    address = int_memalign(m, t, arena, power, nb)
-    if address == 0 and arena != 0:
-        address = int_memalign(m, t, arena_get_retry(m, t, arena, size), power, nb)
-    return checked(m, address)
 
 
 @slow
@@ -261,10 +86,10 @@ def thread_exit(m: Ptmalloc, t: int) -> int:
                     return SHUTDOWN_UNALIGNED
                 m.bin[row]["entries"] = protect_ptr(e, int(m.word[at(m, e)]))
                 m.bin[row]["counts"] -= 1
-                error = free(m, t, e)
+                error = int_free(m, t, arena_for_chunk(m, e - CHUNK_HDR_SZ, head(m, at(m, e - CHUNK_HDR_SZ))), e - CHUNK_HDR_SZ, 0)
                 if error < 0:
                     return error
-        error = free(m, t, tcache)
+        error = int_free(m, t, arena_for_chunk(m, tcache - CHUNK_HDR_SZ, head(m, at(m, tcache - CHUNK_HDR_SZ))), tcache - CHUNK_HDR_SZ, 0)
         if error < 0:
             return error
     arena_thread_freeres(m, t)
@@ -340,3 +165,184 @@ def seen(m: Ptmalloc, t: int) -> int:
         if t > 0:
             m.mp[0]["multiple_threads"] = 1
     return 0
+
+
+@inner
+def tcache_malloc(m: Ptmalloc, t: int, size: int) -> int:
+    """``malloc`` from the thread's cache; 0 if it has nothing (`heap_call` then)."""
+    if not 0 <= size <= MAX_TCACHE_SIZE:
+        return 0
+    idx = csize2tidx(request2size(size))
+    if int(m.bin[t * TCACHE_MAX_BINS + idx]["counts"]) == 0 or not has_tcache(m, t, idx):
+        return 0
+    return tcache_get(m, t, idx)
+
+
+@inner
+def tcache_free(m: Ptmalloc, t: int, address: int) -> int:
+    """``free`` to the thread's cache: 1 if it could take the block, else 0 (`heap_call` then)."""
+    p = address - CHUNK_HDR_SZ
+    if address & 15 or address == 0:
+        return 0
+    i = at(m, p)
+    size = head(m, i)
+    idx = csize2tidx(size & ~SIZE_BITS)
+    if (
+        size & (IS_MMAPPED | 8)
+        or size < MINSIZE
+        or idx >= int(m.mp[0]["tcache_bins"])
+        or int(m.thread[t]["tcache"]) == 0
+        or int(m.word[i + CHUNK_BK]) == int(m.mp[0]["tcache_key"])
+        or int(m.bin[t * TCACHE_MAX_BINS + idx]["counts"]) >= int(m.mp[0]["tcache_count"])
+        or i < FAULT_WORDS
+    ):
+        return 0
+    tcache_put(m, t, p, i, idx)
+    return 1
+
+
+@slow
+def raised(alignment: int) -> int:
+    """What ``_mid_memalign`` makes of an alignment above 16: a power of two."""
+    power = MINSIZE
+    while power < alignment:
+        power <<= 1
+    return power
+
+
+@slow
+def heap_call(m: Ptmalloc, t: int, kind: int, a: int, b: int) -> int:
+    """Any call: ``__libc_malloc``, ``__libc_free``, ``__libc_calloc``, ``__libc_realloc``, ``_mid_memalign`` and ``tcache_init``, one after the other.
+
+    :param b: of calloc the product of its arguments, -1 if that overflows.
+    """
+    mp = m.mp[0]
+    if kind == CALL_MALLOPT:
+        return mallopt(m, a, b)
+    if kind == CALL_TRIM:
+        return malloc_trim(m, a)
+    if kind == CALL_THREAD_EXIT:
+        return thread_exit(m, t)
+    if kind == CALL_THREAD_CREATE:
+        mp["multiple_threads"] = 1
+        return 0
+    size, alignment, old = a, 0, 0
+    if kind == CALL_FREE:
+        size, old = 0, a
+        if a == 0:
+            return 0
+    elif kind == CALL_CALLOC:
+        size = b
+        if b < 0:
+            return 0
+    elif kind == CALL_REALLOC:
+        size, old = b, a
+        if a == 0:
+            kind = CALL_MALLOC
+        elif b == 0:
+            kind = CALL_FREE
+    elif kind == CALL_MEMALIGN or kind == CALL_POSIX_MEMALIGN:
+        size, alignment = b, a
+        if not 0 <= a <= TOO_BIG:
+            return 0
+    elif kind == CALL_VALLOC or kind == CALL_PVALLOC:
+        alignment = PAGE_SIZE
+        if kind == CALL_PVALLOC:
+            if not 0 <= a < TOO_BIG:
+                return 0
+            size = (a + PAGE_SIZE - 1) & -(PAGE_SIZE - 1)  # the C library's rounding: the lowest bit stays
+    if not 0 <= size < TOO_BIG:
+        size = TOO_BIG
+    nb = request2size(size)
+    if alignment <= MALLOC_ALIGNMENT:
+        if alignment > 0 or kind == CALL_MEMALIGN:
+            kind, alignment = CALL_MALLOC, 0
+    else:
+        alignment = raised(alignment)
+        if nb >= TOO_BIG or alignment >= TOO_BIG:
+            nb, alignment = TOO_BIG >> 1, TOO_BIG >> 2
+    p, i, flags = 0, 0, 0
+    if old != 0:
+        p = old - CHUNK_HDR_SZ
+        i = at(m, p)
+        if i < FAULT_WORDS:
+            return SEGV
+        flags = head_at(m, p, i)
+    multiple = int(mp["multiple_threads"])
+    main = int(mp["main_arena"])
+
+    if alignment == 0 and not flags & IS_MMAPPED and int(m.thread[t]["tcache"]) == 0 and not int(m.thread[t]["shutting_down"]):
+        arena = arena_get(m, t, TCACHE_BYTES)
+        victim = int_malloc(m, t, arena, request2size(TCACHE_BYTES))
+        if victim == 0 and arena != 0:
+            victim = int_malloc(m, t, arena_get_retry(m, t, arena, TCACHE_BYTES), request2size(TCACHE_BYTES))
+        if victim < 0:
+            return victim
+        start_tcache(m, t, victim)
+
+    if kind == CALL_FREE:
+        if not flags & IS_MMAPPED:
+            arena = arena_for_chunk(m, p, flags)
+            return checked(m, int_free(m, t, arena, p, 0))
+        if not int(mp["no_dyn_threshold"]) and int(mp["mmap_threshold"]) < flags <= DEFAULT_MMAP_THRESHOLD_MAX:
+            mp["mmap_threshold"] = flags & ~SIZE_BITS
+            mp["trim_threshold"] = 2 * (flags & ~SIZE_BITS)
+        return checked(m, munmap_chunk(m, p, i))
+
+    oldsize, own = flags & ~SIZE_BITS, 0
+    if kind == CALL_REALLOC:
+        if p & 15 or oldsize <= 0 or oldsize > TOO_BIG:
+            return REALLOC_POINTER
+        if flags & IS_MMAPPED:
+            moved = mremap_chunk(m, p, i, nb)
+            if moved != 0:
+                return checked(m, moved if moved < 0 else moved + CHUNK_HDR_SZ)
+            if oldsize - 8 >= nb:
+                return old
+        else:
+            own = arena_for_chunk(m, p, flags)
+            found = resize(m, t, own, p, i, oldsize, nb)
+            if found != MUST_MOVE:
+                return checked(m, found)
+
+    victim, arena = 0, own
+    if own != 0:
+        victim = int_malloc(m, t, own, nb)
+        if victim == p + oldsize + CHUNK_HDR_SZ:  # the chunk behind it: no need to move
+            return checked(m, finish_resize(m, t, own, p, i, oldsize + chunksize(m, at(m, victim - CHUNK_HDR_SZ)), nb))
+        if victim > 0:
+            error = int_free(m, t, own, p, 1)
+            return checked(m, error if error < 0 else victim)
+        if victim < 0 or not multiple:
+            return checked(m, victim)
+    if kind == CALL_MALLOC or kind == CALL_REALLOC:
+        victim = tcache_malloc(m, t, size)
+    if victim == 0:
+        arena = arena_get(m, t, size + alignment + MINSIZE if alignment else size) if multiple else main
+        want = request2size(nb + alignment + MINSIZE) if alignment else nb
+        victim = int_malloc(m, t, arena, want)
+        if victim == 0 and multiple and arena != 0:
+            arena = arena_get_retry(m, t, arena, size)
+            victim = int_malloc(m, t, arena, want)
+    if victim <= 0:
+        return checked(m, victim)
+    if alignment:
+        return checked(m, cut_aligned(m, t, arena, victim, alignment, nb))
+    if old != 0:
+        error = int_free(m, t, own, p, 0) if own != 0 else munmap_chunk(m, p, i)
+        if error < 0:
+            return error
+    return checked(m, victim)
+
+
+@slow
+def start_tcache(m: Ptmalloc, t: int, victim: int) -> None:
+    """The end of ``tcache_init``: clears the memory, whatever an earlier user left in it."""
+    m.thread[t]["tcache"] = victim
+    for row in range(t * TCACHE_MAX_BINS, (t + 1) * TCACHE_MAX_BINS):
+        m.bin[row]["entries"] = 0
+        m.bin[row]["counts"] = 0
+    if victim != 0:
+        i = at(m, victim)
+        for word in range(i, i + TCACHE_BYTES // 8):
+            m.word[word] = 0

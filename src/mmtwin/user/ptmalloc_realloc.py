@@ -6,7 +6,6 @@ from mmtwin._jit import inner, slow
 from mmtwin.units import PAGE_SIZE
 from mmtwin.user.ptmalloc_bins import unlink_chunk
 from mmtwin.user.ptmalloc_free import int_free
-from mmtwin.user.ptmalloc_malloc import int_malloc, request2size
 from mmtwin.user.ptmalloc_memory import at, chunksize, head, inuse_bit_at_offset, place, prev_size, set_head, set_head_size, set_inuse_bit_at_offset
 from mmtwin.user.ptmalloc_tables import (
     AR_SYSTEM_MEM,
@@ -25,6 +24,8 @@ from mmtwin.user.ptmalloc_tables import (
     Ptmalloc,
 )
 from mmtwin.user.ptmalloc_vm import page_align, vm_mremap
+
+MUST_MOVE = 0
 
 
 @slow
@@ -54,8 +55,28 @@ def mremap_chunk(m: Ptmalloc, p: int, i: int, nb: int) -> int:
 
 
 @slow
-def int_realloc(m: Ptmalloc, t: int, av: int, p: int, i: int, oldsize: int, nb: int) -> int:
-    """``_int_realloc``: in place if what follows is top or free and large enough; the address, 0 if there is no memory, or an abort."""
+def finish_resize(m: Ptmalloc, t: int, av: int, p: int, i: int, newsize: int, nb: int) -> int:
+    """The end of ``_int_realloc``: a chunk of `newsize` keeps `nb` bytes and gives the rest back; the address, or an abort."""
+    flag = 0 if av == int(m.mp[0]["main_arena"]) else NON_MAIN_ARENA
+    rest = newsize - nb
+    if rest < MINSIZE:
+        set_head_size(m, i, newsize | flag)
+        set_inuse_bit_at_offset(m, p, newsize)
+        return p + CHUNK_HDR_SZ
+    remainder = p + nb
+    set_head_size(m, i, nb | flag)
+    set_head(m, at(m, remainder), rest | PREV_INUSE | flag)
+    set_inuse_bit_at_offset(m, remainder, rest)
+    error = int_free(m, t, av, remainder, 1)
+    return error if error < 0 else p + CHUNK_HDR_SZ
+
+
+@slow
+def resize(m: Ptmalloc, t: int, av: int, p: int, i: int, oldsize: int, nb: int) -> int:
+    """``_int_realloc`` as far as it works in place: if the chunk is large enough, or what follows is top or free and large enough.
+
+    The address, `MUST_MOVE`, or an abort.
+    """
     word = m.word
     a = at(m, av)
     flag = 0 if av == int(m.mp[0]["main_arena"]) else NON_MAIN_ARENA
@@ -76,30 +97,12 @@ def int_realloc(m: Ptmalloc, t: int, av: int, p: int, i: int, oldsize: int, nb: 
             word[a + AR_TOP] = p + nb
             set_head(m, at(m, p + nb), (newsize - nb) | PREV_INUSE)
             return p + CHUNK_HDR_SZ
-        if following != top and not inuse_bit_at_offset(m, following, nextsize) and newsize >= nb:
-            error = unlink_chunk(m, following, n)
-            if error < 0:
-                return error
-        else:
-            newmem = int_malloc(m, t, av, request2size(nb - 15))
-            if newmem <= 0:
-                return newmem
-            newp = newmem - CHUNK_HDR_SZ
-            if newp != following:
-                error = int_free(m, t, av, p, 1)
-                return error if error < 0 else newmem
-            newsize = oldsize + chunksize(m, at(m, newp))
-    rest = newsize - nb
-    if rest < MINSIZE:
-        set_head_size(m, i, newsize | flag)
-        set_inuse_bit_at_offset(m, p, newsize)
-        return p + CHUNK_HDR_SZ
-    remainder = p + nb
-    set_head_size(m, i, nb | flag)
-    set_head(m, at(m, remainder), rest | PREV_INUSE | flag)
-    set_inuse_bit_at_offset(m, remainder, rest)
-    error = int_free(m, t, av, remainder, 1)
-    return error if error < 0 else p + CHUNK_HDR_SZ
+        if following == top or inuse_bit_at_offset(m, following, nextsize) or newsize < nb:
+            return MUST_MOVE
+        error = unlink_chunk(m, following, n)
+        if error < 0:
+            return error
+    return finish_resize(m, t, av, p, i, newsize, nb)
 
 
 @inner
@@ -113,11 +116,8 @@ def lead_of(p: int, alignment: int) -> int:
 
 
 @slow
-def int_memalign(m: Ptmalloc, t: int, av: int, alignment: int, nb: int) -> int:
-    """``_int_memalign``: a larger chunk, whose ends are given back; the address, 0 if there is no memory, or an abort."""
-    address = int_malloc(m, t, av, request2size(nb + alignment + MINSIZE))
-    if address <= 0:
-        return address
+def cut_aligned(m: Ptmalloc, t: int, av: int, address: int, alignment: int, nb: int) -> int:
+    """The second part of ``_int_memalign``: gives both ends of a larger chunk back; the aligned address, or an abort."""
     flag = 0 if av == int(m.mp[0]["main_arena"]) else NON_MAIN_ARENA
     p = address - CHUNK_HDR_SZ
     i = at(m, p)

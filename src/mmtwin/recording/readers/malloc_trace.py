@@ -22,8 +22,7 @@ import polars as pl
 from mmtwin.errors import RecordingError, TraceError
 from mmtwin.recording import store
 from mmtwin.recording.model import EVENTS_SCHEMA, Provenance, Recording
-from mmtwin.user.ptmalloc_entry import (
-    CALL,
+from mmtwin.user.ptmalloc import (
     CALL_BRK,
     CALL_CALLOC,
     CALL_FREE,
@@ -31,12 +30,26 @@ from mmtwin.user.ptmalloc_entry import (
     CALL_POSIX_MEMALIGN,
     CALL_REALLOC,
 )
+from mmtwin.user.ptmalloc_entry import CALL
 from mmtwin.user.ptmalloc_tables import Ptmalloc, new_ptmalloc
 
 MAGIC = b"MMTWMALC"
 HEADER = np.dtype(
-    [("magic", "S8"), ("version", "u4"), ("record_size", "u4"), ("records", "u8"), ("mmap_base", "u8"), ("start_brk", "u8"), ("main_arena", "u8")]
-    + [("commit_limit", "u8"), ("cpus", "u4"), ("overcommit", "u4"), ("release", "S64"), ("comm", "S16"), ("libc", "S40")]
+    [
+        ("magic", "S8"),
+        ("version", "u4"),
+        ("record_size", "u4"),
+        ("records", "u8"),
+        ("mmap_base", "u8"),
+        ("start_brk", "u8"),
+        ("main_arena", "u8"),
+        ("commit_limit", "u8"),
+        ("cpus", "u4"),
+        ("overcommit", "u4"),
+        ("release", "S64"),
+        ("comm", "S16"),
+        ("libc", "S40"),
+    ]
 )
 FUNCTIONS = (
     "", "malloc", "free", "calloc", "realloc", "memalign", "posix_memalign", "valloc", "pvalloc", "mallopt", "malloc_trim", "thread_exit", "user_maps",
