@@ -325,4 +325,4 @@ def copied(state: Ptmalloc) -> Ptmalloc:
     """A state of its own."""
     word = memory(len(state.word))
     copy_written(state.word, word, int(state.mp[0]["next_segment"]) * SEGMENT_WORDS)
-    return Ptmalloc(word, *(table.copy() for table in state[1:]))
+    return Ptmalloc(word, state.segment.copy(), state.bin.copy(), state.thread.copy(), state.vma.copy(), state.mp.copy())

@@ -149,9 +149,9 @@ def parse(data: bytes, name: str = "malloc trace") -> MallocTrace:
     if count > (len(data) - HEADER.itemsize) // CALL.itemsize:
         raise TraceError(f"{name}: ends after {(len(data) - HEADER.itemsize) // CALL.itemsize:,} of {count:,} records")
     calls = np.frombuffer(data, CALL, count, HEADER.itemsize).copy()
-    texts = {field: bytes(head[field]).split(b"\0")[0].decode("ascii", "replace").strip() for field in ("release", "comm", "libc")}
-    numbers = {field: int(head[field]) for field in ("mmap_base", "start_brk", "main_arena", "commit_limit", "cpus", "overcommit")}
-    trace = MallocTrace(Layout(**numbers, **texts), calls)
+    values: dict[str, Any] = {field: int(head[field]) for field in ("mmap_base", "start_brk", "main_arena", "commit_limit", "cpus", "overcommit")}
+    values |= {field: bytes(head[field]).split(b"\0")[0].decode("ascii", "replace").strip() for field in ("release", "comm", "libc")}
+    trace = MallocTrace(Layout(**values), calls)
     check(trace, name)
     return trace
 
