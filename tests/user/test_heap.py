@@ -262,7 +262,9 @@ def test_wild_writes_never_break_the_twin() -> None:
                 elif blocks and what < 0.8:
                     heap.free(blocks[r.randrange(len(blocks))] + r.choice((0,) * 20 + (8, 16, 1)))
                 elif blocks and what < 0.9:
-                    heap.write(blocks[r.randrange(len(blocks))] + 8 * r.randrange(-3, 8), r.choice((bytes(8), r.randbytes(8), r.choice(blocks).to_bytes(8, "little"))))
+                    heap.write(
+                        blocks[r.randrange(len(blocks))] + 8 * r.randrange(-3, 8), r.choice((bytes(8), r.randbytes(8), r.choice(blocks).to_bytes(8, "little")))
+                    )
                 elif blocks:
                     heap.realloc(r.choice(blocks), r.randrange(1, 3000))
         except MmtwinError as error:
