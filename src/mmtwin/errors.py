@@ -298,3 +298,33 @@ class NotDirectMapped(RequestError):
 
 class KmapError(MmtwinError):
     """``kmap`` of high memory: no place is left, or ``kunmap`` of what is not mapped."""
+
+
+class MallocFailure(MmtwinError, MemoryError):
+    """malloc or one of its family returns NULL.
+
+    :ivar errno: 12 (ENOMEM), or 22 (EINVAL) for an alignment that cannot be.
+    """
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[type[MallocFailure], tuple[str, int]]:
+        return type(self), (str(self), self.errno)
+
+
+class MallocAbort(ReportedError):
+    """glibc found its heap corrupted: it prints one line and ends the process with SIGABRT."""
+
+
+class MallocDoubleFree(MallocAbort, DoubleFree):
+    """The block is free already, and glibc noticed."""
+
+
+class MallocInvalidFree(MallocAbort, BadFree):
+    """What was freed is no block."""
+
+
+class SegmentationFault(ReportedError):
+    """An access to an address where the process has no memory."""

@@ -55,3 +55,13 @@ def test_bad_text(fails: Callable[..., str], mmtwin: Callable[..., tuple[int, st
     code, out, _ = mmtwin("import", torn, "-o", target)
     assert code == 0
     assert "note: 1 malformed lines skipped" in out
+
+
+def test_calls_of_malloc(mmtwin: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    from mmtwin.recording.readers.malloc_trace import read
+    from tests.recording.readers.test_malloc_trace import GOOD, raw
+
+    (tmp_path / "trace.1").write_bytes(raw(GOOD))
+    code, out, _ = mmtwin("import", tmp_path / "trace.1", "-o", tmp_path / "x.mmrec")
+    assert code == 0 and "2  user_maps" in out
+    assert len(read(tmp_path / "x.mmrec").calls) == len(GOOD)

@@ -20,12 +20,12 @@ def import_(
     force: bool = False,
     terminal: ForTerminal,
 ) -> None:
-    """Turn a kernel's trace text into a recording.
+    """Turn a kernel's trace text, or recorded calls of malloc, into a recording.
 
     Reads what tracefs' trace and trace_pipe print and what trace-cmd report writes, also compressed with gzip. Such a recording can be counted
-    and analysed; it has no snapshots, so it cannot be replayed.
+    and analysed; it has no snapshots, so it cannot be replayed. What oracle/malloc's recorder of malloc calls writes is read as well.
 
-    :param file: The text.
+    :param file: The text, or the file of malloc calls.
     :param output: The recording to write (default: the text's name with .mmrec, in this directory).
     :param strict: A malformed line is an error; otherwise it is skipped and counted.
     :param force: Overwrite an existing file.
@@ -35,10 +35,23 @@ def import_(
     from mmtwin.recording.readers import ftrace_text
 
     with terminal.progress("reading"):
-        recording = ftrace_text.read(file, strict=strict)
+        if _is_malloc_trace(file):
+            from mmtwin.recording.readers import malloc_trace
+
+            recording = malloc_trace.to_recording(malloc_trace.read(file))
+        else:
+            recording = ftrace_text.read(file, strict=strict)
         store.save(recording, path, force=force)
     counts = recording.events["kind"].value_counts(sort=True).iter_rows()
     lines = [f"{count:>12,}  {kind}" for kind, count in counts]
     lines += [f"{len(recording.events):>12,}  events", f"{recording.provenance.lost_events:>12,}  lost events"]
     lines += [f"note: {printable(note)}" for note in recording.provenance.notes]
     terminal.write("\n".join([*lines, f"Wrote {printable(path)}"]) + "\n")
+
+
+def _is_malloc_trace(file: Path) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(8) == b"MMTWMALC"
+    except OSError:
+        return False

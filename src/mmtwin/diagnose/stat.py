@@ -19,6 +19,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mmtwin.diagnose.cache_names import BULK, KMALLOCS, cache_label, describe_bulk, with_caches
+from mmtwin.diagnose.malloc_stat import objects
 from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
 from mmtwin.recording.model import KIND, KINDS, Recording
@@ -147,6 +148,8 @@ def stat(
     keys = sort_keys(sort, by, SORT, DEFAULT_SORT_LIVE if live else DEFAULT_SORT)
     if raw_ip and call_sites(recording):
         raise RequestError("no raw call sites: this trace text names its call sites by symbols, without addresses")
+    if recording.provenance.how == "malloc":
+        recording = objects(recording)
     events = _slab_events(recording, by)
     if not len(events):
         raise RequestError("no slab events: no kmalloc, kfree or kmem_cache events were recorded; mmtwin record --slab adds them, --page adds up pages")
@@ -183,7 +186,7 @@ def clock(recording: Recording) -> str:
     The recorder uses the clock "counter". Trace text does not say what clock it is from: seconds with six digits become whole
     microseconds, and with nine digits pass one second soon after boot; anything else counts.
     """
-    if recording.provenance.how == "vm":
+    if recording.provenance.how in ("vm", "malloc"):
         return "events"
     times = recording.events["time"]
     if recording.provenance.how != "ftrace" or not len(times):

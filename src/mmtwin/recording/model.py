@@ -34,6 +34,9 @@ KINDS = (
     "vmap_result", "vmap_unlink", "vmap_lazy", "vmap_detach", "vmap_merge", "vmap_decay", "vmap_pool_out", "vmap_pool_back", "vmap_purge_node", "vmap_pool_add",
     "vmap_lazy_sub", "vmap_reclaim", "vmap_percpu", "vmap_percpu_search", "vmap_ram", "vmap_ram_result", "vmap_unram", "vmap_block_take", "vmap_block_free",
     "vmap_block_purge", "vmap_block_flush",
+    # calls of a process to the C library's malloc (recording/readers/malloc_trace.py)
+    "malloc", "free", "calloc", "realloc", "memalign", "posix_memalign", "valloc", "pvalloc", "mallopt", "malloc_trim", "thread_exit", "user_maps",
+    "user_brk", "thread_create",
 )  # fmt: skip
 """Kinds of events; the order is part of the file format (a file stores the names, so it may grow at the end)."""
 
@@ -69,7 +72,7 @@ class Provenance:
     """Where a recording comes from: enough to make it again.
 
     :param kernel_version: as ``uname -v`` prints it, with the distribution's version of the source.
-    :param how: "vm" (mmtwin record --vm), "ftrace" (imported text) or "synthetic".
+    :param how: "vm" (mmtwin record --vm), "ftrace" (imported text), "malloc" (a process's calls of malloc) or "synthetic".
     :param initrd_bytes: size of the initial RAM disk; its memory was not yet free when the kernel derived its watermarks.
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
     :param missed_probes: times a probe could not fire because another one was being handled; the order of those events is unknown.
