@@ -169,3 +169,11 @@ def test_a_bar_and_colour_only_on_a_terminal(mmtwin: Callable[..., tuple[int, st
     monkeypatch.setattr("sys.stdout", out)
     assert main(["replay", str(bundled), "--quiet"]) == 0
     assert "\x1b[32m" not in out.getvalue()
+
+
+def test_recordings_of_malloc(cli: Callable[..., Done]) -> None:
+    path = str(MALLOC)
+    done = cli("replay", path, "--check")
+    assert done.code == 0 and "EQUAL: Every answer is the C library's." in done.out
+    found = json.loads(cli("replay", path, "--json").out)
+    assert found["equal"] == found["answers"] > 1000 and found["differences"] == []

@@ -9,7 +9,7 @@ import textwrap
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from mmtwin.cli.replay import CHECK_FAILED, run
+from mmtwin.cli.replay import CHECK_FAILED, read, run
 from mmtwin.cli.terminal import ForTerminal, printable
 from mmtwin.errors import RecordingError
 
@@ -23,7 +23,8 @@ def demo(*, json: bool = False, terminal: ForTerminal) -> int:
     if not bundled.is_file():
         raise RecordingError("the bundled recording is missing; install mmtwin again")
     with as_file(bundled) as path:
-        recording, result = run(path, True, terminal)
+        recording = read(path, terminal)
+        result = run(recording, path, True, terminal)
     if json:
         terminal.json(result.to_dict())
         return 0 if result.equal else CHECK_FAILED

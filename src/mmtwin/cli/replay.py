@@ -36,7 +36,10 @@ def replay(file: Path, /, *, check: bool = False, json: bool = False, code: bool
     if code:
         terminal.write(CODE.format(path=str(file), check=check))
         return 0
-    recording, result = run(file, check, terminal)
+    recording = read(file, terminal)
+    if recording.provenance.how == "malloc":
+        return replay_malloc(recording, check, json, terminal)
+    result = run(recording, file, check, terminal)
     if json:
         terminal.json(result.to_dict())
     else:
@@ -46,15 +49,41 @@ def replay(file: Path, /, *, check: bool = False, json: bool = False, code: bool
     return CHECK_FAILED if check and not result.equal else 0
 
 
-def run(file: Path, check: bool, terminal: Terminal) -> tuple[Recording, Result]:
-    """Reads and replays a recording, with progress on stderr.
-
-    :raises RecordingError: it cannot be read, or has no snapshots.
-    """
+def read(file: Path, terminal: Terminal) -> Recording:
+    """A recording's file. :raises RecordingError: it cannot be read."""
     from mmtwin.recording import store
 
     with terminal.progress("reading"):
-        recording = store.load(file)
+        return store.load(file)
+
+
+def replay_malloc(recording: Recording, check: bool, json: bool, terminal: Terminal) -> int:
+    """A process's calls of malloc: each address beside the C library's."""
+    from mmtwin.recording.readers.malloc_trace import from_recording
+    from mmtwin.replay.mallocs import replay as replay_calls
+
+    terminal.note("the rules of glibc's malloc take 20 s to compile, once")
+    with terminal.progress("replaying"):
+        result, _, _ = replay_calls(from_recording(recording), validate=check)
+    if json:
+        terminal.json(result.to_dict())
+    else:
+        lines = [
+            f"{result.calls:,} calls of {result.threads} thread(s) in {result.arenas} arena(s)",
+            f"answers       {result.equal:,} of {result.answers:,} equal",
+            *(f"  call {d['call']}: {d['function']}: expected {d['expected']:#x}, predicted {d['predicted']:#x}" for d in result.differences[:10]),
+            f"ended early: {result.ended}" if result.ended else "",
+            "EQUAL: Every answer is the C library's." if result.all_equal else "DIFFERENT: see above.",
+        ]
+        terminal.write("\n".join(line for line in lines if line) + "\n")
+    return CHECK_FAILED if check and not result.all_equal else 0
+
+
+def run(recording: Recording, file: Path, check: bool, terminal: Terminal) -> Result:
+    """Replays a recording, with progress on stderr.
+
+    :raises RecordingError: it has no snapshots.
+    """
     if recording.before is None or (check and recording.after is None):
         lacks = "snapshots" if recording.before is None else "second snapshot"
         why = "there is no state to start from" if recording.before is None else "there is nothing to compare the final state with"
@@ -66,4 +95,4 @@ def run(file: Path, check: bool, terminal: Terminal) -> tuple[Recording, Result]
         terminal.note("compiling the replay, about 30 s, once")
     with terminal.progress("replaying") as progress:
         result, _ = checker.replay(recording, check=check, progress=progress)
-    return recording, result
+    return result
