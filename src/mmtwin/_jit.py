@@ -38,7 +38,7 @@ def cache_base() -> Path:
 def _digest() -> str:
     root = Path(__file__).parent
     parts = hashlib.sha256(f"{root} {numba.__version__} {config.BOUNDSCHECK} {config.OPT} {config.DEBUGINFO_DEFAULT}".encode())
-    for path in sorted([root / "gfp.py", root / "units.py", root / "_jit.py", *(root / "mm").glob("*.py"), *(root / "replay").glob("*.py")]):
+    for path in sorted([root / "gfp.py", root / "units.py", root / "_jit.py", *(root / "mm").glob("*.py"), *(root / "user").glob("*.py"), *(root / "replay").glob("*.py")]):
         parts.update(path.read_bytes())
     return parts.hexdigest()[:16]
 
@@ -77,6 +77,18 @@ def inner(function: Callable[P, R]) -> Callable[P, R]:
 
 def maker(function: Callable[P, R]) -> Callable[P, R]:
     """As `inner`, for a function that makes arrays (of memory that others own)."""
+    wrapped: Callable[P, R] = register_jitable(function)
+    return wrapped
+
+
+def inline_routine(function: Callable[P, R]) -> Callable[P, R]:
+    """As `inner`, for a function that gets a handle and looks up its tables itself; those it does not use cost nothing."""
+    wrapped: Callable[P, R] = register_jitable(forceinline=True)(function)
+    return wrapped
+
+
+def routine(function: Callable[P, R]) -> Callable[P, R]:
+    """As `slow`, for a function that gets a handle and looks up its tables itself."""
     wrapped: Callable[P, R] = register_jitable(function)
     return wrapped
 
