@@ -38,7 +38,9 @@ def cache_base() -> Path:
 def _digest() -> str:
     root = Path(__file__).parent
     parts = hashlib.sha256(f"{root} {numba.__version__} {config.BOUNDSCHECK} {config.OPT} {config.DEBUGINFO_DEFAULT}".encode())
-    for path in sorted([root / "gfp.py", root / "units.py", root / "_jit.py", *(root / "mm").glob("*.py"), *(root / "user").glob("*.py"), *(root / "replay").glob("*.py")]):
+    for path in sorted(
+        [root / "gfp.py", root / "units.py", root / "_jit.py", *(root / "mm").glob("*.py"), *(root / "user").glob("*.py"), *(root / "replay").glob("*.py")]
+    ):
         parts.update(path.read_bytes())
     return parts.hexdigest()[:16]
 

@@ -228,7 +228,9 @@ def _check_vmap_events(label: str, events: pl.DataFrame, kinds: Int, snapshot: S
     _where(label, "node", node, rows & ((node < np.where(blocks, -1, 0)) | (node >= limit)), "there is no such vmap node or CPU")
     start, end = (unsigned(events[name].to_numpy()) for name in ("ptr", "call_site"))
     ranges = np.isin(kinds, [KINDS.index(kind) for kind in ("vmap_request", "vmap_busy", "vmap_unlink")])
-    _where(label, "call_site", events["call_site"].to_numpy(), ranges & (start >= end), "the end of a virtual area, or of a range for one, is not behind its begin")
+    _where(
+        label, "call_site", events["call_site"].to_numpy(), ranges & (start >= end), "the end of a virtual area, or of a range for one, is not behind its begin"
+    )
     asked = np.isin(kinds, [KINDS.index(kind) for kind in ("vmap_request", "vmap_percpu")])
     for name in ("bytes_req", "bytes_alloc"):
         values = events[name].to_numpy()

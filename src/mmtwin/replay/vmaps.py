@@ -32,7 +32,7 @@ from mmtwin.mm.vmalloc import (
     purge_one,
     unlink_busy,
 )
-from mmtwin.mm.vmap_block import block_at, cut_piece, mend_block, find_block, forget_block, new_vmap_block, purge_fragmented_block, soil_piece
+from mmtwin.mm.vmap_block import block_at, cut_piece, find_block, forget_block, mend_block, new_vmap_block, purge_fragmented_block, soil_piece
 from mmtwin.mm.vmap_node import node_pool_add_va, node_pool_del_va, reclaim_list_global, size_to_va_pool
 from mmtwin.mm.vmap_percpu import enclosing_free, pcpu_get_vm_areas
 from mmtwin.mm.vmap_tables import AREA_BUSY, AREA_HELD, MAX_VA_SIZE_PAGES, NIL, VMAP_FLAGS_MASK, Vmalloc, reserve_areas

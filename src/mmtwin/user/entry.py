@@ -133,17 +133,10 @@ def pgd_free_entry(h: int, cpu: int, row: int) -> None:
 
 
 @kernel
-def fault_entry(h: int, cpu: int, mm: int, address: int, access: int) -> int:
-    """`fault.handle_mm_fault`."""
-    s = users_state(h)
-    s.config[0]["source"], s.config[0]["target"] = -1, -1
-    return fault.handle_mm_fault(h, cpu, mm, address, access)
-
-
-@kernel
 def touch_entry(h: int, cpu: int, mm: int, address: int, end: int, step: int, access: int) -> tuple[int, int]:
     """Accesses an address every `step` bytes, faulting as needed: the first address that was not reached, and why (0: all were)."""
-    m = table_state(h)
+    m, s = table_state(h), users_state(h)
+    s.config[0]["source"], s.config[0]["target"] = -1, -1
     while address < end:
         found = translate(m, cpu, address, access | USER)
         if found < 0:

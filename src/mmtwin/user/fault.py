@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmtwin._jit import inline_routine, inner, routine
+from mmtwin._jit import inner, routine
 from mmtwin.mm.mmu import PF_PROT, WRITE
 from mmtwin.mm.page_alloc import ENOMEM
 from mmtwin.mm.pgtable import count_writes, table_index
@@ -72,7 +72,7 @@ def writable(prot: int, flags: int) -> int:
 # Anonymous memory
 
 
-@inline_routine
+@routine
 def do_anonymous_page(h: int, cpu: int, row: int, mm: int, table: int, i: int, write: bool) -> int:
     """``do_anonymous_page``, its PTE table being there: the zero page for a read, a page for a write."""
     m, s = tables_and_users(h)
@@ -385,14 +385,20 @@ def access_error(flags: int, access: int) -> bool:
     return access & PF_PROT != 0 or flags & (VM_READ | VM_WRITE | VM_EXEC) == 0
 
 
-@inline_routine
+@routine
+def area_of(h: int, mm: int, address: int) -> int:
+    """`find_vma`."""
+    return find_vma(users_state(h), mm, address)
+
+
+@routine
 def handle_mm_fault(h: int, cpu: int, mm: int, address: int, access: int) -> int:
     """``do_user_addr_fault`` and ``handle_mm_fault``.
 
     :param access: the error code: WRITE, EXEC, PF_PROT.
     """
     m, s = tables_and_users(h)
-    row = find_vma(s, mm, address)
+    row = area_of(h, mm, address)
     if row == NIL:
         return FAULT_MAPERR
     vma = s.vma[row]

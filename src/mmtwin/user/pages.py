@@ -168,7 +168,7 @@ def lru_add_drain(h: int, cpu: int) -> None:
     release_pages(h, cpu, base, base + n)
 
 
-@inline_routine
+@routine
 def lru_cache_add(h: int, cpu: int, pfn: int, order: int) -> None:
     """``folio_add_lru``: the CPU collects 15 pages first, but lets go of them as soon as a huge one comes."""
     s = users_state(h)
@@ -184,7 +184,7 @@ def lru_cache_add(h: int, cpu: int, pfn: int, order: int) -> None:
 # Gathering
 
 
-@inline_routine
+@routine
 def gather(h: int, cpu: int, value: int) -> bool:
     """``__tlb_remove_page``: whether there is room for no more and what was gathered must go."""
     s = users_state(h)

@@ -144,7 +144,7 @@ def change_protection(h: int, row: int, start: int, end: int) -> None:
                     count_writes(m, 1)
                     break
                 split_huge_pmd(m, s, mm, table, i, flags, address)
-                change_ptes(h, m, s, int(m.child[table, i]), table_index(m, address, 1), next_boundary(m, address, end, 2) - address, prot, try_writable)
+                change_ptes(h, int(m.child[table, i]), table_index(m, address, 1), next_boundary(m, address, end, 2) - address, prot, try_writable)
                 break
             if not entry & PAGE_PRESENT:
                 break
