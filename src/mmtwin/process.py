@@ -385,14 +385,14 @@ class Process:
         if row != NIL and new_end + PAGE_SIZE > self._start_gap(row):
             return old
         try:
-            self._do_brk(old_end, new_end - old_end, 0, cpu)
+            self._do_brk(old_end, new_end - old_end, 0, cpu, int(mm["start_brk"]))
         except SyscallError:
             return old
         self.users.mm[self.mm]["brk"] = address
         return address
 
-    def _do_brk(self, address: int, length: int, flags: int, cpu: int) -> int:
-        """``do_brk_flags``: the area grows if it ends there; it never joins the one behind."""
+    def _do_brk(self, address: int, length: int, flags: int, cpu: int, lowest: int) -> int:
+        """``do_brk_flags``: the area grows if it ends there, above `lowest` (so a heap never joins the bss before it); it never joins the one behind."""
         flags |= VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT | int(self.users.mm[self.mm]["def_flags"])
         pages = length >> PAGE_SHIFT
         if not self._may_expand(flags, pages):
@@ -403,7 +403,7 @@ class Process:
         vma = self.users.vma[row]
         shared = row != NIL and int(vma["anon_vma"]) and int(self.users.avc[int(vma["chain"])]["next"]) != NIL
         same = row != NIL and (int(vma["vm_flags"]) ^ flags) & ~VM_SOFTDIRTY == 0 and int(vma["vm_file"]) < 0 and not shared
-        if same and int(vma["vm_end"]) == address and int(vma["vm_pgoff"]) + (address - int(vma["vm_start"]) >> PAGE_SHIFT) == address >> PAGE_SHIFT:
+        if same and lowest < int(vma["vm_end"]) == address and int(vma["vm_pgoff"]) + (address - int(vma["vm_start"]) >> PAGE_SHIFT) == address >> PAGE_SHIFT:
             entry.set_bounds_entry(h, row, int(vma["vm_start"]), address + length, int(vma["vm_pgoff"]))
         else:
             row = int(entry.insert_vma_entry(h, self.mm, address, address + length, flags, address >> PAGE_SHIFT, -1))

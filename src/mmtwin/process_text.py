@@ -69,7 +69,7 @@ def maps_line(process: Process, row: int, files: Mapping[int, FileName]) -> str:
         name = "[heap]"
     elif start <= int(mm["start_stack"]) <= end:
         name = "[stack]"
-    return text + (" " * max(25 + 6 * process.word - 1 - len(text), 0) + name if name else "")
+    return text + (" " * max(25 + 6 * process.word - 1 - len(text), 0) + " " + name if name else "")
 
 
 class PageCount(NamedTuple):

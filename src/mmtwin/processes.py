@@ -78,7 +78,6 @@ THREAD_SIZE = {64: 16384, 32: 8192}
 NR_CACHED_STACKS = 2
 VVAR_PAGES, VDSO_PAGES = 4, 2
 STACK_FLAGS = VM_GROWSDOWN | VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
-VSYSCALL_LINE = "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]"
 ADMIN_RESERVE, USER_RESERVE = 8192 >> 2, 131072 >> 2
 """vm.admin_reserve_kbytes and vm.user_reserve_kbytes, in pages."""
 TYPESAFE_BY_RCU, HWCACHE_ALIGN, ACCOUNT = 0x80000, 0x2000, 0x4000000
@@ -483,7 +482,7 @@ class Processes:
         end = self._map_segments(process, program, bias, cpu)
         mm = self.users.mm[process.mm]
         code = [s for s in program.segments if s.flags & EXEC] or list(program.segments)
-        mm["start_code"], mm["end_code"] = program.segments[0].vaddr + bias, max(s.vaddr + s.filesz for s in code) + bias
+        mm["start_code"], mm["end_code"] = min(s.vaddr for s in code) + bias, max(s.vaddr + s.filesz for s in code) + bias
         mm["start_data"], mm["end_data"] = max(s.vaddr for s in program.segments) + bias, max(s.vaddr + s.filesz for s in program.segments) + bias
         brk = page_align(end)
         if random and program.pie and program.interpreter is None:
@@ -544,7 +543,7 @@ class Processes:
         if end > bss:
             if page_align(end) > page_align(bss):
                 self.room()
-                process._do_brk(page_align(bss), page_align(end) - page_align(bss), 0, cpu)
+                process._do_brk(page_align(bss), page_align(end) - page_align(bss), 0, cpu, 0)
             if bss % PAGE_SIZE and last.flags & VM_WRITE:
                 process.touch(bss, 1, True, cpu)  # padzero
         return end
@@ -769,12 +768,10 @@ class Processes:
         """/proc/PID/maps."""
         process = self.process(pid)
         lines = [maps_line(process, row, self._files) for row in areas_of(self.users, process.mm)]
-        if self.space.bits == 64:
-            lines.append(VSYSCALL_LINE)
         return "\n".join(lines) + "\n"
 
     def smaps(self, pid: int) -> str:
-        """/proc/PID/smaps, without the vsyscall page's lines."""
+        """/proc/PID/smaps."""
         return all_smaps(self.process(pid), self.mmu, self._files)
 
     def status(self, pid: int) -> str:

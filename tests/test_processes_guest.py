@@ -1,0 +1,125 @@
+"""Address spaces as a real kernel lays them out: random mmap, munmap, mprotect, mremap, brk, madvise and touches, and /proc/self/maps after each (oracle/module/run-maps.sh)."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mmtwin
+from mmtwin.errors import SegmentationFault, SyscallError
+from mmtwin.process import Process
+from mmtwin.program import Program, Segment
+
+DATA = Path(__file__).parent / "data"
+STEP = re.compile(r"step (\d+): (\w+)\((.*)\) = (.*)")
+
+
+def runs(name: str) -> Iterator[list[str]]:
+    """The lines of each run."""
+    run: list[str] = []
+    for line in gzip.decompress((DATA / name).read_bytes()).decode().splitlines():
+        if line.startswith("seed "):
+            run = [line]
+        elif line == "end":
+            yield run
+        else:
+            run.append(line)
+
+
+RUNS = [("512MiB", run) for run in runs("maps-6.1.txt.gz")] + [("1GiB", run) for run in runs("maps-6.1-thp.txt.gz")]
+"""Without and with transparent huge pages."""
+
+
+def start(ram: str, run: list[str]) -> tuple[mmtwin.Machine, Process, int]:
+    """The twin's process as the guest's was when it began, and how many lines that took."""
+    loads = [[int(word, 16) for word in line.split()[1:]] for line in run if line.startswith("load ")]
+    segments = tuple(Segment(o, v, f, s, (p >> 2 & 1) | (p & 2) | (p & 1) << 2) for o, v, f, s, p in loads)
+    m = mmtwin.boot("linux-6.1", ram=ram, cpus=1)
+    program = Program("/bin/maps_probe", segments, segments[1].vaddr, inode=8, tmpfs=True)
+    p = m.spawn("maps_probe", program)
+    at = next(i for i, line in enumerate(run) if line.startswith("execfn"))
+    heap = int(run[at].split()[-1], 16)
+    relro = next(line for line in run[at:] if " r--p " in line and int(line.split("-")[0], 16) == segments[-1].vaddr & -4096)
+    low, high = (int(word, 16) for word in relro.split()[0].split("-"))
+    p.brk(heap)  # what the C library does before main
+    p.mprotect(low, high - low, 1)
+    return m, p, at + 1
+
+
+def call(p: Process, name: str, text: str) -> int:
+    """Makes one of the probe's calls; a result below 0 is an error number."""
+    try:
+        if name == "mmap":
+            address, length, prot, flags = (int(word, base) for word, base in zip(text.split(", "), (16, 16, 10, 16), strict=True))
+            return p.mmap(length, prot, flags, address)
+        words = text.split(", ")
+        if name == "munmap":
+            p.munmap(int(words[0], 16), int(words[1], 16))
+        elif name == "mprotect":
+            p.mprotect(int(words[0], 16), int(words[1], 16), int(words[2]))
+        elif name == "mremap":
+            return p.mremap(int(words[0], 16), int(words[1], 16), int(words[2], 16), 1)
+        elif name == "brk":
+            return p.brk(int(words[0], 16))
+        elif name == "madvise":
+            p.madvise(int(words[0], 16), int(words[1], 16), int(words[2]))
+        else:
+            p.touch(int(words[0], 16), 1)
+            return 1
+    except SyscallError as error:
+        return -error.errno
+    except SegmentationFault:
+        return -14
+    return 0
+
+
+def plain(maps: str) -> list[str]:
+    """Without what numbers shared memory."""
+    return [re.sub(r" 00:01 \d+ +/dev/zero", " 00:01 N /dev/zero", line) for line in maps.splitlines()]
+
+
+def figures(lines: list[str]) -> dict[str, int]:
+    """Lines of /proc/PID/status, kB."""
+    return {name: int(value.split()[0]) for name, value in (line.split(":\t") for line in lines if line.startswith(("Vm", "Rss")))}
+
+
+@pytest.mark.parametrize(("ram", "run"), RUNS, ids=[f"{ram} {run[0]}" for ram, run in RUNS])
+def test_maps_after_every_step(ram: str, run: list[str]) -> None:
+    m, p, at = start(ram, run)
+    shown, steps, first = list[str](), 0, list[str]()
+    while run[at].startswith(("Vm", "Rss")):
+        first.append(run[at])
+        at += 1
+    while at < len(run) and not run[at].startswith("step "):
+        shown.append(run[at])
+        at += 1
+    assert plain(p.maps()) == plain("\n".join(shown))
+    at_start = figures(p.status().splitlines())
+    while at < len(run) and (step := STEP.match(run[at])):
+        at += 1
+        number, name, arguments, result = step.groups()
+        hexadecimal = name in ("mmap", "mremap", "brk")
+        want = int(result, 16 if hexadecimal else 10)
+        want = want - (1 << 64) if hexadecimal and want >> 63 else want
+        assert call(p, name, arguments) == want, f"step {number}: {name}({arguments})"
+        changed = list[str]()
+        while at < len(run) and not run[at].startswith(("step ", "Vm")):
+            changed.append(run[at])
+            at += 1
+        shown = changed or shown
+        assert plain(p.maps()) == plain("\n".join(shown)), f"after step {number}: {name}({arguments})"
+        steps += 1
+        if steps % 100 == 0:
+            m.validate()
+    assert steps >= 100
+    twin, guest, before = figures(p.status().splitlines()), figures(run[at:]), figures(first)
+    for name in ("VmPeak", "VmSize", "VmLck", "VmData", "VmStk", "VmExe", "VmLib"):
+        assert twin[name] == guest[name], name
+    for name in ("RssAnon", "RssShmem", "VmPTE"):  # what the steps added: the probe's own pages and tables were there before
+        assert twin[name] - at_start[name] == guest[name] - before[name], name
+    p.exit()
+    m.validate()
