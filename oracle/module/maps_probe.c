@@ -63,6 +63,14 @@ static void status(void)
 	for (at = strtok(text, "\n"); at; at = strtok(NULL, "\n"))
 		if (!strncmp(at, "Vm", 2) || !strncmp(at, "Rss", 3))
 			put(line, snprintf(line, sizeof(line), "%s\n", at));
+	/* the counters above lag behind by up to 64 pages (SPLIT_RSS_COUNTING), these do not */
+	fd = open("/proc/self/smaps_rollup", O_RDONLY);
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[n > 0 ? n : 0] = 0;
+	for (at = strtok(text, "\n"); at; at = strtok(NULL, "\n"))
+		if (!strstr(at, "[rollup]"))
+			put(line, snprintf(line, sizeof(line), "%s\n", at));
 	before[0] = 0;
 }
 
