@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import mmtwin
 from mmtwin.errors import BusError, NoSuchProcess, RequestError, SegmentationFault, SyscallError
+from mmtwin.mm.tables import PG_ALLOCATED, PG_SLAB
 from mmtwin.process import MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, Process
 
 PAGE = 4096
@@ -24,7 +26,7 @@ def machine(ram: str = "256MiB", cpus: int = 1) -> mmtwin.Machine:
 def test_first_touch_takes_tables_from_the_top_down_then_the_page() -> None:
     m = machine()
     p = m.spawn("app")
-    a = p.mmap(8 * PAGE, address=0x10_0000_0000)
+    a = p.mmap(8 * PAGE, address=0x100_0000_0000)
     assert p.read(a, 4) == bytes(4)
     assert [(order, gfp) for order, gfp, _ in m.user_requests().tolist()] == [(0, 0x400DC0)] * 3  # the zero page costs tables only
     assert p.rss()["anon"] == 2  # the top of the stack, and the page that the bss shares with data
@@ -114,7 +116,9 @@ def test_segmentation_fault_has_the_kernels_line() -> None:
     p = machine().spawn("app")
     with pytest.raises(SegmentationFault) as found:
         p.read(0, 1)
-    assert found.value.report == "app[101]: segfault at 0 ip 0000000000401140 sp 00007fffffffedf0 error 4 in app[401000+5000] likely on CPU 0 (core 0, socket 0)\n"
+    assert (
+        found.value.report == "app[101]: segfault at 0 ip 0000000000401140 sp 00007fffffffedf0 error 4 in app[401000+5000] likely on CPU 0 (core 0, socket 0)\n"
+    )
     with pytest.raises(SegmentationFault, match="error 7"):
         p.write(0x400000 + 1, b"x") if p.read(0x400000, 1) else p.write(0x400000, b"x")
     with pytest.raises(SegmentationFault, match="not canonical"):
@@ -229,11 +233,24 @@ def churn(m: mmtwin.Machine, processes: int, seed: int) -> None:
     m.lru_add_drain_all()
 
 
+def used(m: mmtwin.Machine) -> int:
+    """Pages handed out, without slabs' (whose partial ones stay) and the kernel stacks that each CPU keeps."""
+    flags = m.state.page["flags"][: int(m.state.config[0]["nr_frames"])]
+    heads = np.flatnonzero((flags & PG_ALLOCATED != 0) & (flags & PG_SLAB == 0))
+    return int((1 << m.state.page["order"][heads].astype(np.int64)).sum()) - 4 * sum(len(stacks) for stacks in m._stacks.values())
+
+
 def test_every_frame_comes_back() -> None:
     m = machine("512MiB", 2)
     m.spawn("first").exit()  # caches are made, stacks are kept
+    m.drop_caches()
+    m.run_work()
+    before = used(m)
     churn(m, 60, 1)
+    m.drop_caches()
+    m.run_work()
     m.validate()
+    assert used(m) == before
     users = m.users
     assert not users.frame.any() and not users.mm["used"].any() and int(users.config[0]["committed"]) == 0
     assert int(m.mmu.config[0]["pgd_list"]) == -1
