@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 
@@ -298,10 +299,8 @@ class Life(RuleBasedStateMachine):
     def touch(self, n: int, k: int, at: int, write: bool, cpu: int) -> None:
         p = self.pick(n)
         low, _ = self.spot(p, k)
-        try:
+        with contextlib.suppress(SegmentationFault, BusError):
             p.touch(low + at * PAGE, 3 * PAGE, write, cpu)
-        except (SegmentationFault, BusError):
-            pass
 
     @rule(n=st.integers(0, 9), pages=st.integers(0, 60))
     def brk(self, n: int, pages: int) -> None:

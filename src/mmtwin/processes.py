@@ -63,7 +63,6 @@ from mmtwin.user.mm_tables import (
 )
 
 if TYPE_CHECKING:
-    from mmtwin.contexts import CpuContext
     from mmtwin.mm.pgtable_tables import Mmu
     from mmtwin.mm.tables import Pgdat
     from mmtwin.profiles import Profile
@@ -156,7 +155,6 @@ class Processes:
         vfree: Callable[..., None]
         alloc_pages: Callable[..., int]
         free_pages: Callable[..., None]
-        context: Callable[[int], CpuContext]
         _cpu: Callable[[int], int]
         _bind_mmu: Callable[[], None]
         _load: Callable[[int, int], bytes]

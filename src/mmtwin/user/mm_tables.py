@@ -7,7 +7,7 @@ Row 0 of `VM_AREA`, `ANON_VMA` and `AVC` is none. Addresses of processes are bel
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -239,7 +239,7 @@ def reserve_users(s: Users, vmas: int, avcs: int, mms: int = 0) -> Users:
     """`s` with room for so many more rows: itself if it has it, else larger (the old one is then out of date). Anon_vmas never outnumber their links."""
     config = s.config[0]
     need = {"vma": int(config["vmas"]) + vmas, "avc": int(config["avcs"]) + avcs, "anon": int(config["anons"]) + avcs, "mm": int(config["mms"]) + mms}
-    grown = {name: _longer(getattr(s, name), rows) for name, rows in need.items() if rows > len(getattr(s, name))}
+    grown: dict[str, Any] = {name: _longer(getattr(s, name), rows) for name, rows in need.items() if rows > len(getattr(s, name))}
     return s._replace(**grown) if grown else s
 
 
