@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 
 import mmtwin
 from mmtwin.errors import SegmentationFault, SyscallError
 from mmtwin.process import Process
 from mmtwin.program import Program, Segment
+from mmtwin.recording.store import load
 
 DATA = Path(__file__).parent / "data"
 STEP = re.compile(r"step (\d+): (\w+)\((.*)\) = (.*)")
@@ -129,3 +133,45 @@ def test_maps_after_every_step(ram: str, run: list[str]) -> None:
         assert twin[name] - at_start[name] == guest[name] - before[name], name
     p.exit()
     m.validate()
+
+
+def by_task(name: str) -> dict[int, list[tuple[int, int]]]:
+    """Page requests (order, gfp) of each task of a recording."""
+    events = load(Path(__file__).parent / "recordings" / name).events.filter(pl.col("kind") == "mm_page_alloc")
+    tasks = dict[int, list[tuple[int, int]]]()
+    for pid, order, gfp in events.select("pid", "order", "gfp").iter_rows():
+        tasks.setdefault(pid, []).append((order, gfp))
+    return tasks
+
+
+def test_recorded_huge_faults_take_the_page_then_the_table_in_reserve() -> None:
+    huge = (9, 0x3D20CA)
+    followed = [after for task in by_task("mmap-1g-1cpu.mmrec").values() for request, after in itertools.pairwise(task) if request == huge]
+    assert len(followed) == 18 and set(followed) == {(0, 0x400DC0)}
+    p = mmtwin.boot("linux-6.1", ram="1GiB", cpus=1).spawn("app")
+    a = p.mmap(4 << 20)
+    p.touch(a + (2 << 20), 1)
+    assert [tuple(request[:2]) for request in p.machine.user_requests().tolist()][-2:] == [huge, (0, 0x400DC0)]
+
+
+def test_recorded_programs_begin_with_an_order_1_pgd_and_tables_from_the_top_down() -> None:
+    """execve: PGD, then the tables and the page of the arguments; the recorded guest has 5 levels of page tables, the twin here 4."""
+    tasks = by_task("mmap-1g-1cpu.mmrec")
+    begins = [task[at : at + 6] for pid, task in tasks.items() if pid != 1 for at, request in enumerate(task) if request == (1, 0x400DC0)]
+    assert begins.count([(1, 0x400DC0), *[(0, 0x400DC0)] * 4, (0, 0x140DCA)]) >= 2
+    m = mmtwin.boot("linux-6.1", ram="256MiB", cpus=1)
+    took = list[tuple[int, int]]()
+    plain_pgd, plain_touch = m._new_mm, m.touch
+
+    def new_mm(*arguments: Any) -> None:
+        m.users.config[0]["taken"] = 0
+        plain_pgd(*arguments)
+        took.extend(tuple(request[:2]) for request in m.user_requests().tolist())
+
+    def touch(*arguments: Any) -> None:
+        plain_touch(*arguments)
+        took.extend(tuple(request[:2]) for request in m.user_requests().tolist())
+
+    m._new_mm, m.touch = new_mm, touch  # type: ignore[method-assign]
+    m.spawn("app")
+    assert took[:5] == [(1, 0x400DC0), *[(0, 0x400DC0)] * 3, (0, 0x140DCA)]
