@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import pickle
 import random
 
 import numpy as np
@@ -195,6 +196,16 @@ def test_copy_is_independent() -> None:
     q.exit()
     other.validate()
     m.validate()
+
+
+def test_pickle() -> None:
+    m = machine()
+    a = m.spawn("app").mmap(PAGE)
+    m.process(101).write(a, b"kept")
+    other = pickle.loads(pickle.dumps(m))
+    assert other.process(101).read(a, 4) == b"kept"
+    other.process(101).exit()
+    other.validate()
 
 
 def test_i386() -> None:

@@ -193,6 +193,15 @@ class Processes:
         self._user_handles = np.zeros(3, dtype=np.int64)
         self._user_handle = self._user_handles.ctypes.data
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without addresses of memory, which mean nothing to an unpickled machine."""
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_user_table", "_user_handles", "_user_handle")}  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        if self._users is not None:
+            self._take_users(self._users)
+
     @property
     def users(self) -> Users:
         """The tables of processes (`user.mm_tables.Users`)."""
