@@ -25,8 +25,9 @@ ABOUT = {
 
 
 def _allocated(m: mmtwin.Machine) -> int:
+    """Pages handed out, without slabs, page tables (vfree keeps those of kernel stacks; `validate` knows whose they are) and the stacks that CPUs keep."""
     flags = m.state.page["flags"][: int(m.state.config[0]["nr_frames"])]
-    heads = np.flatnonzero((flags & PG_ALLOCATED != 0) & (flags & PG_SLAB == 0))
+    heads = np.flatnonzero((flags & PG_ALLOCATED != 0) & (flags & PG_SLAB == 0) & (flags >= 0))
     return int((1 << m.state.page["order"][heads].astype(np.int64)).sum()) - 4 * sum(len(stacks) for stacks in m._stacks.values())
 
 
@@ -61,6 +62,7 @@ def churn(processes: int, seed: int = 1) -> tuple[float, int]:
     m.run_work()
     seconds = time.perf_counter() - began
     m.validate()
+    assert int(m.mmu.config[0]["pgd_list"]) == -1
     return seconds, _allocated(m) - before
 
 

@@ -246,9 +246,9 @@ def churn(m: mmtwin.Machine, processes: int, seed: int) -> None:
 
 
 def used(m: mmtwin.Machine) -> int:
-    """Pages handed out, without slabs' (whose partial ones stay) and the kernel stacks that each CPU keeps."""
+    """Pages handed out, without slabs' (whose partial ones stay), page tables (vfree keeps those of kernel stacks) and the kernel stacks that each CPU keeps."""
     flags = m.state.page["flags"][: int(m.state.config[0]["nr_frames"])]
-    heads = np.flatnonzero((flags & PG_ALLOCATED != 0) & (flags & PG_SLAB == 0))
+    heads = np.flatnonzero((flags & PG_ALLOCATED != 0) & (flags & PG_SLAB == 0) & (flags >= 0))
     return int((1 << m.state.page["order"][heads].astype(np.int64)).sum()) - 4 * sum(len(stacks) for stacks in m._stacks.values())
 
 
