@@ -83,6 +83,18 @@ def maker(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def inline_routine(function: Callable[P, R]) -> Callable[P, R]:
+    """As `inner`, for a function that gets a handle and looks up its tables itself; those it does not use cost nothing."""
+    wrapped: Callable[P, R] = register_jitable(forceinline=True)(function)
+    return wrapped
+
+
+def routine(function: Callable[P, R]) -> Callable[P, R]:
+    """As `slow`, for a function that gets a handle and looks up its tables itself."""
+    wrapped: Callable[P, R] = register_jitable(function)
+    return wrapped
+
+
 def slow(function: Callable[P, R]) -> Callable[P, R]:
     """Cold paths: as `inner`, but not inlined."""
     wrapped: Callable[P, R] = register_jitable(_nrt=False)(function)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -40,13 +40,21 @@ def _whole(value: int, what: str) -> int:
         raise RequestError(f"{what} {value!r}: expected a whole number") from None
 
 
+class Readable(Protocol):
+    """What has memory at addresses: a machine, a process."""
+
+    def read(self, address: int, n: int, cpu: int = 0) -> bytes: ...
+
+    def write(self, address: int, data: bytes | bytearray | memoryview, cpu: int = 0) -> None: ...
+
+
 class MemoryBuffer:
     """A range of a machine's virtual memory as a buffer of bytes: indexing and slicing read and write through the page tables, at the time it is done.
 
     :ivar address: its first byte's address.
     """
 
-    def __init__(self, spaces: AddressSpaces, address: int, n: int, cpu: int = 0) -> None:
+    def __init__(self, spaces: Readable, address: int, n: int, cpu: int = 0) -> None:
         self._spaces, self.address, self._n, self._cpu = spaces, address, n, cpu
 
     def __len__(self) -> int:

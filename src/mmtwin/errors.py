@@ -282,6 +282,32 @@ class GeneralProtection(ReportedError):
     """An address that is not canonical."""
 
 
+class SyscallError(MmtwinError):
+    """A system call of a process that fails.
+
+    :ivar errno: the error number, positive, as in ``errno``.
+    """
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[type[SyscallError], tuple[str, int]]:
+        return type(self), (str(self), self.errno)
+
+
+class SegmentationFault(ReportedError):
+    """SIGSEGV: a process touched an address that is not its own, or not for this. `.report` is the kernel's line in the log."""
+
+
+class BusError(ReportedError):
+    """SIGBUS: a process touched a page of a mapping that lies behind the end of its file."""
+
+
+class NoSuchProcess(RequestError):
+    """There is no such process, or it has ended."""
+
+
 class NotDirectMapped(RequestError):
     """``virt_to_phys`` and its relatives compute with the direct map's constant offset; this address is not in it.
 

@@ -38,6 +38,7 @@ from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
 from mmtwin.mm.vmap_tables import Vmalloc, copy_vmalloc
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
+from mmtwin.processes import Processes
 from mmtwin.profiles import Profile, physical
 from mmtwin.profiles.layout import AddressSpace, address_space
 from mmtwin.profiles.physical import Frames, MemoryRange
@@ -64,7 +65,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, SlabAllocator):
+class Machine(Processes, Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
@@ -335,6 +336,7 @@ class Machine(Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, Sla
     def copy(self) -> Machine:
         """An independent copy, for a what-if."""
         other = self._copy_tables()
+        other._copy_processes(self)
         if self._watch is not None:
             other._watch = self._watch.copy(other)
             other._watch.install()
@@ -368,11 +370,15 @@ class Machine(Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, Sla
 
         validate_vmalloc(self.areas)
         validate_pgtable(self.mmu, self.state)
+        if self._users is not None:
+            from mmtwin.user.validate import validate_users
+
+            validate_users(self._users, self.mmu, self.state)
 
     def digest(self) -> str:
         """SHA-256 of all tables: equal for machines that went through the same requests, compiled or interpreted."""
         total = hashlib.sha256()
-        for table in (*self.state, *self.slub, *self.areas, self.mmu.entry, self.mmu.table, self.mmu.config):
+        for table in (*self.state, *self.slub, *self.areas, self.mmu.entry, self.mmu.table, self.mmu.config, *self._process_tables()):
             total.update(np.ascontiguousarray(table).view(np.uint8).data)
         return total.hexdigest()
 

@@ -40,6 +40,13 @@ def validate_pgtable(m: Mmu, b: Pgdat) -> None:
         entries = m.entry[row]
         if level == 1:
             continue
+        if level == 2 and int(m.table[row]["next"]) >= 0:  # tables kept in reserve for its huge entries
+            spare = int(m.table[row]["next"])
+            while spare not in seen:
+                if not 0 <= spare < used or int(m.table[spare]["level"]) != 1:
+                    raise InvariantError(f"page tables: row {row}: row {spare}, kept in reserve, is no PTE table")
+                seen[spare] = 1
+                spare = int(m.table[spare]["next"])
         for i in np.flatnonzero((entries & PAGE_PRESENT != 0) & (entries & PAGE_PSE == 0)):
             child = int(m.child[row, i])
             if not 0 <= child < used or int(m.table[child]["pfn"]) != (int(entries[i]) & PFN_BITS) >> PAGE_SHIFT:

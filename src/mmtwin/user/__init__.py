@@ -1,1 +1,1 @@
-"""The process's side of memory: glibc's malloc."""
+"""The process's side of memory: areas, faults, and glibc's malloc."""
