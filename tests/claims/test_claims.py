@@ -46,7 +46,8 @@ def test_every_row_is_recorded() -> None:
 
 COVERED = {
     "kmalloc and vmalloc give kernel memory": ("kmalloc-kernel-memory", "vmalloc-kernel-memory"),
-    "contiguity": ("kmalloc-contiguous", "vmalloc-scattered"),
+    "malloc gives a process memory": ("malloc-user-memory", "malloc-lazy"),
+    "contiguity": ("kmalloc-contiguous", "vmalloc-scattered", "malloc-scattered"),
     "size limits then and now": ("kmalloc-limited", "kmalloc-128-kib", "kmalloc-32-bytes", "vmalloc-without-limit"),
     "DMA": ("dma-contiguous", "dma-kmalloc", "dma-vmalloc"),
     "speed": ("vmalloc-slower",),
