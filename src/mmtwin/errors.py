@@ -350,7 +350,3 @@ class MallocDoubleFree(MallocAbort, DoubleFree):
 
 class MallocInvalidFree(MallocAbort, BadFree):
     """What was freed is no block."""
-
-
-class SegmentationFault(ReportedError):
-    """An access to an address where the process has no memory."""
