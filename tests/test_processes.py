@@ -281,6 +281,9 @@ class Life(RuleBasedStateMachine):
 
     def spot(self, p: Process, n: int) -> tuple[int, int]:
         lines = [line for line in p.maps().splitlines() if "[v" not in line and "stack" not in line]
+        if not lines:  # munmap took all of them
+            low = p.mmap(PAGE)
+            return low, low + PAGE
         low, high = (int(word, 16) for word in lines[n % len(lines)].split()[0].split("-"))
         return low, high
 
