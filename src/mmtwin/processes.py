@@ -7,7 +7,7 @@ the kernel's caches, as far as memory management and the task itself go: maple t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -800,8 +800,3 @@ class Processes:
     def _process_tables(self) -> tuple[Any, ...]:
         """For digests."""
         return () if self._users is None else tuple(self._users)
-
-
-def with_tmpfs(program: Program) -> Program:
-    """The same program in a tmpfs, such as an initial RAM disk: no disk to read from."""
-    return replace(program, tmpfs=True)

@@ -18,8 +18,6 @@ MINALIGN = 8
 """ARCH_SLAB_MINALIGN and ARCH_KMALLOC_MINALIGN: ``__alignof__(unsigned long long)``, also on i386."""
 CACHE_LINE_SIZE = 64
 """``cache_line_size()`` of x86."""
-TRACK_SIZE = SLAB_64_BIT.track_size
-"""``sizeof(struct track)`` of x86-64: with SLAB_STORE_USER each object has two, of its allocation and of its last free."""
 MAX_ORDER = 11
 """Orders end before this one."""
 MAX_OBJS_PER_PAGE = 32767

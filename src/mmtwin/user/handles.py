@@ -91,12 +91,6 @@ def pages_and_users(h: int) -> tuple[Any, Any]:
 
 
 @inline_routine
-def pages_and_tables(h: int) -> tuple[Any, Any]:
-    """Page allocator, page tables."""
-    return page_state(h), table_state(h)
-
-
-@inline_routine
 def state(h: int) -> tuple[Any, Any, Any]:
     """Page allocator, page tables, processes."""
     return page_state(h), table_state(h), users_state(h)

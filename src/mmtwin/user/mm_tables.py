@@ -149,7 +149,7 @@ USER_CONFIG = np.dtype(
         ("active", "i8"),  # the batch being filled
         ("zero_pfn", "i8"),
         ("huge_zero_pfn", "i8"),  # -1: not made yet
-        ("huge_zero_refcount", "i8"),
+        ("huge_zero_refcount", "i8"),  # counts up only: the shrinker that reads it does not run here
         ("gfp_table", "i8"),  # GFP_PGTABLE_USER
         ("gfp_pte", "i8"),  # and __GFP_HIGHMEM with CONFIG_HIGHPTE
         ("pgd_order", "i8"),  # 1 with page table isolation built in

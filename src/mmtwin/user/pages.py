@@ -65,12 +65,6 @@ def get_page(s: Any, pfn: int) -> None:
 
 
 @inner
-def page_count(s: Any, pfn: int) -> int:
-    """How many hold it."""
-    return int(s.frame[compound_head(s, pfn)]) // REF
-
-
-@inner
 def new_anon_page(s: Any, pfn: int) -> None:
     """``page_add_new_anon_rmap``: its process alone has it."""
     s.frame[pfn] = REF | ANON | EXCLUSIVE

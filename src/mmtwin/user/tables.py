@@ -15,8 +15,6 @@ from mmtwin.user.handles import state, table_state, tables_and_users
 from mmtwin.user.mm_tables import GATHER_TABLE
 from mmtwin.user.pages import gather, note_request, release_table, take_page, tlb_flush_mmu
 
-PMD_SIZE_64 = 1 << 21
-
 
 @routine
 def new_user_table(h: int, cpu: int, level: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from mmtwin._jit import inner, routine
 from mmtwin.mm.pgtable import count_writes, next_boundary, populate, table_index
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_SHIFT, PFN_BITS
-from mmtwin.user.handles import tables_and_users, users_state
+from mmtwin.user.handles import tables_and_users
 from mmtwin.user.huge import HPAGE_PMD_NR, PAGE_PROTNONE, PMD_SIZE, deposit, flush_tlb_range, page_prot, pmd_of, split_huge_pmd, withdraw
 from mmtwin.user.mm_tables import ANON, EXCLUSIVE, REF, TAIL, VM_SHARED, VM_WRITE
 from mmtwin.user.pages import add_rss, compound_head, gather, tlb_flush_mmu
@@ -63,15 +63,6 @@ def zap_pte_range(h: int, cpu: int, mm: int, row: int, address: int, end: int) -
                 break
         if force:
             tlb_flush_mmu(h, cpu)
-
-
-@routine
-def put_huge_zero_page(h: int, mm: int) -> None:
-    """``mm_put_huge_zero_page``: when the process ends; the page itself stays until memory is short."""
-    s = users_state(h)
-    if int(s.mm[mm]["huge_zero"]):
-        s.mm[mm]["huge_zero"] = 0
-        s.config[0]["huge_zero_refcount"] = int(s.config[0]["huge_zero_refcount"]) - 1
 
 
 @routine
