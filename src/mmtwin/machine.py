@@ -42,6 +42,7 @@ from mmtwin.processes import Processes
 from mmtwin.profiles import Profile, physical
 from mmtwin.profiles.layout import AddressSpace, address_space
 from mmtwin.profiles.physical import Frames, MemoryRange
+from mmtwin.reclaim import Reclaim
 from mmtwin.slab_api import SlabAllocator, boot_caches, new_allocator
 from mmtwin.swap_area import SwapAreas
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
@@ -65,7 +66,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(Processes, Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, SlabAllocator):
+class Machine(Processes, Reclaim, Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
@@ -159,6 +160,8 @@ class Machine(Processes, Contexts, Devices, SwapAreas, VmallocAllocator, Address
         if self._contexts and order <= MAX_ORDER:
             gfp = self._may_allocate(gfp, cpu, f"alloc_pages of order {order}")
         pfn = int(alloc_pages_kernel(self.state, cpu, order, gfp))
+        if pfn < 0 and order <= MAX_ORDER:
+            pfn = self.wait_for_memory(pfn, cpu, lambda: int(alloc_pages_kernel(self.state, cpu, order, gfp)))
         if pfn < 0:
             raise self._failure(pfn, order, gfp, cpu)
         return pfn
@@ -193,6 +196,8 @@ class Machine(Processes, Contexts, Devices, SwapAreas, VmallocAllocator, Address
         out = np.zeros(n, dtype=np.int64)
         got = int(alloc_pages_bulk_kernel(self.state, cpu, gfp, out)) if n else 0
         if got < 0:
+            got = self.wait_for_memory(got, cpu, lambda: int(alloc_pages_bulk_kernel(self.state, cpu, gfp, out)))
+        if got < 0:
             raise self._failure(got, 0, gfp, cpu)
         pages: list[int] = out[:got].tolist()
         return pages
@@ -212,6 +217,8 @@ class Machine(Processes, Contexts, Devices, SwapAreas, VmallocAllocator, Address
         if self._contexts:
             gfp = self._may_allocate(gfp, cpu, f"alloc_pages_exact of {size_bytes} bytes")
         pfn = int(alloc_pages_exact_kernel(self.state, cpu, pages, gfp))
+        if pfn < 0:
+            pfn = self.wait_for_memory(pfn, cpu, lambda: int(alloc_pages_exact_kernel(self.state, cpu, pages, gfp)))
         if pfn < 0:
             raise self._failure(pfn, order, gfp, cpu)
         return pfn
@@ -318,6 +325,8 @@ class Machine(Processes, Contexts, Devices, SwapAreas, VmallocAllocator, Address
 
             self._watch = Watch(self, kasan)
             self._watch.install()
+            if self._users is not None:
+                self._users.lruvec[0]["contents"] = 1
         self._watch.kasan |= kasan
         return self._watch
 
@@ -457,7 +466,7 @@ class Machine(Processes, Contexts, Devices, SwapAreas, VmallocAllocator, Address
         if error == -EAGAIN and self._contexts:
             error = self._no_reclaim(cpu, words)
         if error == -EAGAIN:
-            text = f"{words}: no zone may give it at once; Linux would now reclaim or compact memory, which mmtwin does not do yet"
+            text = f"{words}: no zone may give it at once; no process has memory that could be reclaimed"
             return AllocationFailure(text, error, order, gfp, "needs reclaim")
         if error == -EINVAL:
             raise RequestError(f"gfp 0x{gfp:x} ({gfp_names(gfp)}) selects no zone")

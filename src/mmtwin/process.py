@@ -659,7 +659,7 @@ class Process:
             if advice == MADV_DONTNEED:
                 entry.zap_entry(h, cpu, row, start, end)
             else:
-                entry.madvise_free_entry(h, row, start, end)
+                entry.madvise_free_entry(h, cpu, row, start, end)
                 self.lazyfree.update(self.machine.clean_frames(self.mm, start, end))
             return row
         sets = {

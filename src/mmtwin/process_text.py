@@ -11,6 +11,7 @@ import numpy as np
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PFN_BITS, Mmu
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 from mmtwin.user.huge import PAGE_PROTNONE, PMD_SIZE
+from mmtwin.user.swap import entry_slot
 from mmtwin.user.mm_tables import (
     ANON,
     FILE_SPECIAL,
@@ -105,6 +106,22 @@ def user_entries(m: Mmu, pgd: int) -> dict[int, tuple[int, int]]:
                 found[address] = (entry, level)
             elif entry & PAGE_PRESENT:
                 todo.append((int(m.child[row, i]), level - 1, address))
+    return found
+
+
+def swap_entries(m: Mmu, s: Users, mm: int) -> dict[int, int]:
+    """A process's pages that are swapped out: address -> slot."""
+    bits, top, found = int(m.config[0]["bits"]), int(m.config[0]["levels"]), dict[int, int]()
+    todo = [(int(s.mm[mm]["pgd"]), top, 0)]
+    while todo:
+        row, level, base = todo.pop()
+        entries = m.entry[row] if level < top else m.entry[row][: int(m.config[0]["kernel_index"])]
+        for i in np.flatnonzero(entries).tolist():
+            entry, address = int(entries[i]), base + (i << (PAGE_SHIFT + (level - 1) * bits))
+            if level > 1 and entry & PAGE_PRESENT and not entry & PAGE_PSE:
+                todo.append((int(m.child[row, i]), level - 1, address))
+            elif level == 1 and not entry & PRESENT:
+                found[address] = int(entry_slot(m, s, entry))
     return found
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from mmtwin.errors import AllocationFailure, NoSuchProcess, ProfileError, RequestError, SegmentationFault, SyscallError
 from mmtwin.mm.mmu import EXEC as EXEC_FETCH
+from mmtwin.mm.page_alloc import EAGAIN
 from mmtwin.mm.mmu import GENERAL_PROTECTION, TABLE_MARK, USER, WRITE, switch_mm_entry, translate_entry
 from mmtwin.mm.pgtable_tables import NO_ROOM, PAGE_DIRTY, PAGE_SHIFT, PFN_BITS, has_room, reserve_tables
 from mmtwin.mm.vmap_tables import NIL
@@ -23,7 +24,7 @@ from mmtwin.process_text import FileName, all_smaps, maps_line, status_text, use
 from mmtwin.program import EXEC, Program, Segment, default_program
 from mmtwin.units import PAGE_SIZE
 from mmtwin.user import entry
-from mmtwin.user.fault import FAULT_ANON_VMA, FAULT_STACK
+from mmtwin.user.fault import FAULT_ANON_VMA, FAULT_KSWAPD, FAULT_STACK
 from mmtwin.user.handles import address_table
 from mmtwin.user.mm_tables import (
     ANON,
@@ -161,13 +162,17 @@ class Processes:
         _store: Callable[..., None]
         _watched: Callable[..., Watch]
         _failure: Callable[[int, int, int, int], AllocationFailure]
+        settle_io: Callable[[], None]
+        run_kswapd: Callable[[int], bool]
+        next_wait: Callable[[Iterator[None] | None, int], Iterator[None] | None]
+        wait_for_memory: Callable[[int, int, Callable[[], int]], int]
 
     _users: Users | None = None
 
     def _set_processes(self) -> None:
         """Tables for processes; made when the first one is."""
         space = self.space
-        if space.levels == 3 or self.profile.release != "6.1":
+        if not self.has_processes():
             raise ProfileError(f"{self.profile.name}, {space.levels} levels of page tables: processes are modelled for Linux 6.1 with 2, 4 or 5 levels")
         users, kept = new_users(int(self.state.config[0]["nr_frames"]), self.cpus), self.profile.image.kept
         config = users.config[0]
@@ -189,6 +194,7 @@ class Processes:
 
     def _take_users(self, users: Users) -> None:
         self._users = users
+        users.lruvec[0]["contents"] = self._watch is not None
         self._user_table = address_table(users)
         self._user_handles = np.zeros(3, dtype=np.int64)
         self._user_handle = self._user_handles.ctypes.data
@@ -209,6 +215,10 @@ class Processes:
             self._set_processes()
         assert self._users is not None
         return self._users
+
+    def has_processes(self) -> bool:
+        """Whether processes are modelled for this machine."""
+        return self.space.levels != 3 and self.profile.release == "6.1"
 
     def user_handle(self) -> int:
         """All tables behind one number (`user.handles`), as they are now."""
@@ -457,6 +467,8 @@ class Processes:
             config["mms"] = row + 1
         pgd = int(entry.pgd_alloc_entry(self.user_handle(), cpu))
         if pgd < 0:
+            pgd = self.wait_for_memory(pgd, cpu, lambda: int(entry.pgd_alloc_entry(self.user_handle(), cpu)))
+        if pgd < 0:
             users.mm[row]["next"], config["free_mm"] = config["free_mm"], row
             raise self._failure(pgd, int(config["pgd_order"]), int(config["gfp_table"]), cpu)
         users.mm[row] = np.zeros(1, dtype=users.mm.dtype)[0]
@@ -674,20 +686,24 @@ class Processes:
         if not address < int(self.users.mm[process.mm]["task_size"]):
             raise process.fault_error(-2001, address, access | 1, cpu)
         self.users.config[0]["taken"] = 0
+        waits = None
         while True:
             if not has_room(self.mmu, 1):
                 self.table_room(4096)
             code = int(entry.touch_entry(self.user_handle(), cpu, process.mm, address, address + 1, 1, access & (WRITE | EXEC_FETCH))[1])
+            self.settle_io()
             if code == 0:
                 break
-            self._before_fault(process, address, access, cpu, code)
+            waits = self._before_fault(process, address, access, cpu, code, waits)
         if self._watch is not None:
             self._fill_target()
 
-    def _before_fault(self, process: Process, address: int, access: int, cpu: int, code: int) -> None:
-        """What a fault asked for, or its error."""
+    def _before_fault(self, process: Process, address: int, access: int, cpu: int, code: int, waits: Iterator[None] | None) -> Iterator[None] | None:
+        """What a fault asked for, or its error. Returns what is left of its wait for memory, if that is what it asked for."""
         if code == NO_ROOM:
             self.table_room(4096)
+        elif code == FAULT_KSWAPD:
+            self.run_kswapd(cpu)
         elif code == FAULT_ANON_VMA:
             self.room()
             entry.anon_vma_prepare_entry(self.user_handle(), process.find_vma(address))
@@ -700,6 +716,8 @@ class Processes:
                 grown = False
             if not grown:
                 raise process.fault_error(code, address, access, cpu)
+        elif code == -EAGAIN and (waits := self.next_wait(waits, cpu)) is not None:
+            return waits
         elif code > -2000:
             users = self.users
             last = max(min(int(users.config[0]["taken"]), len(users.request) // 3) - 1, 0)
@@ -707,6 +725,7 @@ class Processes:
             raise self._failure(code, order, max(gfp, 0), cpu)
         else:
             raise process.fault_error(code, address, access, cpu)
+        return None
 
     def _expand_stack(self, process: Process, row: int, address: int, cpu: int) -> bool:
         """``expand_downwards``: whether the stack reaches down to `address` now."""
@@ -754,15 +773,19 @@ class Processes:
                 self.user_translate(process, address, access, cpu)
             return
         self.users.config[0]["taken"] = 0
+        waits, reached = None, start
         while True:
             if not has_room(self.mmu, 1):
                 self.table_room(1 << 16)
             if end > int(self.users.mm[process.mm]["task_size"]):
                 raise process.fault_error(-2001, max(start, int(self.users.mm[process.mm]["task_size"])), access | 1, cpu)
             start, code = (int(value) for value in entry.touch_entry(self.user_handle(), cpu, process.mm, start, end, step, access))
+            self.settle_io()
             if code == 0:
                 return
-            self._before_fault(process, start, access, cpu, code)
+            if start != reached:
+                waits, reached = None, start
+            waits = self._before_fault(process, start, access, cpu, code, waits)
 
     def user_runs(self, process: Process, address: int, n: int, access: int, cpu: int) -> Iterator[tuple[int, int]]:
         """Physical address and length of the pieces of a range, page by page."""

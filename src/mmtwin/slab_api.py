@@ -90,6 +90,9 @@ class SlabAllocator:
     cpus: int
     _contexts: int
 
+    if TYPE_CHECKING:  # of the machine's other parts
+        wait_for_memory: Callable[[int, int, Callable[[], int]], int]
+
     def _set_slub(self, slub: Slub, names: list[str], config: SlubConfig) -> None:
         self.slub, self._cache_names, self.slab_config = slub, names, config
         self.PAGE_OFFSET = int(slub.config[0]["page_offset"]) & SIZE_MAX
@@ -157,6 +160,8 @@ class SlabAllocator:
             physical = int(kmalloc_entry(self._handle, size, gfp, cpu))
             if physical == NO_ROOM:
                 self._grow()
+            elif physical < 0:
+                physical = self.wait_for_memory(physical, cpu, lambda: int(kmalloc_entry(self._handle, size, gfp, cpu)))
         if physical < 0:
             raise self._slab_failure(physical, f"kmalloc({size})", self._kmalloc_cache(size, gfp), size, gfp, cpu)
         return physical + self.PAGE_OFFSET
@@ -349,6 +354,8 @@ class SlabAllocator:
             physical = int(cache_alloc_entry(self._handle, number, gfp, cpu))
             if physical == NO_ROOM:
                 self._grow()
+            elif physical < 0:
+                physical = self.wait_for_memory(physical, cpu, lambda: int(cache_alloc_entry(self._handle, number, gfp, cpu)))
         if physical < 0:
             raise self._slab_failure(physical, f"kmem_cache_alloc({cache.name!r})", number, cache.object_size, gfp, cpu)
         ctor = cache.ctor or self._ctors.get(number)

@@ -1,6 +1,6 @@
 """What ``swapon`` allocates (mm/swapfile.c, mm/swap_cgroup.c, mm/swap_state.c of 6.1): the map of a swap device's slots is a vmalloc'ed area.
 
-No pages are swapped here: `SwapAreas` makes the structures that a kernel has for a device, where it has them.
+`SwapAreas` makes the structures that a kernel has for a device, where it has them; what is swapped, and to which slot, is `reclaim.Reclaim`'s.
 """
 
 from __future__ import annotations
@@ -72,11 +72,17 @@ class SwapAreas:
         kvfree: Callable[..., None]
         alloc_pages: Callable[..., int]
         free_pages: Callable[..., None]
+        has_processes: Callable[[], bool]
+        _enable_swap: Callable[..., None]
+        _disable_swap: Callable[..., None]
+        _devices: dict[int, int]
 
-    def swapon(self, size_bytes: int, cpu: int = 0, *, rotational: bool = True) -> SwapArea:
-        """``swapon``: what a kernel allocates for a swap device of this size.
+    def swapon(self, size_bytes: int, cpu: int = 0, *, rotational: bool = True, synchronous: bool = False, priority: int | None = None) -> SwapArea:
+        """``swapon``: what a kernel allocates for a swap device of this size; from now on pages of processes go there when memory is short.
 
         :param rotational: a disk, which has no clusters.
+        :param synchronous: writes end at once (zram, brd).
+        :param priority: 0 to 32767; None: below all others.
         :raises RequestError: too small, or more slots than an entry has bits for.
         :raises AllocationFailure: no memory; nothing is left allocated.
         """
@@ -108,10 +114,18 @@ class SwapAreas:
             for address in reversed(taken):
                 self.kvfree(address, cpu)
             raise
-        return SwapArea(slots, info, swap_map, cluster_info, cgroups, tuple(pages), spaces)
+        area = SwapArea(slots, info, swap_map, cluster_info, cgroups, tuple(pages), spaces)
+        if self.has_processes():
+            self._enable_swap(area, rotational, synchronous, priority)
+        return area
 
     def swapoff(self, area: SwapArea, cpu: int = 0) -> None:
-        """``swapoff``: gives back what `swapon` allocated, in the kernel's order."""
+        """``swapoff``: brings back the pages that are there, then gives back what `swapon` allocated, in the kernel's order.
+
+        :raises SyscallError: ENOMEM: they do not fit into memory.
+        """
+        if area.info in self._devices:
+            self._disable_swap(area, cpu)
         self.vfree(area.swap_map, cpu)
         self.kvfree(area.cluster_info, cpu)
         for page in area.cgroup_pages:

@@ -29,7 +29,8 @@ from mmtwin.mm.vmalloc_map import (
     unmap_range_entry,
     vmalloc_to_pfn_entry,
 )
-from mmtwin.mm.vmalloc_pages import area_pages_kernel, free_area_pages_kernel, vm_area_alloc_pages_kernel
+from mmtwin.mm.page_alloc import EAGAIN, ENOMEM
+from mmtwin.mm.vmalloc_pages import area_pages_kernel, chain_pages_kernel, free_area_pages_kernel, vm_area_alloc_pages_kernel
 from mmtwin.mm.vmap_block import NO_BLOCK
 from mmtwin.mm.vmap_tables import (
     FREED_AREA,
@@ -153,6 +154,7 @@ class VmallocSteps:
         might_sleep: Callable[..., None]
         _vmalloc_context: Callable[..., None]
         _bind_mmu: Callable[[], None]
+        wait_for_memory: Callable[[int, int, Callable[[], int]], int]
 
     def _set_vmalloc(self, vmap: Vmalloc, callers: Mapping[int, str] | None = None) -> None:
         """:param callers: what /proc/vmallocinfo calls the callers of areas that are there already, by ``vm_struct.caller``."""
@@ -320,7 +322,7 @@ class VmallocSteps:
         row = self.areas.vm[vm]  # a nested area may have moved the table
         row["pages"], row["page_order"] = signed(array), shift - PAGE_SHIFT
         pfns = np.zeros(pages, dtype=np.int64)
-        got = int(vm_area_alloc_pages_kernel(self.state, cpu, gfp, shift - PAGE_SHIFT, pfns))
+        got = self._take_pages(cpu, gfp, shift - PAGE_SHIFT, pfns)
         self._note_pages(pfns[:got], gfp, shift - PAGE_SHIFT)
         row["nr_pages"], row["first_pfn"] = got, int(pfns[0]) if got else -1
         self.areas.config[0]["nr_vmalloc_pages"] += got
@@ -337,6 +339,21 @@ class VmallocSteps:
         except AllocationFailure:
             self._vunmap(address, cpu, True, "vfree")
             raise
+
+    def _take_pages(self, cpu: int, gfp: int, order: int, pfns: npt.NDArray[np.int64]) -> int:
+        """``vm_area_alloc_pages``; where it falls short, the request waits for memory. Returns how many pages it got."""
+        got = int(vm_area_alloc_pages_kernel(self.state, cpu, gfp, order, pfns))
+        if got == len(pfns):
+            return got
+        short = -EAGAIN if gfp & GFP_DIRECT_RECLAIM else -ENOMEM
+        while got < len(pfns):
+            rest = pfns[got:]
+            more = self.wait_for_memory(short, cpu, lambda rest=rest: int(vm_area_alloc_pages_kernel(self.state, cpu, gfp, order, rest)) or short)  # type: ignore[misc]
+            if more < 0:
+                break
+            got += more
+        chain_pages_kernel(self.state, pfns[:got])
+        return got
 
     def _page_array(self, size: int, gfp: int, caller: str, cpu: int) -> int:
         """The array of page pointers; above a page it is an area of its own. A seam for the public class, which has `vmalloc`."""

@@ -1,7 +1,7 @@
 """Allocating and freeing pages: which zone, which reserve, which list (mm/page_alloc.c).
 
 Results are page frame numbers, or negative error numbers: -ENOMEM when Linux would return NULL, -EAGAIN when the request would
-enter direct reclaim or compaction, which are not built yet: the machine is then unchanged but for the walk that failed.
+enter direct reclaim or compaction: the machine is then unchanged but for the walk that failed, and the caller reclaims (reclaim.py) and asks again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmtwin.mm.buddy import free_one_page, get_pageblock_migratetype, page_zone,
 from mmtwin.mm.pcp import drain_pages_zone, free_unref_page_commit, pcp_allowed_order, rmqueue_pcplist, rmqueue_pcplist_locked
 from mmtwin.mm.tables import MAX_ORDER, PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_PCP, ZONE_BOOSTED_WATERMARK
 from mmtwin.mm.vmstat import mod_zone_free_pages
-from mmtwin.mm.watermark import wmark_pages, zone_watermark_fast
+from mmtwin.mm.watermark import wakeup_kswapd, wmark_pages, zone_watermark_fast
 
 ENOENT, ENOMEM, EAGAIN, EINVAL, EBUSY = 2, 12, 11, 22, 16
 
@@ -91,7 +91,7 @@ def rmqueue_zone(b: Any, z: int, cpu: int, order: int, migratetype: int, alloc_f
     zone = b.zone[z]
     if int(zone["flags"]) & ZONE_BOOSTED_WATERMARK:
         zone["flags"] = int(zone["flags"]) & ~ZONE_BOOSTED_WATERMARK
-        b.config[0]["kswapd_wakeups"] = int(b.config[0]["kswapd_wakeups"]) + 1
+        wakeup_kswapd(b, 0, z)
     return pfn
 
 
@@ -147,12 +147,15 @@ def alloc_pages_slowpath(b: Any, cpu: int, order: int, gfp: int, highest_zoneidx
         gfp &= ~0x200
     flags = gfp_to_alloc_flags(gfp, order)
     if flags & ALLOC_KSWAPD:
-        b.config[0]["kswapd_wakeups"] = int(b.config[0]["kswapd_wakeups"]) + 1
+        wakeup_kswapd(b, order, highest_zoneidx)
     pfn = get_page_from_freelist_cold(b, cpu, order, gfp, highest_zoneidx, flags, contended)
     if pfn < 0 and gfp & GFP_MEMALLOC and not gfp & GFP_NOMEMALLOC:
         pfn = get_page_from_freelist_cold(b, cpu, order, gfp, highest_zoneidx, ALLOC_NO_WATERMARKS | flags & ALLOC_KSWAPD, contended)
     if pfn < 0:
-        return -EAGAIN if gfp & GFP_DIRECT_RECLAIM else -ENOMEM
+        if not gfp & GFP_DIRECT_RECLAIM:
+            return -ENOMEM
+        b.config[0]["waiting_order"], b.config[0]["waiting_gfp"] = order, gfp
+        return -EAGAIN
     return pfn
 
 

@@ -32,6 +32,9 @@ PG_FREEING = 32  # between mm_page_free and the moment it reaches a list
 PG_SLAB = 64  # every page of a slab; `next` is then the slab's row
 PG_TABLE = -128  # a page-table page, besides PG_ALLOCATED; `next` is then its row in the page tables (the sign: the column has 8 bits)
 
+NR_LRU_HEADS = 16
+"""Rows behind those of the per-CPU lists: heads of the node's LRU lists and of the lists that reclaim works on (user/lru.py)."""
+
 ZONE_BOOSTED_WATERMARK = 1
 ZONE_RECLAIM_ACTIVE = 2
 """``enum zone_flags`` as bits of `ZONE.flags`."""
@@ -43,7 +46,7 @@ PAGE = np.dtype(
         ("order", "i1"),  # of a free, listed or allocated block, at its head
         ("flags", "i1"),  # PG_* above
         ("migratetype", "i1"),  # cached when freed to a per-CPU list (the kernel keeps it in page->index)
-        ("unused", "i1"),
+        ("lru", "i1"),  # 1 + the LRU list that a page of processes is on (user/lru.py), 0: none
     ]
 )
 """One row per page frame, 12 bytes. (Signed throughout: a compiled function is compiled again for each mixture of signed and unsigned arguments.)"""
@@ -65,6 +68,11 @@ ZONE = np.dtype(
         ("percpu_drift_mark", "i8"),
         ("boost_at_balance", "i8"),  # watermark_boost when kswapd began its round
         ("is_highmem", "i8"),
+        ("compact_considered", "i8"),  # attempts since the last failure, shift, order (mm/compaction.c)
+        ("compact_defer_shift", "i8"),
+        ("compact_order_failed", "i8"),
+        ("compact_cached_free_pfn", "i8"),  # where compaction's scanners stand
+        ("compact_cached_migrate_pfn", "i8"),
         ("pgalloc", "i8"),  # vm_event PGALLOC_*: pages handed out
         ("pgfree", "i8"),  # this zone's share of vm_event PGFREE
     ]
@@ -99,7 +107,14 @@ CONFIG = np.dtype(
         ("pcp_batch_scale_max", "i8"),  # CONFIG_PCP_BATCH_SCALE_MAX
         ("thp", "i8"),  # pageblock-order pages have per-CPU lists
         ("nofragment_zone", "i8"),  # ALLOC_NOFRAGMENT applies when this zone is the preferred one; -1 never
+        ("lru_base", "i8"),  # first head of the LRU lists
         ("kswapd_wakeups", "i8"),  # wakeup_kswapd calls
+        ("kswapd_order", "i8"),  # what kswapd is woken for: order, and highest zone (-1: nobody has asked)
+        ("kswapd_highest_zoneidx", "i8"),
+        ("kswapd_failures", "i8"),  # rounds in which it freed nothing
+        ("kswapd_pending", "i8"),  # it has been woken and has not run yet
+        ("waiting_order", "i8"),  # the request that would now enter direct reclaim: order, gfp
+        ("waiting_gfp", "i8"),
         ("totalreserve_pages", "i8"),
         ("pageblock_order", "i8"),  # order of the blocks that have a migrate type: that of a huge page
         ("pageblock_split", "i8"),  # see `pageblock_row`; nr_frames for none
@@ -151,13 +166,14 @@ def new_pgdat(nr_frames: int, nr_cpus: int, gfp_zones: tuple[int, ...] = GFP_ZON
     """
     free_lists = MAX_NR_ZONES * NR_ORDERS * MIGRATE_TYPES
     pcp_lists = MAX_NR_ZONES * nr_cpus * NR_PCP_LISTS
-    page = _sparse_zeros(nr_frames + free_lists + pcp_lists)
+    page = _sparse_zeros(nr_frames + free_lists + pcp_lists + NR_LRU_HEADS)
     heads = np.arange(nr_frames, len(page), dtype=np.int32)
     page["next"][nr_frames:] = heads
     page["prev"][nr_frames:] = heads
     config = np.zeros(1, dtype=CONFIG)
     config["nr_frames"], config["nr_cpus"], config["online_cpus"] = nr_frames, nr_cpus, nr_cpus
-    config["free_list_base"], config["pcp_list_base"] = nr_frames, nr_frames + free_lists
+    config["free_list_base"], config["pcp_list_base"], config["lru_base"] = nr_frames, nr_frames + free_lists, nr_frames + free_lists + pcp_lists
+    config["kswapd_highest_zoneidx"] = -1
     config["nofragment_zone"], config["pageblock_order"], config["pageblock_split"] = -1, pageblock_order, pageblock_split or nr_frames
     return Pgdat(
         page=page,

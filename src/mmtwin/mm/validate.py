@@ -17,6 +17,7 @@ from mmtwin.mm.tables import (
     FREE_AREA,
     MAX_ORDER,
     NR_ORDERS,
+    NR_LRU_HEADS,
     NR_PCP_LISTS,
     PAGE,
     PAGE_ALLOC_COSTLY_ORDER,
@@ -102,7 +103,7 @@ def walk_lists(state: Pgdat) -> Listed:
     """
     frames = int(state.config[0]["nr_frames"])
     page = state.page
-    heads = np.arange(frames, len(page), dtype=np.int64)
+    heads = np.arange(frames, int(state.config[0]["lru_base"]), dtype=np.int64)
     rows = np.concatenate((np.flatnonzero(page["flags"][:frames] & (PG_BUDDY | PG_PCP)), heads))
     following, preceding = page["next"][rows].astype(np.int64), page["prev"][rows].astype(np.int64)
     links = (("next", following, "prev"), ("prev", preceding, "next"))
@@ -167,7 +168,7 @@ def _check_tables(state: Pgdat) -> None:
     frames, cpus = int(config["nr_frames"]), int(config["nr_cpus"])
     lists = MAX_NR_ZONES * (NR_ORDERS * MIGRATE_TYPES + cpus * NR_PCP_LISTS)
     for name, table, dtype, rows in (
-        ("page", state.page, PAGE, frames + lists),
+        ("page", state.page, PAGE, frames + lists + NR_LRU_HEADS),
         ("pageblock", state.pageblock, np.dtype(np.int8), nr_pageblocks(frames, int(config["pageblock_order"]), int(config["pageblock_split"]))),
         ("zone", state.zone, ZONE, MAX_NR_ZONES),
         ("free_area", state.free_area, FREE_AREA, MAX_NR_ZONES * NR_ORDERS),

@@ -55,7 +55,7 @@ def new_anon_vma(s: Any) -> int:
         config["anons"] = row + 1
     anon = s.anon[row]
     anon["root"], anon["parent"], anon["refcount"] = row, row, 1
-    anon["num_children"], anon["num_active_vmas"], anon["nr"] = 0, 0, 0
+    anon["num_children"], anon["num_active_vmas"], anon["nr"], anon["first"] = 0, 0, 0, NIL
     log(s, NEW_ANON, row)
     return row
 
@@ -77,7 +77,27 @@ def chain_link(s: Any, row: int, avc: int, anon: int) -> None:
     if first != NIL:
         s.avc[first]["prev"] = avc
     s.vma[row]["chain"] = avc
+    after = int(s.anon[anon]["first"])
+    s.avc[avc]["vma"], s.avc[avc]["rb_next"], s.avc[avc]["rb_prev"] = row, after, NIL
+    if after != NIL:
+        s.avc[after]["rb_prev"] = avc
+    s.anon[anon]["first"] = avc
     s.anon[anon]["nr"] = int(s.anon[anon]["nr"]) + 1
+
+
+@inner
+def chain_unlink(s: Any, avc: int) -> int:
+    """``anon_vma_interval_tree_remove``: the anon_vma no longer knows the area; how many it still knows."""
+    anon, after, before = int(s.avc[avc]["anon_vma"]), int(s.avc[avc]["rb_next"]), int(s.avc[avc]["rb_prev"])
+    if after != NIL:
+        s.avc[after]["rb_prev"] = before
+    if before != NIL:
+        s.avc[before]["rb_next"] = after
+    else:
+        s.anon[anon]["first"] = after
+    left = int(s.anon[anon]["nr"]) - 1
+    s.anon[anon]["nr"] = left
+    return left
 
 
 @inner
@@ -149,9 +169,7 @@ def unlink_anon_vmas(s: Any, row: int) -> None:
     avc, kept, last = int(s.vma[row]["chain"]), NIL, NIL
     while avc != NIL:
         next_, anon = int(s.avc[avc]["next"]), int(s.avc[avc]["anon_vma"])
-        left = int(s.anon[anon]["nr"]) - 1
-        s.anon[anon]["nr"] = left
-        if left == 0:
+        if chain_unlink(s, avc) == 0:
             parent = int(s.anon[anon]["parent"])
             s.anon[parent]["num_children"] = int(s.anon[parent]["num_children"]) - 1
             if last != NIL:

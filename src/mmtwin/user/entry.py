@@ -7,7 +7,7 @@ from mmtwin.mm.mmu import USER, translate
 from mmtwin.mm.pgtable_tables import NO_ROOM
 from mmtwin.mm.vmap_tables import NIL
 from mmtwin.user import anon_vma, fault, pages, tables, vma, zap
-from mmtwin.user.handles import table_state, users_state
+from mmtwin.user.handles import state, table_state, users_state
 
 SPARE_TABLES = 8
 """Room that one fault may need."""
@@ -135,11 +135,13 @@ def pgd_free_entry(h: int, cpu: int, row: int) -> None:
 @kernel
 def touch_entry(h: int, cpu: int, mm: int, address: int, end: int, step: int, access: int) -> tuple[int, int]:
     """Accesses an address every `step` bytes, faulting as needed: the first address that was not reached, and why (0: all were)."""
-    m, s = table_state(h), users_state(h)
+    b, m, s = state(h)
     s.config[0]["source"], s.config[0]["target"] = -1, -1
     while address < end:
         found = translate(m, cpu, address, access | USER)
         if found < 0:
+            if int(b.config[0]["kswapd_pending"]):
+                return address, fault.FAULT_KSWAPD
             if int(m.config[0]["tables"]) + SPARE_TABLES > len(m.table):
                 return address, NO_ROOM
             code = fault.handle_mm_fault(h, cpu, mm, address, -1 - found)
@@ -186,9 +188,10 @@ def move_page_tables_entry(h: int, cpu: int, row: int, start: int, new_start: in
 
 
 @kernel
-def madvise_free_entry(h: int, row: int, start: int, end: int) -> int:
+def madvise_free_entry(h: int, cpu: int, row: int, start: int, end: int) -> int:
     """`zap.madvise_free`."""
-    return zap.madvise_free(h, row, start, end)
+    pages.lru_add_drain(h, cpu)
+    return zap.madvise_free(h, cpu, row, start, end)
 
 
 @kernel

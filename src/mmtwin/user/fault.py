@@ -15,13 +15,17 @@ from mmtwin.mm.pgtable import count_writes, table_index
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_SHIFT, PFN_BITS
 from mmtwin.mm.tables import PG_LRU
 from mmtwin.mm.vmap_tables import NIL
-from mmtwin.user.handles import state, tables_and_users, users_state
+from mmtwin.user.handles import pages_and_users, state, tables_and_users, users_state
 from mmtwin.user.huge import HPAGE_PMD_NR, PMD_SIZE, deposit, flush_tlb_range, page_prot, split_huge_pmd
+from mmtwin.user.lru import set_flags, workingset_refault
 from mmtwin.user.mm_tables import (
     ANON,
     EXCLUSIVE,
     FILE_SHMEM,
     FILE_SPECIAL,
+    IO_FILE_IN,
+    PG_DIRTY,
+    PG_SWAPBACKED,
     REF,
     SHMEM,
     TAIL,
@@ -36,14 +40,26 @@ from mmtwin.user.mm_tables import (
     VM_WRITE,
 )
 from mmtwin.user.pages import HPAGE_PMD_ORDER, add_rss, compound_head, get_page, lru_add_drain, lru_cache_add, mark_tails, new_anon_page, put_page, take_page
+from mmtwin.user.swap import (
+    SWP_EXCLUSIVE,
+    delete_from_swap_cache,
+    entry_slot,
+    folio_free_swap,
+    note_io,
+    swap_cache_page,
+    swap_cluster_readahead,
+    swap_duplicate,
+    swap_free,
+)
+from mmtwin.user.swapin import do_swap_page
 from mmtwin.user.tables import free_user_table, new_user_table, user_table
 from mmtwin.user.vma import find_vma
 from mmtwin.user.zap import PRESENT, huge_pfn, is_huge, is_zero_page
 
 FAULT_MAPERR, FAULT_ACCERR, FAULT_BUS = -2001, -2002, -2003
 """SIGSEGV (nothing is mapped there; not for this), SIGBUS."""
-FAULT_STACK, FAULT_ANON_VMA = -2011, -2012
-"""A stack must grow first; the area needs an anon_vma first."""
+FAULT_STACK, FAULT_ANON_VMA, FAULT_KSWAPD = -2011, -2012, -2013
+"""A stack must grow first; the area needs an anon_vma first; the fault was taken, and kswapd was woken."""
 
 GFP_HIGHUSER_MOVABLE = 0x100CCA
 GFP_COMP, GFP_ZERO, GFP_MOVABLE, GFP_DIRECT_RECLAIM = 0x40000, 0x100, 0x8, 0x400
@@ -73,7 +89,7 @@ def writable(prot: int, flags: int) -> int:
 
 
 @routine
-def do_anonymous_page(h: int, cpu: int, row: int, mm: int, table: int, i: int, write: bool) -> int:
+def do_anonymous_page(h: int, cpu: int, row: int, mm: int, table: int, i: int, address: int, write: bool) -> int:
     """``do_anonymous_page``, its PTE table being there: the zero page for a read, a page for a write."""
     m, s = tables_and_users(h)
     flags = int(s.vma[row]["vm_flags"])
@@ -86,7 +102,7 @@ def do_anonymous_page(h: int, cpu: int, row: int, mm: int, table: int, i: int, w
     pfn = take_page(h, cpu, 0, GFP_ANON_ZEROED)
     if pfn < 0:
         return pfn
-    new_anon_page(s, pfn)
+    new_anon_page(s, pfn, row, address, 1)
     s.config[0]["target"] = pfn
     s.mm[mm]["rss_anon"] = int(s.mm[mm]["rss_anon"]) + 1
     lru_cache_add(h, cpu, pfn, 0)
@@ -131,7 +147,7 @@ def do_huge_pmd_anonymous_page(h: int, cpu: int, row: int, mm: int, pmd: int, i:
         if pfn < 0:
             s.config[0]["thp_fallbacks"] = int(s.config[0]["thp_fallbacks"]) + 1
             return 1
-        new_anon_page(s, pfn)
+        new_anon_page(s, pfn, row, start, HPAGE_PMD_NR)
         spare = new_user_table(h, cpu, 1)
         if spare < 0:
             mark_tails(h, pfn)
@@ -173,7 +189,7 @@ def wp_page_copy(h: int, cpu: int, row: int, mm: int, table: int, i: int, addres
     if pfn < 0:
         return pfn
     flags = int(s.vma[row]["vm_flags"])
-    new_anon_page(s, pfn)
+    new_anon_page(s, pfn, row, address, 1)
     s.config[0]["target"] = pfn
     if not zero:
         s.config[0]["source"] = old
@@ -204,9 +220,12 @@ def do_wp_page(h: int, cpu: int, row: int, mm: int, table: int, i: int, address:
             if not reuse and int(s.frame[head]) < 4 * REF:
                 if not int(b.page[head]["flags"]) & PG_LRU:  # not on an LRU list yet: this CPU may be the one that holds it
                     lru_add_drain(h, cpu)
+                if int(s.folio[head]["swap"]) and int(s.frame[head]) < 3 * REF:
+                    folio_free_swap(h, cpu, head)
                 reuse = int(s.frame[head]) < 2 * REF
                 if reuse:
                     s.frame[pfn] = int(s.frame[pfn]) | EXCLUSIVE
+                    s.folio[head]["mapping"] = int(s.vma[row]["anon_vma"])  # page_move_anon_rmap
         else:
             reuse = flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
     if reuse:
@@ -247,14 +266,51 @@ def cache_slot(s: Any, file: int, pgoff: int) -> int:
 @routine
 def add_to_page_cache(h: int, cpu: int, file: int, pgoff: int, gfp: int) -> int:
     """``filemap_add_folio`` (shared memory: ``shmem_alloc_and_acct_folio``): a page of the file, or a negative error."""
-    s = users_state(h)
+    b, s = pages_and_users(h)
     pfn = take_page(h, cpu, 0, gfp)
     if pfn < 0:
         return pfn
-    s.frame[pfn] = REF | (SHMEM if int(s.file[file]["kind"]) == FILE_SHMEM else 0)
+    shmem, at = int(s.file[file]["kind"]) == FILE_SHMEM, cache_slot(s, file, pgoff)
+    shadow = int(s.cache[at])
+    add_file_page(s, pfn, file, pgoff, shmem)
+    if shadow < -1:
+        workingset_refault(b, s, pfn, shadow)
+    note_io(s, IO_FILE_IN, at, pfn)
+    lru_cache_add(h, cpu, pfn, 0)
+    return pfn
+
+
+@inner
+def add_file_page(s: Any, pfn: int, file: int, pgoff: int, shmem: bool) -> None:
+    """The page cache holds it."""
+    s.frame[pfn] = REF | (SHMEM if shmem else 0)
+    folio = s.folio[pfn]
+    folio["flags"], folio["mapcount"], folio["swap"] = PG_SWAPBACKED if shmem else 0, 0, 0
+    folio["mapping"], folio["index"] = file, pgoff
     s.cache[cache_slot(s, file, pgoff)] = pfn
     s.file[file]["cached"] = int(s.file[file]["cached"]) + 1
-    lru_cache_add(h, cpu, pfn, 0)
+
+
+@routine
+def shmem_swapin(h: int, cpu: int, file: int, pgoff: int) -> int:
+    """``shmem_swapin_folio``: a page of shared memory comes back from swap, or a negative error."""
+    s = users_state(h)
+    at = cache_slot(s, file, pgoff)
+    slot = -2 - int(s.cache[at])
+    pfn = swap_cache_page(s, slot, -1, 0)
+    if pfn < 0:
+        pfn = swap_cluster_readahead(h, cpu, slot)
+        if pfn < 0:
+            return pfn
+    s.frame[pfn] = (int(s.frame[pfn]) & ~(ANON | EXCLUSIVE)) + REF  # held by the page cache again
+    delete_from_swap_cache(h, cpu, pfn, -1)
+    swap_free(s, cpu, slot)
+    s.frame[pfn] = int(s.frame[pfn]) | SHMEM
+    folio = s.folio[pfn]
+    folio["mapping"], folio["index"] = file, pgoff
+    set_flags(s, pfn, PG_DIRTY, 0)
+    s.cache[at] = pfn
+    s.file[file]["cached"] = int(s.file[file]["cached"]) + 1
     return pfn
 
 
@@ -269,6 +325,9 @@ def filemap_fault(h: int, cpu: int, row: int, mm: int, file: int, pgoff: int) ->
         return pfn
     gfp = int(s.file[file]["gfp"])
     if int(s.file[file]["kind"]) == FILE_SHMEM:
+        if pfn < -1:
+            s.mm[mm]["maj_flt"] = int(s.mm[mm]["maj_flt"]) + 1
+            return shmem_swapin(h, cpu, file, pgoff)
         return add_to_page_cache(h, cpu, file, pgoff, gfp | GFP_COMP)
     s.mm[mm]["maj_flt"] = int(s.mm[mm]["maj_flt"]) + 1
     around = int(s.config[0]["ra_pages"])
@@ -344,7 +403,7 @@ def do_fault(h: int, cpu: int, row: int, mm: int, pmd: int, address: int, write:
         copy = take_page(h, cpu, 0, GFP_ANON)
         if copy < 0:
             return copy
-        new_anon_page(s, copy)
+        new_anon_page(s, copy, row, address, 1)
         pfn = filemap_fault(h, cpu, row, mm, file, pgoff)
         table = user_table(h, cpu, mm, address, 1) if pfn >= 0 else pfn
         if table < 0:
@@ -442,12 +501,16 @@ def handle_mm_fault(h: int, cpu: int, mm: int, address: int, access: int) -> int
         if not write or old & PAGE_RW:
             return 0  # somebody else's fault, or a stale TLB
         done = do_wp_page(h, cpu, row, mm, table, k, address)
+    elif old:
+        done = do_swap_page(h, cpu, row, mm, table, k, address, write)
+        if done == 0 and write and not int(m.entry[table, k]) & PAGE_RW:
+            done = do_wp_page(h, cpu, row, mm, table, k, address)
     elif anonymous:
         if table < 0:
             table = user_table(h, cpu, mm, address, 1)
             if table < 0:
                 return table
-        done = do_anonymous_page(h, cpu, row, mm, table, k, write)
+        done = do_anonymous_page(h, cpu, row, mm, table, k, address, write)
     else:
         done = do_fault(h, cpu, row, mm, pmd, address, write)
     if done == 0 and int(s.mm[mm]["maj_flt"]) == majors:
@@ -466,6 +529,12 @@ def copy_ptes(h: int, mm: int, flags: int, source: int, target: int, first: int,
     for k in range(first, first + n):
         entry = int(m.entry[source, k])
         if entry & PRESENT == 0:
+            if entry:  # copy_nonpresent_pte
+                swap_duplicate(s, entry_slot(m, s, entry))
+                s.mm[mm]["rss_swap"] = int(s.mm[mm]["rss_swap"]) + 1
+                entry &= ~SWP_EXCLUSIVE
+                m.entry[source, k] = entry
+                m.entry[target, k] = entry
             continue
         pfn = (entry & PFN_BITS) >> PAGE_SHIFT
         if not is_zero_page(s, pfn):

@@ -16,9 +16,24 @@ from mmtwin.gfp import MAX_NR_ZONES
 from mmtwin.mm.handle import INT8
 from mmtwin.mm.pgtable_tables import MMU_CONFIG, MMU_CPU, TABLE, TLB, Mmu
 from mmtwin.mm.tables import CONFIG, FREE_AREA, PAGE, PCP, ZONE, Pgdat
-from mmtwin.user.mm_tables import ANON_VMA, AVC, FILE, LOG, MM, USER_CONFIG, VM_AREA, Users
+from mmtwin.user.mm_tables import (
+    ANON_VMA,
+    AVC,
+    FILE,
+    FOLIO,
+    LOG,
+    LRUVEC,
+    MM,
+    SCAN_CONTROL,
+    SWAP_CLUSTER,
+    SWAP_CPU,
+    SWAP_INFO,
+    USER_CONFIG,
+    VM_AREA,
+    Users,
+)
 
-INT64, INT32 = np.dtype("i8"), np.dtype("i4")
+INT64, INT32, INT16 = np.dtype("i8"), np.dtype("i4"), np.dtype("i2")
 NR_TABLES = len(Users._fields)
 
 
@@ -74,7 +89,18 @@ def users_state(h: int) -> Any:
         carray(pointer(t[8, 0]), t[8, 1], INT64),
         carray(pointer(t[9, 0]), t[9, 1], LOG),
         carray(pointer(t[10, 0]), t[10, 1], INT64),
-        carray(pointer(t[11, 0]), t[11, 1], USER_CONFIG),
+        carray(pointer(t[11, 0]), t[11, 1], FOLIO),
+        carray(pointer(t[12, 0]), t[12, 1], INT64),
+        carray(pointer(t[13, 0]), t[13, 1], LRUVEC),
+        carray(pointer(t[14, 0]), t[14, 1], SCAN_CONTROL),
+        carray(pointer(t[15, 0]), t[15, 1], SWAP_INFO),
+        carray(pointer(t[16, 0]), t[16, 1], INT16),
+        carray(pointer(t[17, 0]), t[17, 1], INT64),
+        carray(pointer(t[18, 0]), t[18, 1], SWAP_CLUSTER),
+        carray(pointer(t[19, 0]), t[19, 1], SWAP_CPU),
+        carray(pointer(t[20, 0]), t[20, 1], INT64),
+        carray(pointer(t[21, 0]), t[21, 1], INT64),
+        carray(pointer(t[22, 0]), t[22, 1], USER_CONFIG),
     )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from mmtwin._jit import inline_routine, inner, routine
 from mmtwin.mm.page_alloc import alloc_pages, free_pages_prepare, free_the_page_cold
-from mmtwin.mm.tables import PG_ALLOCATED, PG_LRU
+from mmtwin.mm.tables import PG_ALLOCATED
 from mmtwin.user.handles import pages_and_users, state, users_state
+from mmtwin.user.lru import leave_lru, lruvec_add
 from mmtwin.user.mm_tables import (
     ANON,
     EXCLUSIVE,
@@ -22,6 +23,7 @@ from mmtwin.user.mm_tables import (
     GATHER_TABLE,
     LRU_BATCH_ROWS,
     LRU_BATCH_SIZE,
+    PG_SWAPBACKED,
     REF,
     REQUEST_ROWS,
     SHMEM,
@@ -29,6 +31,7 @@ from mmtwin.user.mm_tables import (
 )
 
 HPAGE_PMD_ORDER = 9
+PAGE_SHIFT = 12
 GFP_BATCH = 0x2800
 """GFP_NOWAIT | __GFP_NOWARN."""
 
@@ -65,9 +68,21 @@ def get_page(s: Any, pfn: int) -> None:
 
 
 @inner
-def new_anon_page(s: Any, pfn: int) -> None:
-    """``page_add_new_anon_rmap``: its process alone has it."""
+def set_anon_rmap(s: Any, pfn: int, row: int, address: int, exclusive: bool) -> None:
+    """``__page_set_anon_rmap``: an area's anon_vma, or, if others may have the page too, its oldest ancestor's, leads to who maps the page."""
+    anon = int(s.vma[row]["anon_vma"])
+    folio = s.folio[pfn]
+    folio["mapping"] = anon if exclusive else int(s.anon[anon]["root"])
+    folio["index"] = int(s.vma[row]["vm_pgoff"]) + ((address - int(s.vma[row]["vm_start"])) >> PAGE_SHIFT)
+
+
+@inner
+def new_anon_page(s: Any, pfn: int, row: int, address: int, mapcount: int) -> None:
+    """``page_add_new_anon_rmap``: its process alone has it, with so many small entries."""
     s.frame[pfn] = REF | ANON | EXCLUSIVE
+    folio = s.folio[pfn]
+    folio["flags"], folio["mapcount"], folio["swap"] = PG_SWAPBACKED, mapcount, 0
+    set_anon_rmap(s, pfn, row, address, True)
 
 
 @inner
@@ -81,6 +96,7 @@ def clear_frames(s: Any, pfn: int, order: int) -> None:
 def free_large(h: int, cpu: int, pfn: int, order: int) -> None:
     """``__folio_put_large``: a compound page goes back as a whole."""
     b, s = pages_and_users(h)
+    leave_lru(b, s, pfn)
     clear_frames(s, pfn, order)
     note_request(s, order, -1, pfn)
     free_pages_prepare(b, pfn, order)
@@ -131,6 +147,7 @@ def release_pages(h: int, cpu: int, first: int, end: int) -> None:
             if order:
                 free_large(h, cpu, head, order)
                 continue
+            leave_lru(b, s, head)
             s.frame[head] = 0
         s.gather[kept] = value
         kept += 1
@@ -156,8 +173,8 @@ def lru_add_drain(h: int, cpu: int) -> None:
     n = int(s.gather[base + LRU_BATCH_SIZE])
     for i in range(base, base + n):
         pfn = int(s.gather[i])
-        for k in range(pfn, pfn + (1 << int(b.page[pfn]["order"]))):  # a tail page counts as its head does
-            b.page[k]["flags"] = int(b.page[k]["flags"]) | PG_LRU
+        if int(s.frame[pfn]) >= REF:
+            lruvec_add(b, s, pfn, False)
     s.gather[base + LRU_BATCH_SIZE] = 0
     release_pages(h, cpu, base, base + n)
 
@@ -235,8 +252,10 @@ def tlb_finish_mmu(h: int, cpu: int) -> None:
 
 @inner
 def add_rss(s: Any, mm: int, pfn: int, n: int) -> None:
-    """``mm_counter`` of a page: anonymous, of shared memory, or of a file."""
-    word, counts = int(s.frame[compound_head(s, pfn)]), s.mm[mm]
+    """A page is mapped `n` times more (``page_add_anon_rmap``, ``page_add_file_rmap``, ``page_remove_rmap``), and counts for the process (``mm_counter``)."""
+    head = compound_head(s, pfn)
+    word, counts = int(s.frame[head]), s.mm[mm]
+    s.folio[head]["mapcount"] = int(s.folio[head]["mapcount"]) + n
     if word & ANON:
         counts["rss_anon"] = int(counts["rss_anon"]) + n
     elif word & SHMEM:

@@ -9,17 +9,29 @@ import numpy as np
 from mmtwin.errors import InvariantError
 from mmtwin.mm.pgtable_tables import PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_SHIFT, PFN_BITS, Mmu
 from mmtwin.mm.rbtree import compute_max
-from mmtwin.mm.tables import PG_ALLOCATED, Pgdat
+from mmtwin.mm.buddy import page_zone
+from mmtwin.mm.tables import NR_LRU_HEADS, PG_ALLOCATED, PG_LRU, Pgdat
 from mmtwin.mm.vmap_tables import NIL, RB_BLACK, RB_RED
 from mmtwin.user.huge import PAGE_PROTNONE
+from mmtwin.user.lru import folio_lru_list
 from mmtwin.user.mm_tables import (
     ANON,
     EXCLUSIVE,
+    FILE_SHMEM,
     GATHER_ROWS,
     LRU_BATCH_ROWS,
     LRU_BATCH_SIZE,
+    LRU_UNEVICTABLE,
+    NR_LRU_LISTS,
     REF,
     SHMEM,
+    SLOT_CACHE_ROWS,
+    SLOT_CUR,
+    SLOT_N_RET,
+    SLOT_NR,
+    SLOT_RET,
+    SLOT_SLOTS,
+    SWAP_HAS_CACHE,
     TAIL,
     VM_EXEC,
     VM_GROWSDOWN,
@@ -29,7 +41,11 @@ from mmtwin.user.mm_tables import (
     areas_of,
 )
 
+from mmtwin.user.swap import entry_slot
+
 PRESENT = PAGE_PRESENT | PAGE_PROTNONE
+SLOT_MARK = -1
+"""In the counters of who is held: key of a slot is this minus its number."""
 
 
 def validate_users(s: Users, m: Mmu, b: Pgdat) -> None:
@@ -37,16 +53,18 @@ def validate_users(s: Users, m: Mmu, b: Pgdat) -> None:
 
     :raises InvariantError: naming the first broken one.
     """
-    held, mapped, files = Counter[int](), Counter[int](), Counter[int]()
+    held, mapped, files, counts = Counter[int](), Counter[int](), Counter[int](), Counter[int]()
     for mm in np.flatnonzero(s.mm["used"][: int(s.config[0]["mms"])]).tolist():
         rows = areas_of(s, mm)
         _check_areas(s, mm, rows)
-        _check_entries(s, m, mm, rows, held, mapped)
+        _check_entries(s, m, mm, rows, held, mapped, counts)
         files.update(int(s.vma[row]["vm_file"]) for row in rows)
     _check_anon_vmas(s)
     for row, file in enumerate(s.file):
         pages = s.cache[int(file["first"]) : int(file["first"]) + int(file["pages"])]
         cached = pages[pages >= 0].tolist()
+        if int(file["kind"]) == FILE_SHMEM:
+            held.update((SLOT_MARK + 2 + pages[pages < -1]).tolist())
         held.update(cached)
         if len(cached) != int(file["cached"]) or int(file["refcount"]) < files[row]:
             raise InvariantError(
@@ -60,7 +78,67 @@ def validate_users(s: Users, m: Mmu, b: Pgdat) -> None:
         held[huge_zero] += 1
     if int(s.config[0]["gathered"]) or int(s.config[0]["batches"]):
         raise InvariantError("processes: pages are gathered but were not freed")
+    wrong = [pfn for pfn, n in counts.items() if int(s.folio[pfn]["mapcount"]) != n]
+    if wrong:
+        raise InvariantError(f"page frame {wrong[0]}: mapped {counts[wrong[0]]} times, it counts {int(s.folio[wrong[0]]['mapcount'])}")
+    _check_swap(s, held)
     _check_frames(s, b, held, mapped)
+    _check_lru(s, b)
+
+
+def _check_swap(s: Users, held: Counter[int]) -> None:
+    """Slots: their counts are the entries that mean them, and the swap cache's pages know their slots."""
+    kept = Counter[int]()
+    for base in range(0, len(s.slots), SLOT_CACHE_ROWS):
+        first = base + SLOT_SLOTS + int(s.slots[base + SLOT_CUR])
+        kept.update(s.slots[first : first + int(s.slots[base + SLOT_NR])].tolist())
+        kept.update(s.slots[base + SLOT_RET : base + SLOT_RET + int(s.slots[base + SLOT_N_RET])].tolist())
+    free = 0
+    for d, si in enumerate(s.swap):
+        if not int(si["used"]):
+            continue
+        first, size = int(si["first"]), int(si["max"])
+        used = np.flatnonzero(s.swap_map[first + 1 : first + size]) + first + 1
+        if len(used) != int(si["inuse_pages"]):
+            raise InvariantError(f"swap device {d}: {len(used)} slots are in use, it counts {int(si['inuse_pages'])}")
+        free += int(si["pages"]) - len(used)
+        for slot in used.tolist():
+            word, pfn = int(s.swap_map[slot]), int(s.swap_cache[slot])
+            entries = word & (SWAP_HAS_CACHE - 1)
+            if entries != held[SLOT_MARK - slot]:
+                raise InvariantError(f"swap device {d}, slot {slot - first}: {held[SLOT_MARK - slot]} entries mean it, it counts {entries}")
+            if bool(word & SWAP_HAS_CACHE) != (pfn >= 0 or kept[slot] > 0) or (pfn >= 0 and int(s.folio[pfn]["swap"]) != slot + 1):
+                raise InvariantError(f"swap device {d}, slot {slot - first}: its word is 0x{word:x}, and the swap cache has page frame {pfn} for it")
+            if pfn >= 0:
+                held[pfn] += 1
+    for slot in [key for key in held if key < 0]:
+        del held[slot]
+    if free != int(s.lruvec[0]["nr_swap_pages"]):
+        raise InvariantError(f"swap: {free} slots are free, nr_swap_pages is {int(s.lruvec[0]['nr_swap_pages'])}")
+
+
+def _check_lru(s: Users, b: Pgdat) -> None:
+    """Lists: what is on them says so, nothing else does, and their sizes are right."""
+    found, sizes = set[int](), Counter[int]()
+    base = int(b.config[0]["lru_base"])
+    for lru in range(LRU_UNEVICTABLE):
+        at = int(b.page[base + lru]["next"])
+        while at != base + lru:
+            if int(b.page[at]["lru"]) != lru + 1 or int(b.page[int(b.page[at]["next"])]["prev"]) != at or not int(b.page[at]["flags"]) & PG_LRU:
+                raise InvariantError(f"page frame {at}: on LRU list {lru}, but its links or its flags say otherwise")
+            found.add(at)
+            at = int(b.page[at]["next"])
+    for lru in range(NR_LRU_LISTS, NR_LRU_HEADS):
+        if int(b.page[base + lru]["next"]) != base + lru:
+            raise InvariantError(f"reclaim's list {lru} is not empty")
+    for pfn in np.flatnonzero(b.page["lru"][: int(b.config[0]["nr_frames"])]).tolist():
+        lru = int(b.page[pfn]["lru"]) - 1
+        if (lru != LRU_UNEVICTABLE and pfn not in found) or not int(s.frame[pfn]) or lru != folio_lru_list(s, pfn):
+            raise InvariantError(f"page frame {pfn}: it claims LRU list {lru}, and is not there, not in use, or belongs elsewhere")
+        sizes[page_zone(b, pfn) * NR_LRU_LISTS + lru] += 1 << int(b.page[pfn]["order"])
+    for at, size in enumerate(s.lru_size.tolist()):
+        if size != sizes[at]:
+            raise InvariantError(f"zone {at // NR_LRU_LISTS}, LRU list {at % NR_LRU_LISTS}: {sizes[at]} pages, it counts {size}")
 
 
 def _check_areas(s: Users, mm: int, rows: list[int]) -> None:
@@ -110,7 +188,7 @@ def _walk_tree(s: Users, mm: int, node: int, parent: int, found: list[int]) -> i
     return left + (int(entry["rb_color"]) == RB_BLACK)
 
 
-def _check_entries(s: Users, m: Mmu, mm: int, rows: list[int], held: Counter[int], mapped: Counter[int]) -> None:
+def _check_entries(s: Users, m: Mmu, mm: int, rows: list[int], held: Counter[int], mapped: Counter[int], counts: Counter[int]) -> None:
     """Page tables: what they map lies in an area that allows it, and adds up to the counters."""
     bits, top = int(m.config[0]["bits"]), int(m.config[0]["levels"])
     starts = np.array([int(s.vma[row]["vm_start"]) for row in rows], dtype=np.int64)
@@ -125,7 +203,11 @@ def _check_entries(s: Users, m: Mmu, mm: int, rows: list[int], held: Counter[int
         for i in np.flatnonzero(entries).tolist():
             entry, address = int(entries[i]), base + (i << (PAGE_SHIFT + (level - 1) * bits))
             if not entry & PRESENT:
-                raise InvariantError(f"address space {mm}: entry 0x{entry:x} at {address:x} is neither empty nor present")
+                if level > 1:
+                    raise InvariantError(f"address space {mm}: entry 0x{entry:x} at {address:x} is neither empty nor present")
+                held[SLOT_MARK - entry_slot(m, s, entry)] += 1
+                sizes["rss_swap"] += 1
+                continue
             if level > 1 and not entry & PAGE_PSE:
                 tables += 1
                 todo.append((int(m.child[table, i]), level - 1, address))
@@ -146,6 +228,7 @@ def _check_entries(s: Users, m: Mmu, mm: int, rows: list[int], held: Counter[int
             head = pfn & ~511 if int(s.frame[pfn]) & TAIL else pfn
             word, pages = int(s.frame[head]), 1 if level == 1 else 512
             held[head] += 1
+            counts[head] += pages
             if int(s.frame[pfn]) & TAIL:
                 mapped[pfn] += 1
             sizes["rss_anon" if word & ANON else "rss_shmem" if word & SHMEM else "rss_file"] += pages
@@ -153,7 +236,7 @@ def _check_entries(s: Users, m: Mmu, mm: int, rows: list[int], held: Counter[int
                 raise InvariantError(f"address space {mm}: {address:x}: an anonymous page in an area without anon_vma")
             if word & ANON and entry & PAGE_RW and not int(s.frame[pfn]) & EXCLUSIVE:
                 raise InvariantError(f"address space {mm}: {address:x}: page frame {pfn} may be written, but is not the process's alone")
-    for name in ("rss_anon", "rss_file", "rss_shmem"):
+    for name in ("rss_anon", "rss_file", "rss_shmem", "rss_swap"):
         if int(s.mm[mm][name]) != sizes[name]:
             raise InvariantError(f"address space {mm}: {name} is {int(s.mm[mm][name])}, its page tables map {sizes[name]}")
     if tables != int(s.mm[mm]["pgtables"]):

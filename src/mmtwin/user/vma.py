@@ -30,6 +30,7 @@ def new_vma(s: Any) -> int:
     else:
         row = int(config["vmas"])
         config["vmas"] = row + 1
+    s.vma[row]["ra_addr"], s.vma[row]["ra_win"], s.vma[row]["ra_hits"] = 0, 0, 0
     log(s, NEW_VMA, row)
     return row
 

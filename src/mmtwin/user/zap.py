@@ -7,10 +7,24 @@ from typing import Any
 from mmtwin._jit import inner, routine
 from mmtwin.mm.pgtable import count_writes, next_boundary, populate, table_index
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_SHIFT, PFN_BITS
-from mmtwin.user.handles import tables_and_users
+from mmtwin.user.handles import state, tables_and_users
 from mmtwin.user.huge import HPAGE_PMD_NR, PAGE_PROTNONE, PMD_SIZE, deposit, flush_tlb_range, page_prot, pmd_of, split_huge_pmd, withdraw
-from mmtwin.user.mm_tables import ANON, EXCLUSIVE, REF, TAIL, VM_SHARED, VM_WRITE
+from mmtwin.user.lru import folio_mark_accessed, lruvec_add, lruvec_del, set_flags
+from mmtwin.user.mm_tables import (
+    ANON,
+    EXCLUSIVE,
+    PG_ACTIVE,
+    PG_DIRTY,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    REF,
+    TAIL,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_WRITE,
+)
 from mmtwin.user.pages import add_rss, compound_head, gather, tlb_flush_mmu
+from mmtwin.user.swap import entry_slot, folio_free_swap, free_swap_and_cache
 from mmtwin.user.tables import free_user_table, table_above, user_table
 
 PRESENT = PAGE_PRESENT | PAGE_PROTNONE
@@ -36,9 +50,20 @@ def is_zero_page(s: Any, pfn: int) -> bool:
 
 
 @routine
-def zap_pte_range(h: int, cpu: int, mm: int, row: int, address: int, end: int) -> None:
-    """``zap_pte_range``: what the entries of one table map is gathered; dirty pages of a file are flushed from the TLBs at once."""
+def zap_swap_entry(h: int, cpu: int, mm: int, entry: int) -> None:
+    """A page that is swapped out is the process's no more."""
     m, s = tables_and_users(h)
+    s.mm[mm]["rss_swap"] = int(s.mm[mm]["rss_swap"]) - 1
+    free_swap_and_cache(h, cpu, entry_slot(m, s, entry))
+
+
+@routine
+def zap_pte_range(h: int, cpu: int, mm: int, row: int, address: int, end: int, sequential: int) -> None:
+    """``zap_pte_range``: what the entries of one table map is gathered; dirty pages of a file are flushed from the TLBs at once.
+
+    :param sequential: VM_SEQ_READ of the area: its pages are not likely to be used again.
+    """
+    b, m, s = state(h)
     while address < end:
         force = False
         while address < end:
@@ -46,6 +71,9 @@ def zap_pte_range(h: int, cpu: int, mm: int, row: int, address: int, end: int) -
             entry = int(m.entry[row, i])
             address += 1 << PAGE_SHIFT
             if entry & PRESENT == 0:
+                if entry:
+                    m.entry[row, i] = 0
+                    zap_swap_entry(h, cpu, mm, entry)
                 continue
             m.entry[row, i] = 0
             count_writes(m, 1)
@@ -53,8 +81,12 @@ def zap_pte_range(h: int, cpu: int, mm: int, row: int, address: int, end: int) -
             if is_zero_page(s, pfn):
                 continue
             word = int(s.frame[pfn])
-            if entry & PAGE_DIRTY and not int(s.frame[compound_head(s, pfn)]) & ANON:
-                force = True
+            if not int(s.frame[compound_head(s, pfn)]) & ANON:
+                if entry & PAGE_DIRTY:
+                    force = True
+                    set_flags(s, pfn, PG_DIRTY, 0)
+                if entry & PAGE_ACCESSED and sequential == 0:
+                    folio_mark_accessed(b, s, pfn)
             add_rss(s, mm, pfn, -1)
             if word & TAIL:
                 s.frame[pfn] = word - REF
@@ -105,7 +137,7 @@ def unmap_page_range(h: int, cpu: int, row: int, start: int, end: int) -> None:
             level -= 1
         stop = next_boundary(m, address, end, max(level, 2))
         if level == 1:
-            zap_pte_range(h, cpu, mm, table, address, stop)
+            zap_pte_range(h, cpu, mm, table, address, stop, flags & VM_SEQ_READ)
         address = stop
     flush_tlb_range(m, pgd, start, end)
 
@@ -231,10 +263,19 @@ def move_page_tables(h: int, cpu: int, row: int, start: int, new_start: int, siz
     return 0
 
 
+@inner
+def mark_lazyfree(b: Any, s: Any, pfn: int) -> None:
+    """``lru_lazyfree_fn``: among the inactive files, where it is dropped rather than swapped out (at once: the kernel collects 15 pages first)."""
+    if int(b.page[pfn]["lru"]) and int(s.folio[pfn]["flags"]) & PG_SWAPBACKED:
+        lruvec_del(b, s, pfn)
+        set_flags(s, pfn, 0, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED)
+        lruvec_add(b, s, pfn, False)
+
+
 @routine
-def madvise_free(h: int, row: int, start: int, end: int) -> int:
-    """``madvise_free_pte_range``: pages that nobody else has become clean and old, so that reclaim may drop them. Huge entries are left alone. Returns how many."""
-    m, s = tables_and_users(h)
+def madvise_free(h: int, cpu: int, row: int, start: int, end: int) -> int:
+    """``madvise_free_pte_range``: pages become clean and old, so that reclaim may drop them. Huge pages are left alone. Returns how many."""
+    b, m, s = state(h)
     mm, done, address = int(s.vma[row]["vm_mm"]), 0, start
     pgd = int(s.mm[mm]["pgd"])
     while address < end:
@@ -246,8 +287,18 @@ def madvise_free(h: int, row: int, start: int, end: int) -> int:
             for k in range(table_index(m, address, 1), table_index(m, address, 1) + ((stop - address) >> PAGE_SHIFT)):
                 entry = int(m.entry[table, k])
                 pfn = (entry & PFN_BITS) >> PAGE_SHIFT
-                if entry & PRESENT and not is_zero_page(s, pfn) and int(s.frame[pfn]) & (ANON | TAIL) == ANON and int(s.frame[pfn]) < 2 * REF:
+                if entry & PRESENT == 0:
+                    if entry:
+                        m.entry[table, k] = 0
+                        zap_swap_entry(h, cpu, mm, entry)
+                    continue
+                if not is_zero_page(s, pfn) and int(s.frame[pfn]) & (ANON | TAIL) == ANON and int(b.page[pfn]["order"]) == 0:
+                    if int(s.folio[pfn]["swap"]) or int(s.folio[pfn]["flags"]) & PG_DIRTY:
+                        if int(s.folio[pfn]["mapcount"]) != 1 or (int(s.folio[pfn]["swap"]) and not folio_free_swap(h, cpu, pfn)):
+                            continue
+                        set_flags(s, pfn, 0, PG_DIRTY)
                     m.entry[table, k] = entry & ~(PAGE_ACCESSED | PAGE_DIRTY)
+                    mark_lazyfree(b, s, pfn)
                     done += 1
         address = stop
     flush_tlb_range(m, pgd, start, end)

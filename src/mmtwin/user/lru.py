@@ -1,0 +1,207 @@
+"""The node's LRU lists: which list a page is on, and its moves between them (include/linux/mm_inline.h, mm/swap.c, mm/workingset.c of Linux 6.1).
+
+Lists are chained through ``next`` and ``prev`` of the page table, as the kernel chains ``page->lru``; `PAGE.lru` says which one a page is on. A huge page is one entry
+and counts as 512 pages. (Debian's 6.1 has the generations of MGLRU built in and switched off; these are the classic lists.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmtwin._jit import inner, slow
+from mmtwin.mm.buddy import page_zone
+from mmtwin.mm.list import list_add, list_add_tail, list_del
+from mmtwin.mm.tables import PG_LRU
+from mmtwin.user.mm_tables import (
+    LRU_ACTIVE_ANON,
+    LRU_ACTIVE_FILE,
+    LRU_INACTIVE_ANON,
+    LRU_INACTIVE_FILE,
+    LRU_UNEVICTABLE,
+    NR_LRU_LISTS,
+    PG_ACTIVE,
+    PG_REFERENCED,
+    PG_SWAPBACKED,
+    PG_UNEVICTABLE,
+    PG_WORKINGSET,
+)
+
+
+@inner
+def lru_head(b: Any, lru: int) -> int:
+    """The list's head in the page table."""
+    return int(b.config[0]["lru_base"]) + lru
+
+
+@inner
+def folio_lru_list(s: Any, pfn: int) -> int:
+    """``folio_lru_list``: where its flags say that it belongs."""
+    flags = int(s.folio[pfn]["flags"])
+    if flags & PG_UNEVICTABLE:
+        return LRU_UNEVICTABLE
+    lru = LRU_INACTIVE_ANON if flags & PG_SWAPBACKED else LRU_INACTIVE_FILE
+    return lru + 1 if flags & PG_ACTIVE else lru
+
+
+@inner
+def is_file_lru(s: Any, pfn: int) -> int:
+    """``folio_is_file_lru``: 1 if nothing has to be swapped out to let it go (files, and anonymous pages given to MADV_FREE)."""
+    return 0 if int(s.folio[pfn]["flags"]) & PG_SWAPBACKED else 1
+
+
+@inner
+def set_page_lru(b: Any, pfn: int, on: bool) -> None:
+    """PG_lru, of all parts of a huge page: the page allocator counts them as movable."""
+    for k in range(pfn, pfn + (1 << int(b.page[pfn]["order"]))):
+        flags = int(b.page[k]["flags"])
+        b.page[k]["flags"] = flags | PG_LRU if on else flags & ~PG_LRU
+
+
+@inner
+def count_lru(b: Any, s: Any, pfn: int, lru: int, sign: int) -> None:
+    """``update_lru_size``."""
+    at = page_zone(b, pfn) * NR_LRU_LISTS + lru
+    s.lru_size[at] = int(s.lru_size[at]) + (sign << int(b.page[pfn]["order"]))
+
+
+@inner
+def lruvec_add(b: Any, s: Any, pfn: int, tail: bool) -> None:
+    """``lruvec_add_folio``, or with `tail` ``lruvec_add_folio_tail``: onto its list, which makes it PG_lru."""
+    lru = folio_lru_list(s, pfn)
+    count_lru(b, s, pfn, lru, 1)
+    b.page[pfn]["lru"] = lru + 1
+    set_page_lru(b, pfn, True)
+    if lru != LRU_UNEVICTABLE:
+        if tail:
+            list_add_tail(b.page, pfn, lru_head(b, lru))
+        else:
+            list_add(b.page, pfn, lru_head(b, lru))
+
+
+@inner
+def lruvec_del(b: Any, s: Any, pfn: int) -> None:
+    """``lruvec_del_folio`` of a page that is on a list: it is on none then, and not PG_lru."""
+    lru = int(b.page[pfn]["lru"]) - 1
+    count_lru(b, s, pfn, lru, -1)
+    b.page[pfn]["lru"] = 0
+    set_page_lru(b, pfn, False)
+    if lru != LRU_UNEVICTABLE:
+        list_del(b.page, pfn)
+
+
+@inner
+def leave_lru(b: Any, s: Any, pfn: int) -> None:
+    """``__page_cache_release``: what is freed is on no list any more."""
+    if int(b.page[pfn]["lru"]):
+        lruvec_del(b, s, pfn)
+
+
+@inner
+def node_lru_size(s: Any, lru: int, highest_zoneidx: int) -> int:
+    """``lruvec_lru_size``: pages of a list in zones up to this one."""
+    size = 0
+    for z in range(highest_zoneidx + 1):
+        size += int(s.lru_size[z * NR_LRU_LISTS + lru])
+    return size
+
+
+@inner
+def set_flags(s: Any, pfn: int, on: int, off: int) -> None:
+    """Sets and clears flags of a folio."""
+    s.folio[pfn]["flags"] = (int(s.folio[pfn]["flags"]) | on) & ~off
+
+
+@inner
+def count_event(s: Any, name: str, n: int) -> None:
+    """``count_vm_events``."""
+    s.lruvec[0][name] = int(s.lruvec[0][name]) + n
+
+
+@slow
+def folio_activate(b: Any, s: Any, pfn: int) -> None:
+    """``folio_activate``, at once: the kernel collects 15 pages on each CPU first."""
+    if int(b.page[pfn]["lru"]) and not int(s.folio[pfn]["flags"]) & (PG_ACTIVE | PG_UNEVICTABLE):
+        lruvec_del(b, s, pfn)
+        set_flags(s, pfn, PG_ACTIVE, 0)
+        lruvec_add(b, s, pfn, False)
+        s.lruvec[0]["pgactivate"] = int(s.lruvec[0]["pgactivate"]) + (1 << int(b.page[pfn]["order"]))
+
+
+@slow
+def folio_mark_accessed(b: Any, s: Any, pfn: int) -> None:
+    """``folio_mark_accessed``: inactive, then referenced, then active, then referenced."""
+    flags = int(s.folio[pfn]["flags"])
+    if not flags & PG_REFERENCED:
+        set_flags(s, pfn, PG_REFERENCED, 0)
+    elif not flags & (PG_UNEVICTABLE | PG_ACTIVE):
+        if int(b.page[pfn]["lru"]):
+            folio_activate(b, s, pfn)
+        else:
+            set_flags(s, pfn, PG_ACTIVE, 0)  # it is in a batch on its way to the lists
+        set_flags(s, pfn, 0, PG_REFERENCED)
+        age_nonresident(s, 1 << int(b.page[pfn]["order"]))
+
+
+# Pages that were evicted and come back (mm/workingset.c)
+
+
+@inner
+def age_nonresident(s: Any, n: int) -> None:
+    """``workingset_age_nonresident``."""
+    s.lruvec[0]["nonresident_age"] = int(s.lruvec[0]["nonresident_age"]) + n
+
+
+@inner
+def workingset_eviction(s: Any, pfn: int) -> int:
+    """``workingset_eviction``: the shadow that takes the page's place, a number below -1: when it went, and whether it was part of the working set."""
+    age = int(s.lruvec[0]["nonresident_age"])
+    age_nonresident(s, 1)
+    return -2 - (age << 1 | (1 if int(s.folio[pfn]["flags"]) & PG_WORKINGSET else 0))
+
+
+@slow
+def workingset_refault(b: Any, s: Any, pfn: int, shadow: int) -> None:
+    """``workingset_refault``: a page that comes back sooner than the lists are long is active at once."""
+    top, file, lruvec = len(b.zone) - 1, is_file_lru(s, pfn), s.lruvec[0]
+    age, workingset = (-2 - shadow) >> 1, (-2 - shadow) & 1
+    if file:
+        lruvec["workingset_refault_file"] = int(lruvec["workingset_refault_file"]) + 1
+    else:
+        lruvec["workingset_refault_anon"] = int(lruvec["workingset_refault_anon"]) + 1
+    size = node_lru_size(s, LRU_ACTIVE_FILE, top)
+    if not file:
+        size += node_lru_size(s, LRU_INACTIVE_FILE, top)
+    if int(lruvec["nr_swap_pages"]) > 0:
+        size += node_lru_size(s, LRU_ACTIVE_ANON, top)
+        if file:
+            size += node_lru_size(s, LRU_INACTIVE_ANON, top)
+    if int(lruvec["nonresident_age"]) - age > size:
+        return
+    set_flags(s, pfn, PG_ACTIVE, 0)
+    age_nonresident(s, 1)
+    if file:
+        lruvec["workingset_activate_file"] = int(lruvec["workingset_activate_file"]) + 1
+    else:
+        lruvec["workingset_activate_anon"] = int(lruvec["workingset_activate_anon"]) + 1
+    if workingset:
+        set_flags(s, pfn, PG_WORKINGSET, 0)
+        lru_note_cost(b, s, file, 1)
+        if file:
+            lruvec["workingset_restore_file"] = int(lruvec["workingset_restore_file"]) + 1
+        else:
+            lruvec["workingset_restore_anon"] = int(lruvec["workingset_restore_anon"]) + 1
+
+
+@slow
+def lru_note_cost(b: Any, s: Any, file: int, n: int) -> None:
+    """``lru_note_cost``: what reclaiming this kind of pages has cost lately, a floating average."""
+    lruvec, top, size = s.lruvec[0], len(b.zone) - 1, 0
+    if file:
+        lruvec["file_cost"] = int(lruvec["file_cost"]) + n
+    else:
+        lruvec["anon_cost"] = int(lruvec["anon_cost"]) + n
+    for lru in range(LRU_UNEVICTABLE):
+        size += node_lru_size(s, lru, top)
+    if int(lruvec["file_cost"]) + int(lruvec["anon_cost"]) > size // 4:
+        lruvec["file_cost"] = int(lruvec["file_cost"]) // 2
+        lruvec["anon_cost"] = int(lruvec["anon_cost"]) // 2
