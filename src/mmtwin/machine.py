@@ -644,10 +644,10 @@ def _derive_constants(state: Pgdat, kernel: Profile, ram: Sequence[Frames], free
             early = physical.clip(early, 0, deferred)
         state.zone["managed_pages"] = [physical.count(physical.clip(early, *zone)) for zone in zones]
         refresh_zone_stat_thresholds(state)
-    state.zone["managed_pages"] = final - late_pages
+    state.zone["managed_pages"] = np.maximum(final - late_pages, 0)
     derive_constants(state, kernel, thp)
     image = np.array([physical.count(physical.clip(kernel.image.freed, *zone)) for zone in zones]) if late else 0
-    state.zone["managed_pages"] = final - image
+    state.zone["managed_pages"] = np.maximum(final - image, 0)
     set_pgdat_percpu_threshold(state, False)  # kswapd's first sleep: the initial RAM disk has been freed, the image's spare pages not yet
     state.zone["managed_pages"] = final
 

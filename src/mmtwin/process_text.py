@@ -11,7 +11,6 @@ import numpy as np
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PFN_BITS, Mmu
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 from mmtwin.user.huge import PAGE_PROTNONE, PMD_SIZE
-from mmtwin.user.swap import entry_slot
 from mmtwin.user.mm_tables import (
     ANON,
     FILE_SPECIAL,
@@ -27,6 +26,7 @@ from mmtwin.user.mm_tables import (
     Users,
     areas_of,
 )
+from mmtwin.user.swap import entry_slot
 
 if TYPE_CHECKING:
     from mmtwin.process import Process

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from mmtwin.errors import AllocationFailure, NoSuchProcess, ProfileError, RequestError, SegmentationFault, SyscallError
 from mmtwin.mm.mmu import EXEC as EXEC_FETCH
-from mmtwin.mm.page_alloc import EAGAIN
 from mmtwin.mm.mmu import GENERAL_PROTECTION, TABLE_MARK, USER, WRITE, switch_mm_entry, translate_entry
+from mmtwin.mm.page_alloc import EAGAIN
 from mmtwin.mm.pgtable_tables import NO_ROOM, PAGE_DIRTY, PAGE_SHIFT, PFN_BITS, has_room, reserve_tables
 from mmtwin.mm.vmap_tables import NIL
 from mmtwin.process import Process, page_align

@@ -21,19 +21,6 @@ from mmtwin.mm.tables import PAGE_ALLOC_COSTLY_ORDER
 from mmtwin.units import PAGE_SIZE
 from mmtwin.user.compact_rules import COMPACT_DEFERRED, COMPACT_SKIPPED, COMPACT_SUCCESS
 from mmtwin.user.compaction import ASYNC, SYNC, SYNC_LIGHT
-from mmtwin.user.pressure_entry import (
-    COMPACT,
-    COMPACT_RETRY,
-    COMPACT_ZONE,
-    DIRECT_RECLAIM,
-    DRAIN_SLOTS,
-    DROP_SWAP_CACHE,
-    KSWAPD,
-    RECLAIM_RETRY,
-    SHMEM_SWAPIN,
-    UNRESERVE_HIGHATOMIC,
-    pressure,
-)
 from mmtwin.user.mm_tables import (
     FILE_SHMEM,
     IO_COPY,
@@ -53,6 +40,19 @@ from mmtwin.user.mm_tables import (
     SWAP_INFO,
     VM_EVENTS,
     Users,
+)
+from mmtwin.user.pressure_entry import (
+    COMPACT,
+    COMPACT_RETRY,
+    COMPACT_ZONE,
+    DIRECT_RECLAIM,
+    DRAIN_SLOTS,
+    DROP_SWAP_CACHE,
+    KSWAPD,
+    RECLAIM_RETRY,
+    UNRESERVE_HIGHATOMIC,
+    pressure,
+    shmem_swapin_entry,
 )
 
 if TYPE_CHECKING:
@@ -376,7 +376,7 @@ class Reclaim:
             start, pages = int(users.file[row]["first"]), int(users.file[row]["pages"])
             slots = -2 - users.cache[start : start + pages]
             for pgoff in np.flatnonzero((slots >= first) & (slots < first + int(users.swap[device]["max"]))).tolist():
-                error = self.wait_for_memory(-EAGAIN, cpu, lambda row=row, pgoff=pgoff: self._pressure(SHMEM_SWAPIN, cpu, row, pgoff))  # type: ignore[misc]
+                error = self.wait_for_memory(-EAGAIN, cpu, lambda row=row, pgoff=pgoff: int(shmem_swapin_entry(self.user_handle(), cpu, row, pgoff)))  # type: ignore[misc]
                 if error < 0:
                     raise SyscallError("swapoff: ENOMEM: no page for shared memory that is swapped out", ENOMEM)
         self.settle_io()
@@ -430,5 +430,3 @@ def _bring(memory: Memory, pfn: int, data: bytes | None) -> None:
     memory.fill(pfn << PAGE_SHIFT, PAGE_SIZE)
     if data is not None:
         memory.write(pfn << PAGE_SHIFT, data)
-
-

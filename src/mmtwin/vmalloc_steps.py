@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mmtwin.errors import AllocationFailure, BadVfree, KernelSilent, RequestError, VmallocFailure
 from mmtwin.gfp import GFP_NOWAIT, gfp_names
 from mmtwin.mm import vmap_entry as entry
+from mmtwin.mm.page_alloc import EAGAIN, ENOMEM
 from mmtwin.mm.pgtable_tables import NO_ROOM as NO_TABLES
 from mmtwin.mm.pgtable_tables import reserve_tables
 from mmtwin.mm.vmalloc import NO_SPARE, vmalloc_init
@@ -29,7 +30,6 @@ from mmtwin.mm.vmalloc_map import (
     unmap_range_entry,
     vmalloc_to_pfn_entry,
 )
-from mmtwin.mm.page_alloc import EAGAIN, ENOMEM
 from mmtwin.mm.vmalloc_pages import area_pages_kernel, chain_pages_kernel, free_area_pages_kernel, vm_area_alloc_pages_kernel
 from mmtwin.mm.vmap_block import NO_BLOCK
 from mmtwin.mm.vmap_tables import (

@@ -16,8 +16,8 @@ from mmtwin.gfp import HIGHATOMIC, ISOLATE, MAX_NR_ZONES, MIGRATE_TYPES, MOVABLE
 from mmtwin.mm.tables import (
     FREE_AREA,
     MAX_ORDER,
-    NR_ORDERS,
     NR_LRU_HEADS,
+    NR_ORDERS,
     NR_PCP_LISTS,
     PAGE,
     PAGE_ALLOC_COSTLY_ORDER,

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmtwin._jit import inner, routine
 from mmtwin.gfp import ISOLATE, MOVABLE
-from mmtwin.mm.buddy import find_suitable_fallback, free_list, get_pageblock_migratetype, isolate_free_page, page_zone, pageblock_order
+from mmtwin.mm.buddy import find_suitable_fallback, free_list, get_pageblock_migratetype, isolate_free_page, pageblock_order
 from mmtwin.mm.list import list_add, list_add_tail, list_del, list_empty
 from mmtwin.mm.page_alloc import free_pages_prepare, free_the_page_cold, request_migratetype
 from mmtwin.mm.pcp import drain_pages_zone
@@ -33,7 +33,7 @@ from mmtwin.user.compact_rules import (
 )
 from mmtwin.user.handles import pages_and_users, state
 from mmtwin.user.huge import flush_tlb_range
-from mmtwin.user.lru import lru_head, lruvec_add, lruvec_del
+from mmtwin.user.lru import lru_add, lru_del, lru_head
 from mmtwin.user.mm_tables import ANON, IO_COPY, L_FREEPAGES, L_MIGRATE, LRU_UNEVICTABLE, REF, SHMEM
 from mmtwin.user.pages import lru_add_drain, note_request
 from mmtwin.user.rmap import area_address, find_entry, first_mapping, mapping_area, maps, next_mapping
@@ -73,7 +73,7 @@ def isolate_migratepages(h: int, z: int, pfn: int, end: int) -> int:
             pfn += 1 << int(b.page[pfn]["order"])
             continue
         if can_move(b, s, pfn):
-            lruvec_del(b, s, pfn)
+            lru_del(h, pfn)
             s.frame[pfn] = int(s.frame[pfn]) + REF
             list_add(b.page, pfn, head)
             taken += 1
@@ -121,7 +121,7 @@ def isolate_freepages(h: int, cpu: int, z: int, wanted: int, lowest: int) -> int
 def move_page(h: int, cpu: int, old: int, new: int) -> None:
     """``migrate_pages`` of one page, isolated, to a free one: entries and caches lead to the new one, which goes to the lists; the old one is freed."""
     b, m, s = state(h)
-    index, at, copies = int(s.folio[old]["index"]), first_mapping(s, old) if int(s.folio[old]["mapcount"]) else NIL, int(s.folio[old]["mapcount"])
+    index, at, copies = int(s.folio[old]["index"]), first_mapping(h, old) if int(s.folio[old]["mapcount"]) else NIL, int(s.folio[old]["mapcount"])
     while at != NIL and copies:
         row = mapping_area(s, old, at)
         vma = s.vma[row]
@@ -133,7 +133,7 @@ def move_page(h: int, cpu: int, old: int, new: int) -> None:
                 count_writes(m, 2)
                 flush_tlb_range(m, pgd, address, address + (1 << PAGE_SHIFT))
                 copies -= 1
-        at = next_mapping(s, old, at)
+        at = next_mapping(h, old, at)
     s.frame[new] = int(s.frame[old]) - REF
     target, source = s.folio[new], s.folio[old]
     target["flags"], target["mapcount"], target["mapping"], target["swap"], target["index"] = (
@@ -149,7 +149,7 @@ def move_page(h: int, cpu: int, old: int, new: int) -> None:
         s.cache[int(s.file[int(source["mapping"])]["first"]) + index] = new
     s.frame[old] = 0
     note_io(s, IO_COPY, old, new)
-    lruvec_add(b, s, new, False)
+    lru_add(h, new, False)
     note_request(s, 0, -1, old)
     free_pages_prepare(b, old, 0)
     free_the_page_cold(b, cpu, old, 0)
@@ -180,7 +180,7 @@ def give_back(h: int, cpu: int) -> None:
         pfn = int(b.page[kept]["prev"])
         list_del(b.page, pfn)
         s.frame[pfn] = int(s.frame[pfn]) - REF
-        lruvec_add(b, s, pfn, False)
+        lru_add(h, pfn, False)
         s.lruvec[0]["pgmigrate_fail"] = int(s.lruvec[0]["pgmigrate_fail"]) + 1
 
 

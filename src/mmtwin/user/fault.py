@@ -15,7 +15,7 @@ from mmtwin.mm.pgtable import count_writes, table_index
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_SHIFT, PFN_BITS
 from mmtwin.mm.tables import PG_LRU
 from mmtwin.mm.vmap_tables import NIL
-from mmtwin.user.handles import pages_and_users, state, tables_and_users, users_state
+from mmtwin.user.handles import state, tables_and_users, users_state
 from mmtwin.user.huge import HPAGE_PMD_NR, PMD_SIZE, deposit, flush_tlb_range, page_prot, split_huge_pmd
 from mmtwin.user.lru import set_flags, workingset_refault
 from mmtwin.user.mm_tables import (
@@ -266,7 +266,7 @@ def cache_slot(s: Any, file: int, pgoff: int) -> int:
 @routine
 def add_to_page_cache(h: int, cpu: int, file: int, pgoff: int, gfp: int) -> int:
     """``filemap_add_folio`` (shared memory: ``shmem_alloc_and_acct_folio``): a page of the file, or a negative error."""
-    b, s = pages_and_users(h)
+    s = users_state(h)
     pfn = take_page(h, cpu, 0, gfp)
     if pfn < 0:
         return pfn
@@ -274,7 +274,7 @@ def add_to_page_cache(h: int, cpu: int, file: int, pgoff: int, gfp: int) -> int:
     shadow = int(s.cache[at])
     add_file_page(s, pfn, file, pgoff, shmem)
     if shadow < -1:
-        workingset_refault(b, s, pfn, shadow)
+        workingset_refault(h, pfn, shadow)
     note_io(s, IO_FILE_IN, at, pfn)
     lru_cache_add(h, cpu, pfn, 0)
     return pfn
@@ -304,7 +304,7 @@ def shmem_swapin(h: int, cpu: int, file: int, pgoff: int) -> int:
             return pfn
     s.frame[pfn] = (int(s.frame[pfn]) & ~(ANON | EXCLUSIVE)) + REF  # held by the page cache again
     delete_from_swap_cache(h, cpu, pfn, -1)
-    swap_free(s, cpu, slot)
+    swap_free(h, cpu, slot)
     s.frame[pfn] = int(s.frame[pfn]) | SHMEM
     folio = s.folio[pfn]
     folio["mapping"], folio["index"] = file, pgoff

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmtwin._jit import inner, slow
+from mmtwin._jit import inner, routine
+from mmtwin.gfp import MAX_NR_ZONES
 from mmtwin.mm.buddy import page_zone
 from mmtwin.mm.list import list_add, list_add_tail, list_del
 from mmtwin.mm.tables import PG_LRU
+from mmtwin.user.handles import pages_and_users, users_state
 from mmtwin.user.mm_tables import (
     LRU_ACTIVE_ANON,
     LRU_ACTIVE_FILE,
@@ -96,10 +98,30 @@ def leave_lru(b: Any, s: Any, pfn: int) -> None:
         lruvec_del(b, s, pfn)
 
 
-@inner
-def node_lru_size(s: Any, lru: int, highest_zoneidx: int) -> int:
+@routine
+def lru_add(h: int, pfn: int, tail: bool) -> None:
+    """`lruvec_add` for callers with a handle."""
+    b, s = pages_and_users(h)
+    lruvec_add(b, s, pfn, tail)
+
+
+@routine
+def lru_del(h: int, pfn: int) -> None:
+    """`lruvec_del` for callers with a handle."""
+    b, s = pages_and_users(h)
+    lruvec_del(b, s, pfn)
+
+
+@routine
+def lru_size(h: int, lru: int) -> int:
+    """``node_page_state`` of NR_LRU_BASE + `lru`: pages of a list."""
+    return zones_lru_size(h, lru, MAX_NR_ZONES - 1)
+
+
+@routine
+def zones_lru_size(h: int, lru: int, highest_zoneidx: int) -> int:
     """``lruvec_lru_size``: pages of a list in zones up to this one."""
-    size = 0
+    s, size = users_state(h), 0
     for z in range(highest_zoneidx + 1):
         size += int(s.lru_size[z * NR_LRU_LISTS + lru])
     return size
@@ -111,15 +133,10 @@ def set_flags(s: Any, pfn: int, on: int, off: int) -> None:
     s.folio[pfn]["flags"] = (int(s.folio[pfn]["flags"]) | on) & ~off
 
 
-@inner
-def count_event(s: Any, name: str, n: int) -> None:
-    """``count_vm_events``."""
-    s.lruvec[0][name] = int(s.lruvec[0][name]) + n
-
-
-@slow
-def folio_activate(b: Any, s: Any, pfn: int) -> None:
+@routine
+def folio_activate(h: int, pfn: int) -> None:
     """``folio_activate``, at once: the kernel collects 15 pages on each CPU first."""
+    b, s = pages_and_users(h)
     if int(b.page[pfn]["lru"]) and not int(s.folio[pfn]["flags"]) & (PG_ACTIVE | PG_UNEVICTABLE):
         lruvec_del(b, s, pfn)
         set_flags(s, pfn, PG_ACTIVE, 0)
@@ -127,15 +144,16 @@ def folio_activate(b: Any, s: Any, pfn: int) -> None:
         s.lruvec[0]["pgactivate"] = int(s.lruvec[0]["pgactivate"]) + (1 << int(b.page[pfn]["order"]))
 
 
-@slow
-def folio_mark_accessed(b: Any, s: Any, pfn: int) -> None:
+@routine
+def folio_mark_accessed(h: int, pfn: int) -> None:
     """``folio_mark_accessed``: inactive, then referenced, then active, then referenced."""
+    b, s = pages_and_users(h)
     flags = int(s.folio[pfn]["flags"])
     if not flags & PG_REFERENCED:
         set_flags(s, pfn, PG_REFERENCED, 0)
     elif not flags & (PG_UNEVICTABLE | PG_ACTIVE):
         if int(b.page[pfn]["lru"]):
-            folio_activate(b, s, pfn)
+            folio_activate(h, pfn)
         else:
             set_flags(s, pfn, PG_ACTIVE, 0)  # it is in a batch on its way to the lists
         set_flags(s, pfn, 0, PG_REFERENCED)
@@ -159,22 +177,23 @@ def workingset_eviction(s: Any, pfn: int) -> int:
     return -2 - (age << 1 | (1 if int(s.folio[pfn]["flags"]) & PG_WORKINGSET else 0))
 
 
-@slow
-def workingset_refault(b: Any, s: Any, pfn: int, shadow: int) -> None:
+@routine
+def workingset_refault(h: int, pfn: int, shadow: int) -> None:
     """``workingset_refault``: a page that comes back sooner than the lists are long is active at once."""
-    top, file, lruvec = len(b.zone) - 1, is_file_lru(s, pfn), s.lruvec[0]
+    s = users_state(h)
+    file, lruvec = is_file_lru(s, pfn), s.lruvec[0]
     age, workingset = (-2 - shadow) >> 1, (-2 - shadow) & 1
     if file:
         lruvec["workingset_refault_file"] = int(lruvec["workingset_refault_file"]) + 1
     else:
         lruvec["workingset_refault_anon"] = int(lruvec["workingset_refault_anon"]) + 1
-    size = node_lru_size(s, LRU_ACTIVE_FILE, top)
+    size = lru_size(h, LRU_ACTIVE_FILE)
     if not file:
-        size += node_lru_size(s, LRU_INACTIVE_FILE, top)
+        size += lru_size(h, LRU_INACTIVE_FILE)
     if int(lruvec["nr_swap_pages"]) > 0:
-        size += node_lru_size(s, LRU_ACTIVE_ANON, top)
+        size += lru_size(h, LRU_ACTIVE_ANON)
         if file:
-            size += node_lru_size(s, LRU_INACTIVE_ANON, top)
+            size += lru_size(h, LRU_INACTIVE_ANON)
     if int(lruvec["nonresident_age"]) - age > size:
         return
     set_flags(s, pfn, PG_ACTIVE, 0)
@@ -185,23 +204,23 @@ def workingset_refault(b: Any, s: Any, pfn: int, shadow: int) -> None:
         lruvec["workingset_activate_anon"] = int(lruvec["workingset_activate_anon"]) + 1
     if workingset:
         set_flags(s, pfn, PG_WORKINGSET, 0)
-        lru_note_cost(b, s, file, 1)
+        lru_note_cost(h, file, 1)
         if file:
             lruvec["workingset_restore_file"] = int(lruvec["workingset_restore_file"]) + 1
         else:
             lruvec["workingset_restore_anon"] = int(lruvec["workingset_restore_anon"]) + 1
 
 
-@slow
-def lru_note_cost(b: Any, s: Any, file: int, n: int) -> None:
+@routine
+def lru_note_cost(h: int, file: int, n: int) -> None:
     """``lru_note_cost``: what reclaiming this kind of pages has cost lately, a floating average."""
-    lruvec, top, size = s.lruvec[0], len(b.zone) - 1, 0
+    lruvec, size = users_state(h).lruvec[0], 0
     if file:
         lruvec["file_cost"] = int(lruvec["file_cost"]) + n
     else:
         lruvec["anon_cost"] = int(lruvec["anon_cost"]) + n
     for lru in range(LRU_UNEVICTABLE):
-        size += node_lru_size(s, lru, top)
+        size += lru_size(h, lru)
     if int(lruvec["file_cost"]) + int(lruvec["anon_cost"]) > size // 4:
         lruvec["file_cost"] = int(lruvec["file_cost"]) // 2
         lruvec["anon_cost"] = int(lruvec["anon_cost"]) // 2

@@ -20,7 +20,7 @@ from mmtwin.user.swap import folio_free_swap
 from mmtwin.user.swapfile import drain_slots_cache
 from mmtwin.user.vmscan import balance_pgdat, io_full, zone_reclaimable_pages
 
-KSWAPD, DIRECT_RECLAIM, COMPACT, COMPACT_ZONE, RECLAIM_RETRY, COMPACT_RETRY, UNRESERVE_HIGHATOMIC, DRAIN_SLOTS, DROP_SWAP_CACHE, SHMEM_SWAPIN = range(10)
+KSWAPD, DIRECT_RECLAIM, COMPACT, COMPACT_ZONE, RECLAIM_RETRY, COMPACT_RETRY, UNRESERVE_HIGHATOMIC, DRAIN_SLOTS, DROP_SWAP_CACHE = range(9)
 
 
 @slow
@@ -114,19 +114,18 @@ def drop_swap_cache(h: int, cpu: int, device: int) -> None:
             s.frame[pfn] = int(s.frame[pfn]) + REF
             folio_free_swap(h, cpu, pfn)
             put_page(h, cpu, pfn)
-    drain_slots_cache(s)
+    drain_slots_cache(h)
 
 
 @kernel
 def pressure(h: int, what: int, cpu: int, x: int, y: int, top: int, mode: int) -> int:
     """Does one of the above.
 
-    :param x: order; DROP_SWAP_CACHE: device; SHMEM_SWAPIN: file; COMPACT_ZONE: zone.
-    :param y: gfp; RECLAIM_RETRY, COMPACT_RETRY: allocation flags; UNRESERVE_HIGHATOMIC: migrate type; SHMEM_SWAPIN: page offset.
+    :param x: order; DROP_SWAP_CACHE: device; COMPACT_ZONE: zone.
+    :param y: gfp; RECLAIM_RETRY, COMPACT_RETRY: allocation flags; UNRESERVE_HIGHATOMIC: migrate type.
     :param top: highest zone; `mode`: of compaction, or force.
     """
-    b, s = pages_and_users(h)
-    done = 0
+    b, done = page_state(h), 0
     if what == KSWAPD:
         kswapd(h, cpu)
     elif what == DIRECT_RECLAIM:
@@ -142,9 +141,13 @@ def pressure(h: int, what: int, cpu: int, x: int, y: int, top: int, mode: int) -
     elif what == UNRESERVE_HIGHATOMIC:
         done = unreserve_highatomic(b, top, y, mode != 0)
     elif what == DRAIN_SLOTS:
-        drain_slots_cache(s)
+        drain_slots_cache(h)
     elif what == DROP_SWAP_CACHE:
         drop_swap_cache(h, cpu, x)
-    else:
-        done = fault.shmem_swapin(h, cpu, x, y)
     return done
+
+
+@kernel
+def shmem_swapin_entry(h: int, cpu: int, file: int, pgoff: int) -> int:
+    """`fault.shmem_swapin`."""
+    return fault.shmem_swapin(h, cpu, file, pgoff)

@@ -10,7 +10,7 @@ from mmtwin.mm.pgtable import count_writes, table_index
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PAGE_SHIFT, PFN_BITS
 from mmtwin.mm.tables import PG_ALLOCATED
 from mmtwin.mm.vmap_tables import NIL
-from mmtwin.user.handles import state, tables_and_users
+from mmtwin.user.handles import state, users_state
 from mmtwin.user.huge import HPAGE_PMD_NR, PAGE_PROTNONE, flush_tlb_range, split_huge_pmd
 from mmtwin.user.mm_tables import (
     ANON,
@@ -19,7 +19,6 @@ from mmtwin.user.mm_tables import (
     PG_SWAPBACKED,
     PG_UNEVICTABLE,
     REF,
-    TAIL,
     VM_LOCKED,
 )
 from mmtwin.user.pages import add_rss
@@ -29,18 +28,19 @@ PRESENT = PAGE_PRESENT | PAGE_PROTNONE
 ALL_AREAS = -1
 
 
-@inner
-def first_mapping(s: Any, pfn: int) -> int:
+@routine
+def first_mapping(h: int, pfn: int) -> int:
     """Where the walk over the areas that may map a page begins: a link of its anon_vma, or for a file's page a row of the areas."""
-    folio = s.folio[pfn]
+    s = users_state(h)
     if int(s.frame[pfn]) & ANON:
-        return int(s.anon[int(folio["mapping"])]["first"])
-    return next_area(s, pfn, 0)
+        return int(s.anon[int(s.folio[pfn]["mapping"])]["first"])
+    return next_area(h, pfn, 0)
 
 
-@slow
-def next_area(s: Any, pfn: int, row: int) -> int:
+@routine
+def next_area(h: int, pfn: int, row: int) -> int:
     """The next area of the page's file. (The kernel keeps a tree of them per file; there are few.)"""
+    s = users_state(h)
     file = int(s.folio[pfn]["mapping"])
     row += 1
     while row < int(s.config[0]["vmas"]):
@@ -51,12 +51,13 @@ def next_area(s: Any, pfn: int, row: int) -> int:
     return NIL
 
 
-@inner
-def next_mapping(s: Any, pfn: int, at: int) -> int:
+@routine
+def next_mapping(h: int, pfn: int, at: int) -> int:
     """The next one; NIL behind the last."""
+    s = users_state(h)
     if int(s.frame[pfn]) & ANON:
         return int(s.avc[at]["rb_next"])
-    return next_area(s, pfn, at)
+    return next_area(h, pfn, at)
 
 
 @inner
@@ -116,7 +117,7 @@ def folio_referenced(h: int, pfn: int) -> int:
     if not int(s.folio[pfn]["mapcount"]):
         return 0
     index, pages = int(s.folio[pfn]["index"]), folio_pages(b, pfn)
-    at = first_mapping(s, pfn)
+    at = first_mapping(h, pfn)
     while at != NIL:
         row = mapping_area(s, pfn, at)
         vma = s.vma[row]
@@ -141,7 +142,7 @@ def folio_referenced(h: int, pfn: int) -> int:
         if found:
             referenced += 1
             sc["vm_flags"] = int(sc["vm_flags"]) | int(vma["vm_flags"])
-        at = next_mapping(s, pfn, at)
+        at = next_mapping(h, pfn, at)
     return referenced
 
 
@@ -152,12 +153,12 @@ def try_to_unmap(h: int, pfn: int) -> None:
     A dirty entry makes the page dirty. A page given to MADV_FREE that was written since is no longer free to go: it stays mapped.
     """
     _, m, s = state(h)
-    index, at = int(s.folio[pfn]["index"]), first_mapping(s, pfn)
+    index, at = int(s.folio[pfn]["index"]), first_mapping(h, pfn)
     while at != NIL and int(s.folio[pfn]["mapcount"]):
         row = mapping_area(s, pfn, at)
         vma = s.vma[row]
         mm, address = int(vma["vm_mm"]), area_address(s, row, index)
-        following = next_mapping(s, pfn, at)
+        following = next_mapping(h, pfn, at)
         if int(vma["vm_start"]) <= address < int(vma["vm_end"]):
             table, i, level = find_entry(m, int(s.mm[mm]["pgd"]), address)
             if level == 1 and maps(m, table, i, level, pfn) and not unmap_one(m, s, mm, table, i, pfn, address):
@@ -199,7 +200,7 @@ def split_huge_page(h: int, pfn: int, head: int) -> bool:
     :param head: head of that list.
     """
     b, m, s = state(h)
-    at = first_mapping(s, pfn)
+    at = first_mapping(h, pfn)
     while at != NIL:
         row = mapping_area(s, pfn, at)
         vma = s.vma[row]
@@ -208,7 +209,7 @@ def split_huge_page(h: int, pfn: int, head: int) -> bool:
             table, i, level = find_entry(m, int(s.mm[mm]["pgd"]), address)
             if level == 2 and maps(m, table, i, level, pfn):
                 split_huge_pmd(m, s, mm, table, i, int(vma["vm_flags"]), address)
-        at = next_mapping(s, pfn, at)
+        at = next_mapping(h, pfn, at)
     folio = s.folio[pfn]
     total = int(folio["mapcount"])
     if int(s.frame[pfn]) // REF != total + 1:
@@ -229,5 +230,3 @@ def split_huge_page(h: int, pfn: int, head: int) -> bool:
     b.page[pfn]["order"] = 0
     s.lruvec[0]["thp_split_page"] = int(s.lruvec[0]["thp_split_page"]) + 1
     return True
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmtwin._jit import inner, routine
-from mmtwin.user.handles import pages_and_users, users_state
+from mmtwin.user.handles import users_state
 from mmtwin.user.lru import set_flags, workingset_eviction, workingset_refault
 from mmtwin.user.mm_tables import (
     ANON,
@@ -84,14 +84,14 @@ def add_to_swap_cache(s: Any, pfn: int, slot: int) -> None:
     s.swap_cache[slot] = pfn
 
 
-@inner
+@routine
 def delete_from_swap_cache(h: int, cpu: int, pfn: int, shadow: int) -> None:
     """``delete_from_swap_cache``: the page, which somebody else holds, has no slot any more."""
     s = users_state(h)
     slot = int(s.folio[pfn]["swap"]) - 1
     s.folio[pfn]["swap"] = 0
     s.swap_cache[slot] = shadow
-    swapcache_free(s, cpu, slot)
+    swapcache_free(h, cpu, slot)
     s.frame[pfn] = int(s.frame[pfn]) - REF
 
 
@@ -114,7 +114,7 @@ def free_swap_and_cache(h: int, cpu: int, slot: int) -> None:
     left = int(s.swap_map[slot]) - 1
     s.swap_map[slot] = left
     if left == 0:
-        free_swap_slot(s, cpu, slot)
+        free_swap_slot(h, cpu, slot)
     elif left == SWAP_HAS_CACHE:
         pfn = int(s.swap_cache[slot])
         if pfn >= 0 and (not int(s.folio[pfn]["mapcount"]) or vm_swap_full(s)):
@@ -178,7 +178,7 @@ def readahead_window(prev: int, offset: int, hits: int, most: int, last: int) ->
 @routine
 def read_swap_cache(h: int, cpu: int, slot: int, ahead: bool) -> int:
     """``__read_swap_cache_async``: the page of a slot in the swap cache, read if it is not there; -1: the slot is not used; below: no page."""
-    b, s = pages_and_users(h)
+    s = users_state(h)
     pfn = int(s.swap_cache[slot])
     if pfn >= 0:
         return pfn
@@ -194,7 +194,7 @@ def read_swap_cache(h: int, cpu: int, slot: int, ahead: bool) -> int:
     folio["flags"], folio["mapcount"], folio["mapping"], folio["index"] = PG_SWAPBACKED, 0, 0, 0
     add_to_swap_cache(s, pfn, slot)
     if shadow < -1:
-        workingset_refault(b, s, pfn, shadow)
+        workingset_refault(h, pfn, shadow)
     lru_cache_add(h, cpu, pfn, 0)
     note_io(s, IO_SWAP_IN, slot, pfn)
     s.lruvec[0]["pswpin"] = int(s.lruvec[0]["pswpin"]) + 1

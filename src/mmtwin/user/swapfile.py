@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmtwin._jit import inner, slow
+from mmtwin._jit import inner, routine
+from mmtwin.user.handles import users_state
 from mmtwin.user.mm_tables import (
     SLOT_CACHE_ROWS,
     SLOT_CUR,
@@ -89,9 +90,10 @@ def dec_cluster(s: Any, d: int, offset: int) -> None:
         si["free_tail"] = index
 
 
-@slow
-def try_ssd_cluster(s: Any, d: int, cpu_row: int) -> int:
+@routine
+def try_ssd_cluster(h: int, d: int, cpu_row: int) -> int:
     """``scan_swap_map_try_ssd_cluster``: the next free slot of the CPU's cluster, or of a new one; -1: no cluster is free."""
+    s = users_state(h)
     si, mine, size = s.swap[d], s.swap_cpu[cpu_row], cluster_size(s, d)
     while True:
         if int(mine["index"]) < 0:
@@ -137,9 +139,10 @@ def take_slot(s: Any, d: int, offset: int) -> None:
         si["lowest_bit"], si["highest_bit"] = si["max"], 0
 
 
-@slow
-def scan_for_free(s: Any, d: int, offset: int, scan_base: int) -> int:
+@routine
+def scan_for_free(h: int, d: int, offset: int, scan_base: int) -> int:
     """The slow scan: behind `offset`, then from the beginning; -1: the device is full."""
+    s = users_state(h)
     si = s.swap[d]
     at = offset + 1
     while at <= int(si["highest_bit"]):
@@ -154,9 +157,10 @@ def scan_for_free(s: Any, d: int, offset: int, scan_base: int) -> int:
     return -1
 
 
-@slow
-def empty_run(s: Any, d: int) -> int:
+@routine
+def empty_run(h: int, d: int) -> int:
     """The first run of free slots as long as a cluster, -1 if there is none."""
+    s = users_state(h)
     si, size = s.swap[d], cluster_size(s, d)
     offset = int(si["lowest_bit"])
     last = offset + size - 1
@@ -169,25 +173,26 @@ def empty_run(s: Any, d: int) -> int:
     return -1
 
 
-@slow
-def scan_swap_map_slots(s: Any, d: int, cpu: int, want: int, out: int) -> int:
+@routine
+def scan_swap_map_slots(h: int, d: int, cpu: int, want: int, out: int) -> int:
     """``scan_swap_map_slots``: up to `want` slots of a device, written to `Users.slots` from `out` on; returns how many."""
+    s = users_state(h)
     si, cpu_row = s.swap[d], d * (len(s.slots) // SLOT_CACHE_ROWS) + cpu
     solid, got = int(si["solidstate"]) != 0, 0
     offset = scan_base = int(si["cluster_next"])
     if solid:
-        at = try_ssd_cluster(s, d, cpu_row)
+        at = try_ssd_cluster(h, d, cpu_row)
         if at >= 0:
             offset = scan_base = at
         else:
-            offset = scan_for_free(s, d, offset, scan_base)
+            offset = scan_for_free(h, d, offset, scan_base)
     else:
         left = int(si["cluster_nr"])
         si["cluster_nr"] = left - 1
         if left == 0:
             if int(si["pages"]) - int(si["inuse_pages"]) >= cluster_size(s, d):
                 scan_base = offset = int(si["lowest_bit"])
-                run = empty_run(s, d)
+                run = empty_run(h, d)
                 if run >= 0:
                     offset = run
                     si["cluster_next"] = run
@@ -196,7 +201,7 @@ def scan_swap_map_slots(s: Any, d: int, cpu: int, want: int, out: int) -> int:
         if solid and ssd_conflict(s, d, cpu_row, offset):
             if got:
                 break
-            offset = try_ssd_cluster(s, d, cpu_row)
+            offset = try_ssd_cluster(h, d, cpu_row)
             scan_base = offset
             continue
         if not int(si["highest_bit"]):
@@ -206,7 +211,7 @@ def scan_swap_map_slots(s: Any, d: int, cpu: int, want: int, out: int) -> int:
         if used_up(s, d, offset):
             if got:
                 break
-            offset = scan_for_free(s, d, offset, scan_base)
+            offset = scan_for_free(h, d, offset, scan_base)
             continue
         take_slot(s, d, offset)
         s.slots[out + got] = int(si["first"]) + offset
@@ -214,7 +219,7 @@ def scan_swap_map_slots(s: Any, d: int, cpu: int, want: int, out: int) -> int:
         if got == want or offset >= int(si["highest_bit"]):
             break
         if solid:
-            at = try_ssd_cluster(s, d, cpu_row)
+            at = try_ssd_cluster(h, d, cpu_row)
             if at >= 0:
                 offset = scan_base = at
                 continue
@@ -233,9 +238,10 @@ def scan_swap_map_slots(s: Any, d: int, cpu: int, want: int, out: int) -> int:
     return got
 
 
-@slow
-def get_swap_pages(s: Any, cpu: int, want: int, out: int) -> int:
+@routine
+def get_swap_pages(h: int, cpu: int, want: int, out: int) -> int:
     """``get_swap_pages``: slots from the devices by priority, those of the same priority in turn; returns how many."""
+    s = users_state(h)
     lruvec = s.lruvec[0]
     want = min(want, SWAP_SLOTS_CACHE_SIZE, int(lruvec["nr_swap_pages"]))
     if want <= 0:
@@ -255,15 +261,16 @@ def get_swap_pages(s: Any, cpu: int, want: int, out: int) -> int:
         for d in range(len(s.swap)):
             latest = max(latest, int(s.swap[d]["turn"]))
         s.swap[best]["turn"] = latest + 1
-        got = scan_swap_map_slots(s, best, cpu, want, out)
+        got = scan_swap_map_slots(h, best, cpu, want, out)
         tried += 1
     lruvec["nr_swap_pages"] = int(lruvec["nr_swap_pages"]) - got
     return got
 
 
-@inner
-def swap_entry_free(s: Any, slot: int) -> None:
+@routine
+def swap_entry_free(h: int, slot: int) -> None:
     """``swap_entry_free``: nobody has the slot any more; ``swap_range_free``."""
+    s = users_state(h)
     d = device_of(s, slot)
     si = s.swap[d]
     offset = slot - int(si["first"])
@@ -276,21 +283,23 @@ def swap_entry_free(s: Any, slot: int) -> None:
     s.lruvec[0]["nr_swap_pages"] = int(s.lruvec[0]["nr_swap_pages"]) + 1
 
 
-@slow
-def drain_slots_cache(s: Any) -> None:
+@routine
+def drain_slots_cache(h: int) -> None:
     """``__drain_swap_slots_cache``: the CPUs give back what they keep."""
+    s = users_state(h)
     for base in range(0, len(s.slots), SLOT_CACHE_ROWS):
         first = base + SLOT_SLOTS + int(s.slots[base + SLOT_CUR])
         for i in range(first, first + int(s.slots[base + SLOT_NR])):
-            swap_entry_free(s, int(s.slots[i]))
+            swap_entry_free(h, int(s.slots[i]))
         for i in range(base + SLOT_RET, base + SLOT_RET + int(s.slots[base + SLOT_N_RET])):
-            swap_entry_free(s, int(s.slots[i]))
+            swap_entry_free(h, int(s.slots[i]))
         s.slots[base + SLOT_NR], s.slots[base + SLOT_CUR], s.slots[base + SLOT_N_RET] = 0, 0, 0
 
 
-@inner
-def check_cache_active(s: Any) -> bool:
+@routine
+def check_cache_active(h: int) -> bool:
     """``check_cache_active``: CPUs keep slots while there are many."""
+    s = users_state(h)
     lruvec, cpus = s.lruvec[0], len(s.slots) // SLOT_CACHE_ROWS
     free = int(lruvec["nr_swap_pages"])
     if not int(lruvec["slot_cache_active"]):
@@ -298,38 +307,40 @@ def check_cache_active(s: Any) -> bool:
             lruvec["slot_cache_active"] = 1
     elif free < cpus * DEACTIVATE:
         lruvec["slot_cache_active"] = 0
-        drain_slots_cache(s)
+        drain_slots_cache(h)
     return int(lruvec["slot_cache_active"]) != 0
 
 
-@slow
-def folio_alloc_swap(s: Any, cpu: int) -> int:
+@routine
+def folio_alloc_swap(h: int, cpu: int) -> int:
     """``folio_alloc_swap``: a slot, marked as the swap cache's, or NO_SLOT."""
+    s = users_state(h)
     base = cpu * SLOT_CACHE_ROWS
-    if check_cache_active(s):
+    if check_cache_active(h):
         if not int(s.slots[base + SLOT_NR]):
             s.slots[base + SLOT_CUR] = 0
-            s.slots[base + SLOT_NR] = get_swap_pages(s, cpu, SWAP_SLOTS_CACHE_SIZE, base + SLOT_SLOTS)
+            s.slots[base + SLOT_NR] = get_swap_pages(h, cpu, SWAP_SLOTS_CACHE_SIZE, base + SLOT_SLOTS)
         if int(s.slots[base + SLOT_NR]):
             at = int(s.slots[base + SLOT_CUR])
             s.slots[base + SLOT_CUR], s.slots[base + SLOT_NR] = at + 1, int(s.slots[base + SLOT_NR]) - 1
             return int(s.slots[base + SLOT_SLOTS + at])
-    if get_swap_pages(s, cpu, 1, base + SLOT_SLOTS):  # the CPU's cache is empty here: its first place is free
+    if get_swap_pages(h, cpu, 1, base + SLOT_SLOTS):  # the CPU's cache is empty here: its first place is free
         return int(s.slots[base + SLOT_SLOTS])
     return NO_SLOT
 
 
-@slow
-def free_swap_slot(s: Any, cpu: int, slot: int) -> None:
+@routine
+def free_swap_slot(h: int, cpu: int, slot: int) -> None:
     """``free_swap_slot``: the CPU collects 64 before it gives them back; until then the slot looks as if it were in the swap cache."""
+    s = users_state(h)
     base = cpu * SLOT_CACHE_ROWS
     if not int(s.lruvec[0]["slot_cache_active"]):
-        swap_entry_free(s, slot)
+        swap_entry_free(h, slot)
         return
     n = int(s.slots[base + SLOT_N_RET])
     if n >= SWAP_SLOTS_CACHE_SIZE:
         for i in range(base + SLOT_RET, base + SLOT_RET + n):
-            swap_entry_free(s, int(s.slots[i]))
+            swap_entry_free(h, int(s.slots[i]))
         n = 0
     s.swap_map[slot] = SWAP_HAS_CACHE
     s.slots[base + SLOT_RET + n] = slot
@@ -348,22 +359,24 @@ def swap_duplicate(s: Any, slot: int) -> None:
     s.swap_map[slot] = int(s.swap_map[slot]) + 1
 
 
-@inner
-def swap_free(s: Any, cpu: int, slot: int) -> None:
+@routine
+def swap_free(h: int, cpu: int, slot: int) -> None:
     """``swap_free``: one entry less; the last one gives the slot back, unless the swap cache has it."""
+    s = users_state(h)
     left = int(s.swap_map[slot]) - 1
     s.swap_map[slot] = left
     if left == 0:
-        free_swap_slot(s, cpu, slot)
+        free_swap_slot(h, cpu, slot)
 
 
-@inner
-def swapcache_free(s: Any, cpu: int, slot: int) -> None:
+@routine
+def swapcache_free(h: int, cpu: int, slot: int) -> None:
     """``put_swap_folio``: the swap cache lets go of the slot."""
+    s = users_state(h)
     left = int(s.swap_map[slot]) & ~SWAP_HAS_CACHE
     s.swap_map[slot] = left
     if left == 0:
-        free_swap_slot(s, cpu, slot)
+        free_swap_slot(h, cpu, slot)
 
 
 @inner

@@ -8,7 +8,7 @@ from mmtwin._jit import inner, routine
 from mmtwin.mm.pgtable import count_writes, table_index
 from mmtwin.mm.pgtable_tables import PAGE_DIRTY, PAGE_PRESENT, PAGE_RW, PAGE_SHIFT
 from mmtwin.mm.tables import PG_LRU
-from mmtwin.user.handles import pages_and_users, state, tables_and_users
+from mmtwin.user.handles import state, tables_and_users, users_state
 from mmtwin.user.huge import PAGE_PROTNONE, page_prot
 from mmtwin.user.lru import workingset_refault
 from mmtwin.user.mm_tables import ANON, EXCLUSIVE, IO_SWAP_IN, PG_SWAPBACKED, PG_UNEVICTABLE, REF, SHMEM, VM_LOCKED, VM_WRITE
@@ -67,7 +67,7 @@ def swap_synchronous(s: Any, slot: int) -> bool:
 @routine
 def read_synchronously(h: int, cpu: int, slot: int) -> int:
     """A page of its own, read at once."""
-    b, s = pages_and_users(h)
+    s = users_state(h)
     pfn = take_page(h, cpu, 0, GFP_HIGHUSER_MOVABLE)
     if pfn < 0:
         return pfn
@@ -76,7 +76,7 @@ def read_synchronously(h: int, cpu: int, slot: int) -> int:
     folio = s.folio[pfn]
     folio["flags"], folio["mapcount"], folio["swap"] = PG_SWAPBACKED, 0, 0
     if shadow < -1:
-        workingset_refault(b, s, pfn, shadow)
+        workingset_refault(h, pfn, shadow)
     s.frame[pfn] = int(s.frame[pfn]) + REF
     lru_cache_add(h, cpu, pfn, 0)
     note_io(s, IO_SWAP_IN, slot, pfn)
@@ -108,7 +108,7 @@ def do_swap_page(h: int, cpu: int, row: int, mm: int, table: int, i: int, addres
         if write and not int(b.page[pfn]["flags"]) & PG_LRU:
             lru_add_drain(h, cpu)
     exclusive = not cached or entry & exclusive_bit(m) != 0
-    swap_free(s, cpu, slot)
+    swap_free(h, cpu, slot)
     if cached and (vm_swap_full(s) or flags & VM_LOCKED or int(s.folio[pfn]["flags"]) & PG_UNEVICTABLE or (write and int(s.frame[pfn]) < 3 * REF)):
         folio_free_swap(h, cpu, pfn)
     s.mm[mm]["rss_anon"] = int(s.mm[mm]["rss_anon"]) + 1

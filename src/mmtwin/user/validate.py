@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 
 from mmtwin.errors import InvariantError
+from mmtwin.mm.buddy import page_zone
 from mmtwin.mm.pgtable_tables import PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_SHIFT, PFN_BITS, Mmu
 from mmtwin.mm.rbtree import compute_max
-from mmtwin.mm.buddy import page_zone
 from mmtwin.mm.tables import NR_LRU_HEADS, PG_ALLOCATED, PG_LRU, Pgdat
 from mmtwin.mm.vmap_tables import NIL, RB_BLACK, RB_RED
 from mmtwin.user.huge import PAGE_PROTNONE
@@ -40,7 +40,6 @@ from mmtwin.user.mm_tables import (
     Users,
     areas_of,
 )
-
 from mmtwin.user.swap import entry_slot
 
 PRESENT = PAGE_PRESENT | PAGE_PROTNONE

@@ -19,18 +19,18 @@ from mmtwin.mm.list import list_add, list_add_tail, list_del, list_empty
 from mmtwin.mm.page_alloc import free_pages_prepare, free_the_page_cold
 from mmtwin.mm.tables import PAGE_ALLOC_COSTLY_ORDER, ZONE_RECLAIM_ACTIVE
 from mmtwin.mm.watermark import int_sqrt, pgdat_balanced
-from mmtwin.user.compact_rules import COMPACT_SKIPPED, COMPACT_SUCCESS, compact_gap, compaction_ready, compaction_suitable
+from mmtwin.user.compact_rules import COMPACT_SKIPPED, compact_gap, compaction_ready, compaction_suitable
 from mmtwin.user.handles import page_state, pages_and_users, users_state
 from mmtwin.user.lru import (
-    folio_lru_list,
     is_file_lru,
+    lru_add,
+    lru_del,
     lru_head,
     lru_note_cost,
-    lruvec_add,
-    lruvec_del,
-    node_lru_size,
+    lru_size,
     set_flags,
     workingset_eviction,
+    zones_lru_size,
 )
 from mmtwin.user.mm_tables import (
     ANON,
@@ -58,7 +58,6 @@ from mmtwin.user.mm_tables import (
     PG_WORKINGSET,
     PG_WRITEBACK,
     REF,
-    SHMEM,
     VM_EXEC,
     VM_LOCKED,
 )
@@ -85,11 +84,10 @@ def can_reclaim_anon_pages(s: Any) -> bool:
     return int(s.lruvec[0]["nr_swap_pages"]) > 0
 
 
-@inner
-def inactive_is_low(b: Any, s: Any, inactive_lru: int) -> bool:
+@routine
+def inactive_is_low(h: int, inactive_lru: int) -> bool:
     """``inactive_is_low``: the larger the lists, the smaller the inactive part may be."""
-    top = len(b.zone) - 1
-    inactive, active = node_lru_size(s, inactive_lru, top), node_lru_size(s, inactive_lru + 1, top)
+    inactive, active = lru_size(h, inactive_lru), lru_size(h, inactive_lru + 1)
     gb = (inactive + active) >> GIGABYTE_SHIFT
     return inactive * (int_sqrt(10 * gb) if gb else 1) < active
 
@@ -121,7 +119,7 @@ def isolate_lru_folios(h: int, lru: int, to_scan: int, target: int) -> int:
             list_del(b.page, pfn)
             list_add(b.page, pfn, src)
             continue
-        lruvec_del(b, s, pfn)
+        lru_del(h, pfn)
         s.frame[pfn] = int(s.frame[pfn]) + REF
         list_add(b.page, pfn, dst)
         taken += pages
@@ -133,15 +131,16 @@ def isolate_lru_folios(h: int, lru: int, to_scan: int, target: int) -> int:
     return total
 
 
-@inner
-def end_writeback(b: Any, s: Any, pfn: int) -> None:
+@routine
+def end_writeback(h: int, pfn: int) -> None:
     """``folio_end_writeback``: a page that was written to make room goes to the tail of the inactive list (``folio_rotate_reclaimable``)."""
+    b, s = pages_and_users(h)
     flags = int(s.folio[pfn]["flags"])
     set_flags(s, pfn, 0, PG_WRITEBACK | PG_RECLAIM)
     if flags & PG_RECLAIM and not flags & (PG_DIRTY | PG_UNEVICTABLE) and int(b.page[pfn]["lru"]):
-        lruvec_del(b, s, pfn)
+        lru_del(h, pfn)
         set_flags(s, pfn, 0, PG_ACTIVE)
-        lruvec_add(b, s, pfn, True)
+        lru_add(h, pfn, True)
         s.lruvec[0]["pgrotated"] = int(s.lruvec[0]["pgrotated"]) + 1
 
 
@@ -172,16 +171,16 @@ def move_folios_to_lru(h: int, cpu: int, source: int) -> int:
         if int(s.folio[pfn]["flags"]) & PG_UNEVICTABLE:
             set_flags(s, pfn, 0, PG_ACTIVE)
             s.lruvec[0]["unevictable_pgs_culled"] = int(s.lruvec[0]["unevictable_pgs_culled"]) + folio_pages(b, pfn)
-        lruvec_add(b, s, pfn, False)
+        lru_add(h, pfn, False)
         moved += folio_pages(b, pfn)
         flags = int(s.folio[pfn]["flags"])
         if flags & PG_ACTIVE:
             s.lruvec[0]["nonresident_age"] = int(s.lruvec[0]["nonresident_age"]) + folio_pages(b, pfn)
         if flags & PG_WRITEBACK:
-            end_writeback(b, s, pfn)
+            end_writeback(h, pfn)
         elif flags & PG_DIRTY and flags & PG_RECLAIM and not flags & PG_SWAPBACKED:
             write_file_page(s, pfn)
-            end_writeback(b, s, pfn)
+            end_writeback(h, pfn)
     free_folio_list(h, cpu)
     return moved
 
@@ -227,7 +226,7 @@ def folio_check_references(h: int, pfn: int) -> int:
     return RECLAIM_CLEAN if marked and file else RECLAIM
 
 
-@inner
+@routine
 def activate_locked(h: int, cpu: int, pfn: int) -> None:
     """The page is not to go now: it becomes active, and gives up its slot if slots are short."""
     b, s = pages_and_users(h)
@@ -238,9 +237,10 @@ def activate_locked(h: int, cpu: int, pfn: int) -> None:
         s.lruvec[0]["pgactivate"] = int(s.lruvec[0]["pgactivate"]) + folio_pages(b, pfn)
 
 
-@inner
-def swap_writepage(s: Any, pfn: int) -> None:
+@routine
+def swap_writepage(h: int, pfn: int) -> None:
     """``swap_writepage``: clean from now on; under writeback, unless the device is synchronous."""
+    s = users_state(h)
     slot = int(s.folio[pfn]["swap"]) - 1
     set_flags(s, pfn, PG_RECLAIM, PG_DIRTY)
     note_io(s, IO_SWAP_OUT, slot, pfn)
@@ -251,10 +251,11 @@ def swap_writepage(s: Any, pfn: int) -> None:
         set_flags(s, pfn, PG_WRITEBACK, 0)
 
 
-@inner
-def shmem_writepage(s: Any, cpu: int, pfn: int) -> bool:
+@routine
+def shmem_writepage(h: int, cpu: int, pfn: int) -> bool:
     """``shmem_writepage``: a page of shared memory moves from its file to a slot; false: there is none."""
-    slot = folio_alloc_swap(s, cpu)
+    s = users_state(h)
+    slot = folio_alloc_swap(h, cpu)
     if slot == NO_SLOT:
         return False
     folio, file = s.folio[pfn], s.file[int(s.folio[pfn]["mapping"])]
@@ -263,13 +264,14 @@ def shmem_writepage(s: Any, cpu: int, pfn: int) -> bool:
     s.cache[int(file["first"]) + int(folio["index"])] = -2 - slot
     file["cached"] = int(file["cached"]) - 1
     s.frame[pfn] = int(s.frame[pfn]) - REF
-    swap_writepage(s, pfn)
+    swap_writepage(h, pfn)
     return True
 
 
-@inner
-def remove_mapping(s: Any, cpu: int, pfn: int) -> bool:
+@routine
+def remove_mapping(h: int, cpu: int, pfn: int) -> bool:
     """``__remove_mapping``: swap cache or page cache let go of a clean page that nobody else holds."""
+    s = users_state(h)
     if int(s.frame[pfn]) // REF != 2 or int(s.folio[pfn]["flags"]) & PG_DIRTY:
         return False
     folio = s.folio[pfn]
@@ -277,7 +279,7 @@ def remove_mapping(s: Any, cpu: int, pfn: int) -> bool:
         slot = int(folio["swap"]) - 1
         s.swap_cache[slot] = workingset_eviction(s, pfn)
         folio["swap"] = 0
-        swapcache_free(s, cpu, slot)
+        swapcache_free(h, cpu, slot)
     else:
         file = s.file[int(folio["mapping"])]
         at = int(file["first"]) + int(folio["index"])
@@ -320,7 +322,7 @@ def shrink_folio(h: int, cpu: int, pfn: int) -> int:
         if not int(s.folio[pfn]["mapcount"]) and int(s.frame[pfn]) // REF == 1:  # a part of a huge page that was unmapped
             s.frame[pfn] = int(s.frame[pfn]) - REF
             return FREED
-        slot = folio_alloc_swap(s, cpu)
+        slot = folio_alloc_swap(h, cpu)
         if slot == NO_SLOT:
             return ACTIVATED
         add_to_swap_cache(s, pfn, slot)
@@ -338,8 +340,8 @@ def shrink_folio(h: int, cpu: int, pfn: int) -> int:
         if int(s.frame[pfn]) // REF != 2:  # is_page_cache_freeable
             return KEPT
         if int(s.folio[pfn]["swap"]):
-            swap_writepage(s, pfn)
-        elif not shmem_writepage(s, cpu, pfn):
+            swap_writepage(h, pfn)
+        elif not shmem_writepage(h, cpu, pfn):
             return ACTIVATED
         sc["nr_pageout"] = int(sc["nr_pageout"]) + 1
         if int(s.folio[pfn]["flags"]) & PG_WRITEBACK:
@@ -348,7 +350,7 @@ def shrink_folio(h: int, cpu: int, pfn: int) -> int:
         if int(s.frame[pfn]) // REF != 1:
             return KEPT
         lruvec["pglazyfreed"] = int(lruvec["pglazyfreed"]) + 1
-    elif not remove_mapping(s, cpu, pfn):
+    elif not remove_mapping(h, cpu, pfn):
         return KEPT
     s.frame[pfn] = int(s.frame[pfn]) - REF
     return FREED
@@ -386,7 +388,7 @@ def shrink_folio_list(h: int, cpu: int) -> int:
 @routine
 def shrink_inactive_list(h: int, cpu: int, lru: int, to_scan: int) -> int:
     """``shrink_inactive_list``: returns how many pages were freed."""
-    b, s = pages_and_users(h)
+    s = users_state(h)
     sc, lruvec, file = s.scan[0], s.lruvec[0], lru >= LRU_INACTIVE_FILE
     lru_add_drain(h, cpu)
     scanned = isolate_lru_folios(h, lru, to_scan, L_FOLIOS)
@@ -412,7 +414,7 @@ def shrink_inactive_list(h: int, cpu: int, lru: int, to_scan: int) -> int:
         lruvec["pgsteal_file"] = int(lruvec["pgsteal_file"]) + freed
     else:
         lruvec["pgsteal_anon"] = int(lruvec["pgsteal_anon"]) + freed
-    lru_note_cost(b, s, 1 if file else 0, written)
+    lru_note_cost(h, 1 if file else 0, written)
     return freed
 
 
@@ -436,41 +438,43 @@ def shrink_active_list(h: int, cpu: int, lru: int, to_scan: int) -> None:
     lruvec["pgdeactivate"] = int(lruvec["pgdeactivate"]) + move_folios_to_lru(h, cpu, L_INACTIVE)
 
 
-@inner
-def prepare_scan_count(b: Any, s: Any) -> None:
+@routine
+def prepare_scan_count(h: int) -> None:
     """``prepare_scan_count``."""
-    sc, lruvec, top = s.scan[0], s.lruvec[0], len(b.zone) - 1
+    b, s = pages_and_users(h)
+    sc, lruvec = s.scan[0], s.lruvec[0]
     sc["anon_cost"], sc["file_cost"] = lruvec["anon_cost"], lruvec["file_cost"]
     may = 0
     if int(sc["force_deactivate"]):
         may = DEACTIVATE_ANON | DEACTIVATE_FILE
     else:
-        if int(lruvec["workingset_activate_anon"]) != int(lruvec["refaults_anon"]) or inactive_is_low(b, s, LRU_INACTIVE_ANON):
+        if int(lruvec["workingset_activate_anon"]) != int(lruvec["refaults_anon"]) or inactive_is_low(h, LRU_INACTIVE_ANON):
             may |= DEACTIVATE_ANON
-        if int(lruvec["workingset_activate_file"]) != int(lruvec["refaults_file"]) or inactive_is_low(b, s, LRU_INACTIVE_FILE):
+        if int(lruvec["workingset_activate_file"]) != int(lruvec["refaults_file"]) or inactive_is_low(h, LRU_INACTIVE_FILE):
             may |= DEACTIVATE_FILE
     sc["may_deactivate"] = may
     priority = int(sc["priority"])
-    sc["cache_trim_mode"] = 1 if node_lru_size(s, LRU_INACTIVE_FILE, top) >> priority and not may & DEACTIVATE_FILE else 0
+    sc["cache_trim_mode"] = 1 if lru_size(h, LRU_INACTIVE_FILE) >> priority and not may & DEACTIVATE_FILE else 0
     free = high = 0
     for z in range(len(b.zone)):
         if int(b.zone[z]["managed_pages"]):
             free += int(b.zone[z]["nr_free_pages"])
             high += int(b.zone[z]["wmark_high"]) + int(b.zone[z]["watermark_boost"])
-    file = node_lru_size(s, LRU_ACTIVE_FILE, top) + node_lru_size(s, LRU_INACTIVE_FILE, top)
-    anon = node_lru_size(s, LRU_INACTIVE_ANON, top)
+    file = lru_size(h, LRU_ACTIVE_FILE) + lru_size(h, LRU_INACTIVE_FILE)
+    anon = lru_size(h, LRU_INACTIVE_ANON)
     sc["file_is_tiny"] = 1 if file + free <= high and not may & DEACTIVATE_ANON and anon >> priority else 0
 
 
 SCAN_EQUAL, SCAN_FRACT, SCAN_ANON, SCAN_FILE = range(4)
 
 
-@inner
-def scan_count(b: Any, s: Any, lru: int) -> int:
+@routine
+def scan_count(h: int, lru: int) -> int:
     """``get_scan_count`` of one list: how many of its pages this priority looks at."""
+    s = users_state(h)
     sc, lruvec = s.scan[0], s.lruvec[0]
     swappiness, file = int(lruvec["swappiness"]), lru >= LRU_INACTIVE_FILE
-    scan = node_lru_size(s, lru, int(sc["reclaim_idx"])) >> int(sc["priority"])
+    scan = zones_lru_size(h, lru, int(sc["reclaim_idx"])) >> int(sc["priority"])
     if not int(sc["may_swap"]) or not can_reclaim_anon_pages(s):
         return scan if file else 0
     if not int(sc["priority"]) and swappiness:
@@ -495,9 +499,9 @@ def io_full(s: Any) -> bool:
 @routine
 def shrink_lruvec(h: int, cpu: int) -> None:
     """``shrink_lruvec``."""
-    b, s = pages_and_users(h)
+    s = users_state(h)
     sc = s.scan[0]
-    a, aa, f, fa = scan_count(b, s, LRU_INACTIVE_ANON), scan_count(b, s, LRU_ACTIVE_ANON), scan_count(b, s, LRU_INACTIVE_FILE), scan_count(b, s, LRU_ACTIVE_FILE)
+    a, aa, f, fa = scan_count(h, LRU_INACTIVE_ANON), scan_count(h, LRU_ACTIVE_ANON), scan_count(h, LRU_INACTIVE_FILE), scan_count(h, LRU_ACTIVE_FILE)
     target_a, target_aa, target_f, target_fa = a, aa, f, fa
     proportional = not int(sc["kswapd"]) and int(sc["priority"]) == DEF_PRIORITY
     reclaimed, goal = 0, int(sc["nr_to_reclaim"])
@@ -546,26 +550,27 @@ def shrink_lruvec(h: int, cpu: int) -> None:
             aa = target_aa * (100 - percentage) // 100
             aa -= min(aa, done)
     sc["nr_reclaimed"] = int(sc["nr_reclaimed"]) + reclaimed
-    if int(s.lruvec[0]["total_swap_pages"]) and inactive_is_low(b, s, LRU_INACTIVE_ANON):
+    if int(s.lruvec[0]["total_swap_pages"]) and inactive_is_low(h, LRU_INACTIVE_ANON):
         shrink_active_list(h, cpu, LRU_ACTIVE_ANON, SWAP_CLUSTER_MAX)
 
 
 # The node
 
 
-@inner
-def should_continue_reclaim(b: Any, s: Any, reclaimed: int) -> bool:
+@routine
+def should_continue_reclaim(h: int, reclaimed: int) -> bool:
     """``should_continue_reclaim``: for a block, until there are pages enough to move."""
+    b, s = pages_and_users(h)
     sc = s.scan[0]
-    order, top = int(sc["order"]), len(b.zone) - 1
+    order = int(sc["order"])
     if not (int(sc["gfp_mask"]) & GFP_IO and order and (order > PAGE_ALLOC_COSTLY_ORDER or int(sc["priority"]) < DEF_PRIORITY - 2)) or not reclaimed:
         return False
     for z in range(int(sc["reclaim_idx"]) + 1):
         if int(b.zone[z]["managed_pages"]) and compaction_suitable(b, z, order, 0, int(sc["reclaim_idx"])) != COMPACT_SKIPPED:
             return False
-    inactive = node_lru_size(s, LRU_INACTIVE_FILE, top)
+    inactive = lru_size(h, LRU_INACTIVE_FILE)
     if can_reclaim_anon_pages(s):
-        inactive += node_lru_size(s, LRU_INACTIVE_ANON, top)
+        inactive += lru_size(h, LRU_INACTIVE_ANON)
     return inactive > compact_gap(order)
 
 
@@ -577,9 +582,9 @@ def shrink_node(h: int, cpu: int) -> None:
     began = int(sc["nr_reclaimed"])
     while True:
         before = int(sc["nr_reclaimed"])
-        prepare_scan_count(b, s)
+        prepare_scan_count(h)
         shrink_lruvec(h, cpu)
-        if io_full(s) or not should_continue_reclaim(b, s, int(sc["nr_reclaimed"]) - before):
+        if io_full(s) or not should_continue_reclaim(h, int(sc["nr_reclaimed"]) - before):
             break
     if int(sc["nr_reclaimed"]) > began:
         b.config[0]["kswapd_failures"] = 0
@@ -688,7 +693,7 @@ def balance_pgdat(h: int, cpu: int, order: int, highest_zoneidx: int) -> int:
             raise_priority = False
         sc["may_writepage"] = 1 if not boost or int(sc["priority"]) < DEF_PRIORITY - 2 else 0
         sc["may_swap"] = 0 if boost else 1
-        if int(s.lruvec[0]["total_swap_pages"]) and inactive_is_low(b, s, LRU_INACTIVE_ANON):
+        if int(s.lruvec[0]["total_swap_pages"]) and inactive_is_low(h, LRU_INACTIVE_ANON):
             shrink_active_list(h, cpu, LRU_ACTIVE_ANON, SWAP_CLUSTER_MAX)
         sc["nr_scanned"] = 0
         if kswapd_shrink_node(h, cpu):
@@ -719,5 +724,3 @@ def zone_reclaimable_pages(h: int, z: int) -> int:
     if can_reclaim_anon_pages(s):
         n += int(s.lru_size[base + LRU_INACTIVE_ANON]) + int(s.lru_size[base + LRU_ACTIVE_ANON])
     return n if n else int(page_state(h).zone[z]["nr_free_pages"])
-
-

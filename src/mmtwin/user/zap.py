@@ -7,7 +7,7 @@ from typing import Any
 from mmtwin._jit import inner, routine
 from mmtwin.mm.pgtable import count_writes, next_boundary, populate, table_index
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_SHIFT, PFN_BITS
-from mmtwin.user.handles import state, tables_and_users
+from mmtwin.user.handles import pages_and_users, state, tables_and_users
 from mmtwin.user.huge import HPAGE_PMD_NR, PAGE_PROTNONE, PMD_SIZE, deposit, flush_tlb_range, page_prot, pmd_of, split_huge_pmd, withdraw
 from mmtwin.user.lru import folio_mark_accessed, lruvec_add, lruvec_del, set_flags
 from mmtwin.user.mm_tables import (
@@ -63,7 +63,7 @@ def zap_pte_range(h: int, cpu: int, mm: int, row: int, address: int, end: int, s
 
     :param sequential: VM_SEQ_READ of the area: its pages are not likely to be used again.
     """
-    b, m, s = state(h)
+    m, s = tables_and_users(h)
     while address < end:
         force = False
         while address < end:
@@ -86,7 +86,7 @@ def zap_pte_range(h: int, cpu: int, mm: int, row: int, address: int, end: int, s
                     force = True
                     set_flags(s, pfn, PG_DIRTY, 0)
                 if entry & PAGE_ACCESSED and sequential == 0:
-                    folio_mark_accessed(b, s, pfn)
+                    folio_mark_accessed(h, pfn)
             add_rss(s, mm, pfn, -1)
             if word & TAIL:
                 s.frame[pfn] = word - REF
@@ -263,9 +263,10 @@ def move_page_tables(h: int, cpu: int, row: int, start: int, new_start: int, siz
     return 0
 
 
-@inner
-def mark_lazyfree(b: Any, s: Any, pfn: int) -> None:
+@routine
+def mark_lazyfree(h: int, pfn: int) -> None:
     """``lru_lazyfree_fn``: among the inactive files, where it is dropped rather than swapped out (at once: the kernel collects 15 pages first)."""
+    b, s = pages_and_users(h)
     if int(b.page[pfn]["lru"]) and int(s.folio[pfn]["flags"]) & PG_SWAPBACKED:
         lruvec_del(b, s, pfn)
         set_flags(s, pfn, 0, PG_ACTIVE | PG_REFERENCED | PG_SWAPBACKED)
@@ -298,7 +299,7 @@ def madvise_free(h: int, cpu: int, row: int, start: int, end: int) -> int:
                             continue
                         set_flags(s, pfn, 0, PG_DIRTY)
                     m.entry[table, k] = entry & ~(PAGE_ACCESSED | PAGE_DIRTY)
-                    mark_lazyfree(b, s, pfn)
+                    mark_lazyfree(h, pfn)
                     done += 1
         address = stop
     flush_tlb_range(m, pgd, start, end)
