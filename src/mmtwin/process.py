@@ -14,6 +14,7 @@ from mmtwin.address_space import MemoryBuffer
 from mmtwin.errors import BusError, NoSuchProcess, RequestError, SegmentationFault, SyscallError
 from mmtwin.mm.mmu import EXEC, READ, USER, WRITE
 from mmtwin.mm.vmap_tables import NIL
+from mmtwin.process_malloc import Malloc
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 from mmtwin.user import entry
 from mmtwin.user.fault import FAULT_ACCERR, FAULT_ANON_VMA, FAULT_BUS, FAULT_MAPERR, FAULT_STACK
@@ -69,7 +70,7 @@ def page_align(n: int) -> int:
     return n + PAGE_SIZE - 1 & -PAGE_SIZE
 
 
-class Process:
+class Process(Malloc):
     """A process of a machine, made by `Machine.spawn` or `Process.fork`.
 
     :ivar pid: its number; `parent` its parent's.

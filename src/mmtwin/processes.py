@@ -246,6 +246,7 @@ class Processes:
             other = Process(self, pid, process.name, process.mm, process.program, process.parent)
             other.rlimits, other.lazyfree, other.objects = dict(process.rlimits), set(process.lazyfree), list(process.objects)
             other.ip, other.sp, other.root, other.stack = process.ip, process.sp, process.root, process.stack
+            other._heap = None if process._heap is None else process._heap.copied(other)
             self._processes[pid] = other
 
     # Slab objects
@@ -569,6 +570,8 @@ class Processes:
         try:
             self._new_mm(child, cpu)
             self._dup_mmap(child, parent, cpu)
+            if parent._heap is not None:
+                child._heap = parent._heap.on(cpu).forked(child)
         except (AllocationFailure, SyscallError):
             self.exit(child, cpu)
             raise

@@ -60,7 +60,7 @@ def extend_heap(m: Ptmalloc, t: int, av: int, a: int, nb: int, tried_mmap: int) 
     old_heap = old_top & ~(HEAP_MAX_SIZE - 1)
     h = at(m, old_heap)
     before = int(word[h + HEAP_SIZE])
-    if MINSIZE + nb - old_size > 0 and grow_heap(m, h, MINSIZE + nb - old_size) == 0:
+    if MINSIZE + nb - old_size > 0 and grow_heap(m, old_heap, h, MINSIZE + nb - old_size) == 0:
         word[a + AR_SYSTEM_MEM] += int(word[h + HEAP_SIZE]) - before
         set_head(m, o, (old_heap + int(word[h + HEAP_SIZE]) - old_top) | PREV_INUSE)
         return 0
