@@ -8,21 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 import mmtwin
-from mmtwin.errors import MallocAbort, MallocDoubleFree, MallocFailure, MmtwinError, NoSuchProcess, RequestError, SegmentationFault
+from mmtwin.errors import MallocAbort, MallocDoubleFree, MallocFailure, NoSuchProcess, RequestError, SegmentationFault
 from mmtwin.mm.pgtable_tables import PFN_BITS
 from mmtwin.process import MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, Process
 from mmtwin.process_text import mapcounts, user_entries
 from mmtwin.program import Program, Segment
+from mmtwin.recording.readers import malloc_trace
 from mmtwin.recording.readers.malloc_trace import arguments
-from mmtwin.recording.store import load
 from mmtwin.replay.mallocs import sources
 from mmtwin.user.heap import Heap
 from mmtwin.user.ptmalloc import CALL_BRK, CALL_MAPS
-from mmtwin.user.ptmalloc_tables import MAIN_ARENA
 
 DATA = Path(__file__).parent / "data"
 STEP = re.compile(r"step (\d+): (\w+)\((\w+), (\w+)\) thread (\d+) = (\w+); brk (\w+)")
@@ -209,3 +207,185 @@ def test_every_page_is_there_when_the_guest_has_it(ram: str, run: list[str]) -> 
     guest.p.heap.validate()
     guest.p.exit()
     guest.m.validate()
+
+
+# The C library by itself
+
+
+@pytest.mark.parametrize("name", ["random-1", "random-large-1", "random-mallopt-1"])
+def test_recorded_programs_get_the_addresses_of_the_c_library_alone(name: str) -> None:
+    """The calls of a recorded program; what other mappings it had is left out, as both have the process's."""
+    trace = malloc_trace.read(DATA / f"malloc-{name}.mmrec")
+    task = machine("1GiB").spawn("app")
+    heap, task_heap = alone(task), task.start_heap()
+    calls, source = arguments(trace.calls), sources(trace.calls)
+    answers, compared = list[int](), 0
+    for call, giver in zip(calls.tolist(), source.tolist(), strict=True):
+        kind, _, thread, _, a, b, _ = call
+        answers.append(0)
+        if kind in (CALL_MAPS, CALL_BRK):
+            continue
+        a = answers[giver] if giver >= 0 else a
+        got = task_heap._call(thread - 1, kind, a, b)
+        assert got == heap._call(thread - 1, kind, a, b), f"call {len(answers) - 1}: kind {kind}, {a:#x}, {b:#x}"
+        answers[-1] = got
+        compared += 1
+    assert compared > 2500
+    assert task.mallinfo2() == heap.mallinfo2() and task.malloc_info() == heap.malloc_info() and task.malloc_stats() == heap.malloc_stats()
+    task.heap.validate()
+    task.exit()
+
+
+def test_threads_have_arenas_in_the_process() -> None:
+    task = machine().spawn("app")
+    heap = alone(task)
+    for thread in range(4):
+        assert task.malloc(5000, thread=thread) == heap.malloc(5000, thread=thread)
+    arena = heap.arenas()[1] & -(64 << 20)
+    rights = {one.start: one for one in map(area, task.maps().splitlines())}
+    usable = rights[arena]
+    assert usable.rights == "rw-p" and rights[usable.end].rights == "---p" and rights[usable.end].end % (64 << 20) == 0
+    before = usable.end
+    task.malloc(120_000, thread=3)
+    task.malloc(120_000, thread=3)
+    assert next(one.end for one in map(area, task.maps().splitlines()) if one.start == arena) > before, "mprotect makes more of it usable"
+    task.thread_exit(2)
+    task.heap.validate()
+    assert task.malloc(5000, thread=9) >> 26 == [one for one in task.heap.arenas() if one in heap.arenas()][2] >> 26, "it waited for another thread"
+
+
+# What a program notices
+
+
+def test_contents_stay() -> None:
+    m = machine()
+    task = m.spawn("app")
+    for small, large in ((100, 5000), (200_000, 900_000), (70_000, 300_000)):
+        a = task.malloc(small)
+        data = bytes(range(1, 101)) * (small // 100)
+        task.write(a, data)
+        barrier = task.malloc(24)
+        b = task.realloc(a, large)
+        assert task.read(b, len(data)) == data
+        c = task.realloc(b, small // 2)
+        assert task.read(c, small // 2) == data[: small // 2]
+        task.free(c)
+        task.free(barrier)
+    dirty = task.malloc(3000)
+    task.write(dirty, b"\xff" * 3000)
+    task.free(dirty)
+    assert task.read(task.calloc(3, 1000), 3000) == bytes(3000)
+    a, b = task.malloc(24), task.malloc(24)
+    task.free(a)
+    task.free(b)
+    assert int.from_bytes(task.read(b, 8), "little") == a ^ b >> 12, "safe-linking's pointer is in the process's memory"
+    task.exit()
+    with pytest.raises(NoSuchProcess):
+        task.malloc(1)
+    m.validate()
+
+
+def test_a_child_has_a_heap_of_its_own() -> None:
+    m = machine()
+    task = m.spawn("app")
+    a = task.malloc(1000)
+    task.write(a, b"parent")
+    task.malloc(1000, thread=1)
+    child = task.fork()
+    assert child.read(a, 6) == b"parent"
+    child.free(a)
+    first = child.malloc(1000)
+    assert first == a and task.malloc(1000) != a
+    child.write(a, b"child")
+    assert task.read(a, 6) == b"parent"
+    assert child.malloc(9, thread=5) >> 26 == child.heap.arenas()[1] >> 26, "the other thread's arena waits for the next one"
+    for heap in (task.heap, child.heap):
+        heap.validate()
+    other = m.copy()
+    copy = other.process(task.pid)
+    assert copy.malloc(5000) == task.malloc(5000) and copy.read(a, 6) == b"parent"
+    assert task.heap.digest() == copy.heap.digest()
+    copy.malloc(50_000)
+    assert task.heap.digest() != copy.heap.digest()
+    child.exit()
+    task.exit()
+    m.validate()
+    other.validate()
+
+
+def test_misuse_in_the_c_librarys_words() -> None:
+    m = machine()
+    task = m.spawn("app")
+    a = task.malloc(24)
+    task.free(a)
+    with pytest.raises(MallocDoubleFree, match="free\\(\\): double free detected in tcache 2"):
+        task.free(a)
+    with pytest.raises(MallocAbort, match="the process has ended: free"):
+        task.malloc(1)
+    task = m.spawn("big")
+    a, b = task.malloc(2000), task.malloc(2000)
+    task.malloc(24)
+    task.free(a)
+    with pytest.raises(MallocDoubleFree, match="double free or corruption \\(!prev\\)"):
+        task.free(a)
+    task = m.spawn("overflow")
+    a, b = task.malloc(24), task.malloc(2000)
+    task.malloc(24)
+    task.write(a + 24, (0x4141).to_bytes(8, "little"))
+    with pytest.raises(MallocAbort, match="double free or corruption \\(!prev\\)"):
+        task.free(b)
+    task = m.spawn("wild")
+    task.malloc(1)
+    with pytest.raises(SegmentationFault, match="segfault at 123"):
+        task.free(0x123458 + 8)
+    with pytest.raises(SegmentationFault, match="the process has ended"):
+        task.malloc(1)
+    with pytest.raises(RequestError):
+        task.heap.copy()
+    with pytest.raises(RequestError):
+        task.heap.set_maps([])
+    with pytest.raises(RequestError, match="its heap exists"):
+        task.start_heap()
+    assert m.spawn("tuned").start_heap(tunables={"tcache_count": 0}).state.mp[0]["tcache_count"] == 0
+
+
+def test_the_kernel_may_refuse() -> None:
+    m = machine()
+    task = m.spawn("app")
+    task.malloc(100)
+    task.mmap(4096, 1, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, task.brk() + 4096)
+    task.malloc(100_000)
+    assert task.malloc(100_000) >> 40 == 0x7F, "brk cannot pass what is mapped: the heap goes on in a mapping"
+    size = int(task.users.mm[task.mm]["total_vm"]) << 12
+    task.rlimits["AS"] = size + (1 << 20)
+    with pytest.raises(MallocFailure) as caught:
+        task.malloc(8 << 20)
+    assert caught.value.errno == 12
+    with pytest.raises(MallocFailure):
+        task.calloc(1 << 20, 8)
+    with pytest.raises(MallocFailure):
+        task.realloc(task.malloc(10), 8 << 20)
+    task.heap.validate()
+    with pytest.raises(MallocFailure):
+        m.spawn("guess").malloc(600 << 20)
+    m.overcommit = 2
+    strict = m.spawn("strict")
+    strict.malloc(10)
+    with pytest.raises(MallocFailure):
+        strict.malloc(300 << 20)
+    assert strict.sbrk(0) == strict.brk() and strict.sbrk(4096) == strict.brk() - 4096
+    with pytest.raises(RequestError, match="x86-64 only"):
+        mmtwin.boot("linux-6.1-i386", ram="256MiB").spawn("old").malloc(1)
+
+
+def test_pages_come_with_what_the_c_library_writes() -> None:
+    task = machine().spawn("app")
+    rss = task.rss()["anon"]
+    large = task.malloc(10 << 20)
+    assert task.rss()["anon"] == rss + 2, "the tcache's page at the heap's beginning, and the header of a mapping"
+    task.calloc(1, 10 << 20)
+    assert task.rss()["anon"] == rss + 3, "a mapping needs no clearing"
+    task.free(large)
+    assert task.rss()["anon"] == rss + 2
+    task.memalign(4096, 100)
+    assert task.malloc_usable_size(task.malloc(100)) == 104

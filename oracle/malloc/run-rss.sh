@@ -10,7 +10,7 @@ shift 2
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 root=$scratch/root
-mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/lib/x86_64-linux-gnu" "$root/lib64"
+mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys" "$root/lib/x86_64-linux-gnu" "$root/lib64"
 cp "$(command -v busybox)" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"
 gcc -O1 -Wall -no-pie -o "$root/bin/rss_probe" "$(dirname "$0")/rss_probe.c" -lpthread
@@ -19,7 +19,8 @@ cp -L /lib/x86_64-linux-gnu/libc.so.6 "$root/lib/x86_64-linux-gnu/"
 {
   echo '#!/bin/sh'
   echo 'b=/bin/busybox'
-  echo '$b mount -t proc proc /proc; $b mount -t devtmpfs dev /dev'
+  echo '$b mount -t proc proc /proc; $b mount -t devtmpfs dev /dev; $b mount -t sysfs sys /sys'
+  echo 'echo 100000000 > /sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs'  # it would join pages when it likes
   while [ $# -gt 3 ]; do
     echo "echo; /bin/rss_probe $1 $2 $3 $4"
     shift 4
