@@ -146,7 +146,7 @@ def count_pages(process: Process, row: int, entries: Mapping[int, tuple[int, int
             total["referenced"] += PAGE_SIZE if young else 0
             if int(s.frame[head]) & ANON:
                 total["anonymous"] += PAGE_SIZE
-                total["lazyfree"] += PAGE_SIZE if head in process.lazyfree else 0
+                total["lazyfree"] += PAGE_SIZE if head in process.lazyfree and not dirty else 0
                 total["huge"] += PAGE_SIZE if level > 1 else 0
             total["locked"] += share if flags & VM_LOCKED else 0
     return PageCount(**total)
@@ -179,7 +179,7 @@ def smaps_text(process: Process, row: int, files: Mapping[int, FileName], count:
         "SwapPss": 0,
         "Locked": count.locked >> (10 + PSS_SHIFT),
     }
-    lines = [maps_line(process, row, files), *(f"{name + ':':<15}{value:>9} kB" for name, value in kib.items())]
+    lines = [maps_line(process, row, files), *(f"{name + ':':<15}{value:>{8 if name == 'Private_Hugetlb' else 9}} kB" for name, value in kib.items())]
     lines.append(f"THPeligible:{thp_eligible(s, row, flags):>5}")
     if process.protection_keys:
         lines.append("ProtectionKey:         0")

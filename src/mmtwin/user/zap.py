@@ -233,7 +233,8 @@ def move_page_tables(h: int, cpu: int, row: int, start: int, new_start: int, siz
 
 @routine
 def madvise_free(h: int, row: int, start: int, end: int) -> int:
-    """``madvise_free_pte_range``: pages that nobody else has become clean and old, so that reclaim may drop them. Huge entries are left alone. Returns how many."""
+    """``madvise_free_pte_range``: pages become clean and old, so that reclaim may drop them, also those that others have, too (as none is marked dirty itself, outside of
+    page tables). Huge entries are left alone. Returns how many."""
     m, s = tables_and_users(h)
     mm, done, address = int(s.vma[row]["vm_mm"]), 0, start
     pgd = int(s.mm[mm]["pgd"])
@@ -246,7 +247,7 @@ def madvise_free(h: int, row: int, start: int, end: int) -> int:
             for k in range(table_index(m, address, 1), table_index(m, address, 1) + ((stop - address) >> PAGE_SHIFT)):
                 entry = int(m.entry[table, k])
                 pfn = (entry & PFN_BITS) >> PAGE_SHIFT
-                if entry & PRESENT and not is_zero_page(s, pfn) and int(s.frame[pfn]) & (ANON | TAIL) == ANON and int(s.frame[pfn]) < 2 * REF:
+                if entry & PRESENT and not is_zero_page(s, pfn) and int(s.frame[pfn]) & (ANON | TAIL) == ANON:
                     m.entry[table, k] = entry & ~(PAGE_ACCESSED | PAGE_DIRTY)
                     done += 1
         address = stop
