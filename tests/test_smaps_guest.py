@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from tests.test_processes_guest import STEP, call, runs, start
 
-from mmtwin.errors import SegmentationFault, SyscallError
+from mmtwin.errors import BusError, SegmentationFault, SyscallError
 from mmtwin.process import Process
+from tests.test_processes_guest import STEP, call, runs, start
 
 HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) [r-][w-][x-][ps] ")
 
@@ -31,7 +31,7 @@ def pages(p: Process, a: int, n: int, write: bool) -> int:
     for i in range(n):
         try:
             p.touch(a + 4096 * i, 1, write)
-        except SegmentationFault:
+        except (SegmentationFault, BusError):
             return i
     return n
 

@@ -607,8 +607,6 @@ class Processes:
                 child._charge(pages, "fork")
             h = self.user_handle()
             new = int(entry.fork_vma_entry(h, child.mm, row))
-            if flags & VM_WIPEONFORK:
-                entry.unlink_anon_vmas_entry(h, new)
             users.vma[new]["vm_flags"] = flags & ~(VM_LOCKED | VM_LOCKONFAULT)
             self.settle(cpu)
             if not flags & VM_WIPEONFORK:
