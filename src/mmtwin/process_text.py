@@ -13,6 +13,7 @@ from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 from mmtwin.user.huge import PAGE_PROTNONE, PMD_SIZE
 from mmtwin.user.mm_tables import (
     ANON,
+    DIRTY,
     FILE_SPECIAL,
     SHMEM,
     VM_EXEC,
@@ -134,7 +135,7 @@ def count_pages(process: Process, row: int, entries: Mapping[int, tuple[int, int
         pfn = pfn & ~1 if level > 1 else pfn
         if pfn in (zero, huge_zero):
             continue
-        dirty, young = bool(entry & PAGE_DIRTY), bool(entry & PAGE_ACCESSED)
+        dirty, young = bool(entry & PAGE_DIRTY or int(s.frame[pfn]) & DIRTY), bool(entry & PAGE_ACCESSED)
         for frame in range(pfn, pfn + (PMD_SIZE >> PAGE_SHIFT if level > 1 else 1)):
             head = frame & ~511 if int(s.frame[frame]) & 4 else frame
             mapped = max(counts.get(frame, 1), 1)

@@ -19,6 +19,7 @@ from mmtwin.user.handles import state, tables_and_users, users_state
 from mmtwin.user.huge import HPAGE_PMD_NR, PMD_SIZE, deposit, flush_tlb_range, page_prot, split_huge_pmd
 from mmtwin.user.mm_tables import (
     ANON,
+    DIRTY,
     EXCLUSIVE,
     FILE_SHMEM,
     FILE_SPECIAL,
@@ -209,6 +210,8 @@ def do_wp_page(h: int, cpu: int, row: int, mm: int, table: int, i: int, address:
                     s.frame[pfn] = int(s.frame[pfn]) | EXCLUSIVE
         else:
             reuse = flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
+            if reuse:
+                s.frame[head] = int(s.frame[head]) | DIRTY
     if reuse:
         m.entry[table, i] = entry | PAGE_ACCESSED | PAGE_DIRTY | PAGE_RW
         count_writes(m, 1)
@@ -365,6 +368,7 @@ def do_fault(h: int, cpu: int, row: int, mm: int, pmd: int, address: int, write:
     get_page(s, pfn)
     add_rss(s, mm, pfn, 1)
     set_entry(m, table, table_index(m, address, 1), pfn, writable(page_prot(m, flags), flags))
+    s.frame[compound_head(s, pfn)] = int(s.frame[compound_head(s, pfn)]) | DIRTY
     return 0
 
 

@@ -114,9 +114,9 @@ FILE = np.dtype(
     ]
 )
 
-EXCLUSIVE, ANON, TAIL, SHMEM = 1, 2, 4, 8
-REF = 16
-"""A frame's word: its reference count times REF, and PageAnonExclusive, PageAnon, "not the head of its compound page", PageSwapBacked of shared memory.
+EXCLUSIVE, ANON, TAIL, SHMEM, DIRTY = 1, 2, 4, 8, 16
+REF = 32
+"""A frame's word: its reference count times REF, and PageAnonExclusive, PageAnon, "not the head of its compound page", PageSwapBacked of shared memory, PageDirty of a file's page.
 The count of a tail page is its own mappings'."""
 
 LRU_BATCH_SIZE = 15

@@ -9,7 +9,7 @@ from mmtwin.mm.pgtable import count_writes, next_boundary, populate, table_index
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_SHIFT, PFN_BITS
 from mmtwin.user.handles import tables_and_users
 from mmtwin.user.huge import HPAGE_PMD_NR, PAGE_PROTNONE, PMD_SIZE, deposit, flush_tlb_range, page_prot, pmd_of, split_huge_pmd, withdraw
-from mmtwin.user.mm_tables import ANON, EXCLUSIVE, REF, TAIL, VM_SHARED, VM_WRITE
+from mmtwin.user.mm_tables import ANON, DIRTY, EXCLUSIVE, REF, TAIL, VM_SHARED, VM_WRITE
 from mmtwin.user.pages import add_rss, compound_head, gather, tlb_flush_mmu
 from mmtwin.user.tables import free_user_table, table_above, user_table
 
@@ -55,6 +55,7 @@ def zap_pte_range(h: int, cpu: int, mm: int, row: int, address: int, end: int) -
             word = int(s.frame[pfn])
             if entry & PAGE_DIRTY and not int(s.frame[compound_head(s, pfn)]) & ANON:
                 force = True
+                s.frame[compound_head(s, pfn)] = int(s.frame[compound_head(s, pfn)]) | DIRTY
             add_rss(s, mm, pfn, -1)
             if word & TAIL:
                 s.frame[pfn] = word - REF
