@@ -30,7 +30,7 @@ a module (`oracle/module/claims.c`) and a program (`oracle/claims-user.c`) in QE
 This page is made by `docs/claims_page.py`, and a test demands that it is up to date.
 """
 TOOLS = """\
-`frames`, `runs`, `region`, `user_may`, `served`, `outcome` and `page_table_entries` in the experiments are a few lines each: `src/mmtwin/claims/tools.py`. Counts that depend on what
+`frames`, `runs`, `region`, `user_may`, `served`, `outcome`, `page_table_entries` and `present` in the experiments are a few lines each: `src/mmtwin/claims/tools.py`. Counts that depend on what
 else is in memory (how many areas a booted kernel has) are compared to within 1 %, everything else exactly.
 """
 

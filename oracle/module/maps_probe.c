@@ -3,6 +3,9 @@
  * Maps, unmaps, protects, moves, grows and touches memory in random order and prints /proc/self/maps after each step: what an address space looks like that a
  * real kernel has placed. Built with -static (run-maps.sh); no address is random (personality ADDR_NO_RANDOMIZE).
  *
+ * With a third argument it also reads and writes ranges, gives more sorts of advice, and forks children that write some pages and live on; every so many steps (the argument) it prints
+ * /proc/self/smaps between "smaps" and "end of smaps".
+ *
  * Output: "seed N", the maps at the start, the lines of /proc/self/status about memory, then for each step "step I: CALL(arguments) = result", and the maps if they changed.
  */
 #define _GNU_SOURCE
@@ -10,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,10 +21,13 @@
 #include <sys/mman.h>
 #include <sys/personality.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static char text[1 << 16], before[1 << 16], line[1 << 17];
+static char long_text[1 << 20];
 static unsigned long state;
+static int children[4];
 
 static unsigned long draw(unsigned long below)
 {
@@ -74,10 +81,98 @@ static void status(void)
 	before[0] = 0;
 }
 
+static void smaps(void)
+{
+	int fd = open("/proc/self/smaps", O_RDONLY), n = 0, got;
+
+	while ((got = read(fd, long_text + n, sizeof(long_text) - n)) > 0)
+		n += got;
+	close(fd);
+	put("smaps\n", 6);
+	put(long_text, n);
+	put("end of smaps\n", 13);
+}
+
+/* What a program does to a range, through the kernel: writes, or reads; how many pages it could. */
+static long access_range(unsigned long a, unsigned long pages, int writes)
+{
+	int zero = open("/dev/zero", O_RDONLY), fds[2];
+	unsigned long i;
+	char byte;
+
+	if (pipe(fds))
+		_exit(1);
+	for (i = 0; i < pages; i++, a += 4096)
+		if (writes) {
+			if (read(zero, (void *)a, 1) != 1)
+				break;
+		} else {
+			if (write(fds[1], (void *)a, 1) != 1)
+				break;
+			if (read(fds[0], &byte, 1) != 1)
+				_exit(1);
+		}
+	close(zero);
+	close(fds[0]);
+	close(fds[1]);
+	return i;
+}
+
+static void wild_step(unsigned long i, unsigned long a, unsigned long n)
+{
+	static const int advice[] = {MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTFORK, MADV_DOFORK, MADV_RANDOM, MADV_NORMAL, MADV_DONTDUMP, MADV_WIPEONFORK};
+	unsigned long first = draw(n / 4096), some = 1 + draw(n / 4096 - first), k;
+	long got;
+	int fds[2];
+
+	switch (draw(10)) {
+	case 0: case 1: case 2: case 3:
+		got = access_range(a + first * 4096, some, 1);
+		put(line, snprintf(line, sizeof(line), "step %lu: write(%lx, %lx) = %ld\n", i, a + first * 4096, some, got));
+		return;
+	case 4: case 5:
+		got = access_range(a + first * 4096, some, 0);
+		put(line, snprintf(line, sizeof(line), "step %lu: read(%lx, %lx) = %ld\n", i, a + first * 4096, some, got));
+		return;
+	case 6: case 7: case 8:
+		k = advice[draw(10)];
+		if (draw(2)) {
+			first = 0;
+			some = n / 4096;
+		}
+		got = syscall(SYS_madvise, a + first * 4096, some * 4096, k);
+		put(line, snprintf(line, sizeof(line), "step %lu: madvise(%lx, %lx, %lu) = %ld\n", i, a + first * 4096, some * 4096, k, got < 0 ? -errno : got));
+		return;
+	}
+	k = draw(4);
+	if (children[k]) {
+		kill(children[k], SIGKILL);
+		waitpid(children[k], 0, 0);
+		children[k] = 0;
+		put(line, snprintf(line, sizeof(line), "step %lu: kill(%lx, 0) = 0\n", i, k));
+		return;
+	}
+	if (pipe(fds))
+		_exit(1);
+	children[k] = fork();
+	if (!children[k]) {
+		got = access_range(a + first * 4096, some, 1);
+		write(fds[1], &got, sizeof(got));
+		for (;;)
+			pause();
+	}
+	if (read(fds[0], &got, sizeof(got)) != sizeof(got))
+		_exit(1);
+	close(fds[0]);
+	close(fds[1]);
+	put(line, snprintf(line, sizeof(line), "step %lu: fork(%lx, %lx, %lx) = %ld\n", i, k, a + first * 4096, some, got));
+}
+
 int main(int argc, char **argv)
 {
 	const ElfW(Phdr) *ph = (void *)getauxval(AT_PHDR);
 	unsigned long i, steps = argc > 2 ? strtoul(argv[2], 0, 10) : 300, seed = argc > 1 ? strtoul(argv[1], 0, 10) : 1;
+	unsigned long every = argc > 3 ? strtoul(argv[3], 0, 10) : 0;
 	static unsigned long start[64], size[64];
 	unsigned long heap;
 
@@ -94,6 +189,7 @@ int main(int argc, char **argv)
 			put(line, snprintf(line, sizeof(line), "load %lx %lx %lx %lx %x\n", (long)ph[i].p_offset, (long)ph[i].p_vaddr, (long)ph[i].p_filesz, (long)ph[i].p_memsz, ph[i].p_flags));
 	put(line, snprintf(line, sizeof(line), "execfn %lx brk %lx\n", getauxval(AT_EXECFN), heap));
 	memset(text, 1, sizeof(text));
+	memset(long_text, 1, sizeof(long_text));
 	memset(before, 1, sizeof(before));
 	memset(line, 1, sizeof(line));
 	status();
@@ -102,8 +198,12 @@ int main(int argc, char **argv)
 		unsigned long k = draw(64), op = draw(100), a = start[k], n = size[k], b, c, d;
 		long got;
 
-		if (op < 38 || !n) {
-			b = (1 + draw(draw(4) ? 8 : 700)) * 4096;
+		if (every && i % every == every - 1)
+			smaps();
+		if (every && n && op < 50) {
+			wild_step(i, a, n);
+		} else if (op < 38 || !n) {
+			b = (1 + draw(draw(4) ? 8 : every && draw(3) == 0 ? 2500 : 700)) * 4096;
 			c = draw(8);
 			d = draw(10) ? 0 : 0x10000000 + draw(64) * 4096;
 			op = draw(12) ? MAP_PRIVATE : MAP_SHARED;
@@ -155,6 +255,9 @@ int main(int argc, char **argv)
 		show("/proc/self/maps", 0);
 	}
 	status();
+	for (i = 0; i < 4; i++)
+		if (children[i])
+			kill(children[i], SIGKILL);
 	put("end\n", 4);
 	return 0;
 }

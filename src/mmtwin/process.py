@@ -14,6 +14,7 @@ from mmtwin.address_space import MemoryBuffer
 from mmtwin.errors import BusError, NoSuchProcess, RequestError, SegmentationFault, SyscallError
 from mmtwin.mm.mmu import EXEC, READ, USER, WRITE
 from mmtwin.mm.vmap_tables import NIL
+from mmtwin.process_malloc import Malloc
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 from mmtwin.user import entry
 from mmtwin.user.fault import FAULT_ACCERR, FAULT_ANON_VMA, FAULT_BUS, FAULT_MAPERR, FAULT_STACK
@@ -69,7 +70,7 @@ def page_align(n: int) -> int:
     return n + PAGE_SIZE - 1 & -PAGE_SIZE
 
 
-class Process:
+class Process(Malloc):
     """A process of a machine, made by `Machine.spawn` or `Process.fork`.
 
     :ivar pid: its number; `parent` its parent's.
@@ -78,7 +79,6 @@ class Process:
     :ivar rlimits: soft limits in bytes: "AS", "DATA", "STACK", "MEMLOCK".
     :ivar ip: instruction pointer, and `sp` stack pointer, as reports of faults show them.
     :ivar root: it has the capabilities that memory management asks for (CAP_SYS_ADMIN, CAP_SYS_RAWIO, CAP_IPC_LOCK).
-    :ivar lazyfree: page frames given to MADV_FREE.
     """
 
     def __init__(self, machine: Processes, pid: int, name: str, mm: int, program: Program, parent: int = 0) -> None:
@@ -86,7 +86,6 @@ class Process:
         self.rlimits = {"AS": RLIM_INFINITY, "DATA": RLIM_INFINITY, "STACK": 8 << 20, "MEMLOCK": 8 << 20}
         self.ip = self.sp = 0
         self.root, self.alive = True, True
-        self.lazyfree = set[int]()
         self.objects: list[tuple[str, int]] = []
         self.stack = 0
         self.protection_keys = False
@@ -660,7 +659,6 @@ class Process:
                 entry.zap_entry(h, cpu, row, start, end)
             else:
                 entry.madvise_free_entry(h, cpu, row, start, end)
-                self.lazyfree.update(self.machine.clean_frames(self.mm, start, end))
             return row
         sets = {
             MADV_RANDOM: (VM_RAND_READ, VM_SEQ_READ), MADV_SEQUENTIAL: (VM_SEQ_READ, VM_RAND_READ), MADV_NORMAL: (0, VM_SEQ_READ | VM_RAND_READ), MADV_DONTFORK: (VM_DONTCOPY, 0),

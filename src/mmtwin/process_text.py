@@ -14,6 +14,8 @@ from mmtwin.user.huge import PAGE_PROTNONE, PMD_SIZE
 from mmtwin.user.mm_tables import (
     ANON,
     FILE_SPECIAL,
+    PG_DIRTY,
+    PG_SWAPBACKED,
     SHMEM,
     VM_EXEC,
     VM_HUGEPAGE,
@@ -151,7 +153,7 @@ def count_pages(process: Process, row: int, entries: Mapping[int, tuple[int, int
         pfn = pfn & ~1 if level > 1 else pfn
         if pfn in (zero, huge_zero):
             continue
-        dirty, young = bool(entry & PAGE_DIRTY), bool(entry & PAGE_ACCESSED)
+        dirty, young = bool(entry & PAGE_DIRTY or int(s.folio[pfn]["flags"]) & PG_DIRTY), bool(entry & PAGE_ACCESSED)
         for frame in range(pfn, pfn + (PMD_SIZE >> PAGE_SHIFT if level > 1 else 1)):
             head = frame & ~511 if int(s.frame[frame]) & 4 else frame
             mapped = max(counts.get(frame, 1), 1)
@@ -163,7 +165,7 @@ def count_pages(process: Process, row: int, entries: Mapping[int, tuple[int, int
             total["referenced"] += PAGE_SIZE if young else 0
             if int(s.frame[head]) & ANON:
                 total["anonymous"] += PAGE_SIZE
-                total["lazyfree"] += PAGE_SIZE if head in process.lazyfree else 0
+                total["lazyfree"] += PAGE_SIZE if not dirty and not int(s.folio[head]["flags"]) & PG_SWAPBACKED else 0
                 total["huge"] += PAGE_SIZE if level > 1 else 0
             total["locked"] += share if flags & VM_LOCKED else 0
     return PageCount(**total)
@@ -196,7 +198,7 @@ def smaps_text(process: Process, row: int, files: Mapping[int, FileName], count:
         "SwapPss": 0,
         "Locked": count.locked >> (10 + PSS_SHIFT),
     }
-    lines = [maps_line(process, row, files), *(f"{name + ':':<15}{value:>9} kB" for name, value in kib.items())]
+    lines = [maps_line(process, row, files), *(f"{name + ':':<15}{value:>{8 if name == 'Private_Hugetlb' else 9}} kB" for name, value in kib.items())]
     lines.append(f"THPeligible:{thp_eligible(s, row, flags):>5}")
     if process.protection_keys:
         lines.append("ProtectionKey:         0")

@@ -254,8 +254,9 @@ class Processes:
         self._stacks = {cpu: list(stacks) for cpu, stacks in source._stacks.items()}
         for pid, process in source._processes.items():
             other = Process(self, pid, process.name, process.mm, process.program, process.parent)
-            other.rlimits, other.lazyfree, other.objects = dict(process.rlimits), set(process.lazyfree), list(process.objects)
+            other.rlimits, other.objects = dict(process.rlimits), list(process.objects)
             other.ip, other.sp, other.root, other.stack = process.ip, process.sp, process.root, process.stack
+            other._heap = None if process._heap is None else process._heap.copied(other)
             self._processes[pid] = other
 
     # Slab objects
@@ -362,12 +363,6 @@ class Processes:
     def file_name(self, row: int) -> FileName:
         """What maps shows of a file."""
         return self._files[row]
-
-    def clean_frames(self, mm: int, start: int, end: int) -> set[int]:
-        """Anonymous frames of a range whose entries are clean."""
-        found = user_entries(self.mmu, int(self.users.mm[mm]["pgd"]))
-        frames = {(e & PFN_BITS) >> PAGE_SHIFT for address, (e, level) in found.items() if start <= address < end and level == 1 and not e & PAGE_DIRTY}
-        return {pfn for pfn in frames if int(self.users.frame[pfn]) & ANON}
 
     # Beginning and end
 
@@ -577,10 +572,12 @@ class Processes:
         self.room()
         self.table_room(512 * (int(self.users.mm[parent.mm]["pgtables"]) + 16))
         child = self._new_task(name or parent.name, parent.program, parent.pid, cpu)
-        child.rlimits, child.root, child.ip, child.sp, child.lazyfree = dict(parent.rlimits), parent.root, parent.ip, parent.sp, set(parent.lazyfree)
+        child.rlimits, child.root, child.ip, child.sp = dict(parent.rlimits), parent.root, parent.ip, parent.sp
         try:
             self._new_mm(child, cpu)
             self._dup_mmap(child, parent, cpu)
+            if parent._heap is not None:
+                child._heap = parent._heap.on(cpu).forked(child)
         except (AllocationFailure, SyscallError):
             self.exit(child, cpu)
             raise
@@ -616,8 +613,6 @@ class Processes:
                 child._charge(pages, "fork")
             h = self.user_handle()
             new = int(entry.fork_vma_entry(h, child.mm, row))
-            if flags & VM_WIPEONFORK:
-                entry.unlink_anon_vmas_entry(h, new)
             users.vma[new]["vm_flags"] = flags & ~(VM_LOCKED | VM_LOCKONFAULT)
             self.settle(cpu)
             if not flags & VM_WIPEONFORK:

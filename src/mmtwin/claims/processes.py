@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmtwin.claims.c_library import CLibrary, present
 from mmtwin.claims.table import claim
-from mmtwin.claims.tools import runs
+from mmtwin.claims.tools import present, runs
 from mmtwin.machine import Machine
 from mmtwin.process import MADV_NOHUGEPAGE
 
@@ -20,7 +19,7 @@ from mmtwin.process import MADV_NOHUGEPAGE
 )
 def malloc_user_memory(m: Machine) -> dict[str, Any]:
     task = m.spawn("app")
-    a = CLibrary(task).malloc(100)
+    a = task.malloc(100)
     line = next(line for line in task.maps().splitlines() if (ends := [int(x, 16) for x in line.split()[0].split("-")])[0] <= a < ends[1])
     return {"region": line.split()[-1].strip("[]"), "kernel": "yes" if a >= m.PAGE_OFFSET else "no"}
 
@@ -34,7 +33,7 @@ def malloc_user_memory(m: Machine) -> dict[str, Any]:
 )
 def malloc_lazy(m: Machine) -> dict[str, Any]:
     task = m.spawn("app")
-    a = CLibrary(task).malloc(64 << 20)
+    a = task.malloc(64 << 20)
     task.madvise(a & -4096, 64 << 20, MADV_NOHUGEPAGE)
     pages = [(a & -4096) + 4096 * n for n in range(1, 16383)]
 
@@ -54,7 +53,7 @@ def malloc_lazy(m: Machine) -> dict[str, Any]:
 )
 def malloc_scattered(m: Machine) -> dict[str, Any]:
     task = m.spawn("app")
-    a = CLibrary(task).malloc(64 << 20)
+    a = task.malloc(64 << 20)
     task.madvise(a & -4096, 64 << 20, MADV_NOHUGEPAGE)
     pages = [(a & -4096) + 4096 * n for n in range(1, 257)]
     for n in range(256):  # in no order, as programs do

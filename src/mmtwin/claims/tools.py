@@ -9,6 +9,8 @@ from typing import Any
 from mmtwin.errors import AllocationFailure, ReportedError
 from mmtwin.machine import Machine
 from mmtwin.mm.mmu import walk_entry
+from mmtwin.process import Process
+from mmtwin.process_text import user_entries
 from mmtwin.units import PAGE_SIZE
 
 PAGE_USER = 0x4
@@ -62,3 +64,9 @@ def page_table_entries(m: Machine) -> int:
     """Page-table entries written so far, of all levels."""
     counters = m.mmu_counters()
     return counters["pte_writes"] + counters["table_writes"]
+
+
+def present(task: Process, pages: Sequence[int]) -> list[int]:
+    """Those of a process's pages that have memory."""
+    entries = user_entries(task.machine.mmu, int(task.users.mm[task.mm]["pgd"]))
+    return [page for page in pages if page in entries]

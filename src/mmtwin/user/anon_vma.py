@@ -9,7 +9,7 @@ from typing import Any
 
 from mmtwin._jit import inner, slow
 from mmtwin.mm.vmap_tables import NIL
-from mmtwin.user.mm_tables import FREE_ANON, FREE_AVC, NEW_ANON, NEW_AVC
+from mmtwin.user.mm_tables import FREE_ANON, FREE_AVC, NEW_ANON, NEW_AVC, VM_WIPEONFORK
 
 
 @inner
@@ -129,10 +129,10 @@ def anon_vma_clone(s: Any, row: int, source: int) -> None:
 
 @slow
 def anon_vma_fork(s: Any, row: int, parent: int) -> None:
-    """``anon_vma_fork``: links to the parent's, and an anon_vma of its own for the pages that the child copies."""
+    """``anon_vma_fork``: links to the parent's, and an anon_vma of its own for the pages that the child copies; with MADV_WIPEONFORK there are none (``dup_mmap``)."""
     old = int(s.vma[parent]["anon_vma"])
     s.vma[row]["anon_vma"] = NIL
-    if old == NIL:
+    if old == NIL or int(s.vma[row]["vm_flags"]) & VM_WIPEONFORK:
         return
     anon_vma_clone(s, row, parent)
     if int(s.vma[row]["anon_vma"]):

@@ -228,6 +228,8 @@ def do_wp_page(h: int, cpu: int, row: int, mm: int, table: int, i: int, address:
                     s.folio[head]["mapping"] = int(s.vma[row]["anon_vma"])  # page_move_anon_rmap
         else:
             reuse = flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
+            if reuse:
+                set_flags(s, head, PG_DIRTY, 0)
     if reuse:
         m.entry[table, i] = entry | PAGE_ACCESSED | PAGE_DIRTY | PAGE_RW
         count_writes(m, 1)
@@ -424,6 +426,7 @@ def do_fault(h: int, cpu: int, row: int, mm: int, pmd: int, address: int, write:
     get_page(s, pfn)
     add_rss(s, mm, pfn, 1)
     set_entry(m, table, table_index(m, address, 1), pfn, writable(page_prot(m, flags), flags))
+    set_flags(s, pfn, PG_DIRTY, 0)
     return 0
 
 

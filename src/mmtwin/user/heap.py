@@ -86,15 +86,18 @@ class Heap:
             raise self._error(ended, f"the process has ended: {self._words(ended)}")
         if not 0 <= thread < MAX_THREADS:
             raise RequestError(f"no thread {thread}: they are numbered from 0 to {MAX_THREADS - 1}")
-        call, answer = np.array([(kind, 0, thread + 1, 0, a, b, 0)], dtype=entry.CALL), np.zeros(1, dtype=np.int64)
-        if entry.replay_entry(self.state, call, NO_SOURCE, answer, 0) == 0 and not answer[0]:
-            self.state = tables.grown(self.state, thread + 1)
-            entry.replay_entry(self.state, call, NO_SOURCE, answer, 0)
-        result = int(answer[0])
+        result = self._perform(thread, kind, a, b)
         if result < 0:
             self.state.mp[0]["aborted"] = result
             raise self._error(result, self._words(result))
         return result
+
+    def _perform(self, thread: int, kind: int, a: int, b: int) -> int:
+        call, answer = np.array([(kind, 0, thread + 1, 0, a, b, 0)], dtype=entry.CALL), np.zeros(1, dtype=np.int64)
+        if entry.replay_entry(self.state, call, NO_SOURCE, answer, 0) == 0 and not answer[0]:
+            self.state = tables.grown(self.state, thread + 1)
+            entry.replay_entry(self.state, call, NO_SOURCE, answer, 0)
+        return int(answer[0])
 
     def _words(self, code: int) -> str:
         if code <= tables.FIRST_ABORT:

@@ -13,15 +13,18 @@ from mmtwin.user.ptmalloc_arena import arena_get, arena_get_retry, arena_thread_
 from mmtwin.user.ptmalloc_bins import csize2tidx, has_tcache, tcache_get, tcache_put
 from mmtwin.user.ptmalloc_free import int_free, malloc_consolidate, munmap_chunk, systrim
 from mmtwin.user.ptmalloc_malloc import int_malloc, request2size
-from mmtwin.user.ptmalloc_memory import arena_for_chunk, at, bin_at, bin_index, bk, chunksize, head, protect_ptr
+from mmtwin.user.ptmalloc_memory import arena_for_chunk, at, bin_at, bin_index, bk, chunksize, head, memcpy, memset, protect_ptr
 from mmtwin.user.ptmalloc_realloc import MUST_MOVE, cut_aligned, finish_resize, mremap_chunk, resize
 from mmtwin.user.ptmalloc_tables import (
     AR_NEXT,
+    AR_TOP,
     CHUNK_BK,
     CHUNK_HDR_SZ,
     DEFAULT_MMAP_THRESHOLD_MAX,
     FAULT_WORDS,
     GROW,
+    HEAP_MAX_SIZE,
+    HEAP_MPROTECT_SIZE,
     IS_MMAPPED,
     MALLOC_ALIGNMENT,
     MAX_FAST_SIZE,
@@ -33,11 +36,13 @@ from mmtwin.user.ptmalloc_tables import (
     SEGV,
     SHUTDOWN_UNALIGNED,
     SIZE_BITS,
+    SIZE_SZ,
     TCACHE_BYTES,
     TCACHE_MAX_BINS,
     TOO_BIG,
     Ptmalloc,
 )
+from mmtwin.user.ptmalloc_vm import vm_dontneed
 
 CALL_MALLOC, CALL_FREE, CALL_CALLOC, CALL_REALLOC, CALL_MEMALIGN, CALL_POSIX_MEMALIGN, CALL_VALLOC, CALL_PVALLOC = range(1, 9)
 CALL_MALLOPT, CALL_TRIM, CALL_THREAD_EXIT, CALL_MAPS, CALL_BRK, CALL_THREAD_CREATE = range(9, 15)
@@ -117,6 +122,7 @@ def malloc_trim(m: Ptmalloc, pad: int) -> int:
                     size = chunksize(m, i)
                     first = (p + 48 + PAGE_SIZE - 1) & -PAGE_SIZE
                     if size > PAGE_SIZE - 1 + 48 and size - (first - p) > PAGE_SIZE - 1:
+                        vm_dontneed(m, first, (size - (first - p)) & -PAGE_SIZE)
                         result = 1
                     p = bk(m, i)
                     if int(m.mp[0]["fault"]) != 0:
@@ -199,6 +205,35 @@ def tcache_free(m: Ptmalloc, t: int, address: int) -> int:
         return 0
     tcache_put(m, t, p, i, idx)
     return 1
+
+
+@slow
+def used_of_top(m: Ptmalloc, av: int, top: int) -> int:
+    """How much of top may have been in use before, so that calloc has to clear it: the rest is as the kernel gave it.
+
+    A break that went down and up again counts as new (MORECORE_CLEARS is 2 on Linux), pages of another arena that were usable once do not.
+    """
+    size = chunksize(m, at(m, top))
+    if av == int(m.mp[0]["main_arena"]):
+        return size
+    heap = top & ~(HEAP_MAX_SIZE - 1)
+    return max(size, heap + int(m.word[at(m, heap) + HEAP_MPROTECT_SIZE]) - top)
+
+
+@slow
+def clear_block(m: Ptmalloc, victim: int, top: int, used: int) -> None:
+    """The end of ``__libc_calloc``: clears a block that is not fresh from the kernel.
+
+    :param top: the arena's top before, and `used`, how much of it was not fresh (`used_of_top`).
+    """
+    p = victim - CHUNK_HDR_SZ
+    i = at(m, p)
+    if head(m, i) & IS_MMAPPED:
+        return
+    size = chunksize(m, i)
+    if p == top and size > used:
+        size = used
+    memset(m, victim, size - SIZE_SZ)
 
 
 @slow
@@ -305,12 +340,13 @@ def heap_call(m: Ptmalloc, t: int, kind: int, a: int, b: int) -> int:
             if found != MUST_MOVE:
                 return checked(m, found)
 
-    victim, arena = 0, own
+    victim, arena, top, used = 0, own, 0, 0
     if own != 0:
         victim = int_malloc(m, t, own, nb)
         if victim == p + oldsize + CHUNK_HDR_SZ:  # the chunk behind it: no need to move
             return checked(m, finish_resize(m, t, own, p, i, oldsize + chunksize(m, at(m, victim - CHUNK_HDR_SZ)), nb))
         if victim > 0:
+            memcpy(m, victim, old, oldsize - SIZE_SZ)
             error = int_free(m, t, own, p, 1)
             return checked(m, error if error < 0 else victim)
         if victim < 0 or not multiple:
@@ -320,6 +356,9 @@ def heap_call(m: Ptmalloc, t: int, kind: int, a: int, b: int) -> int:
     if victim == 0:
         arena = arena_get(m, t, size + alignment + MINSIZE if alignment else size) if multiple else main
         want = request2size(nb + alignment + MINSIZE) if alignment else nb
+        if kind == CALL_CALLOC and arena != 0:
+            top = int(m.word[at(m, arena) + AR_TOP])
+            used = used_of_top(m, arena, top)
         victim = int_malloc(m, t, arena, want)
         if victim == 0 and multiple and arena != 0:
             arena = arena_get_retry(m, t, arena, size)
@@ -328,7 +367,10 @@ def heap_call(m: Ptmalloc, t: int, kind: int, a: int, b: int) -> int:
         return checked(m, victim)
     if alignment:
         return checked(m, cut_aligned(m, t, arena, victim, alignment, nb))
+    if kind == CALL_CALLOC:
+        clear_block(m, victim, top, used)
     if old != 0:
+        memcpy(m, victim, old, oldsize - (SIZE_SZ if own != 0 else CHUNK_HDR_SZ))
         error = int_free(m, t, own, p, 0) if own != 0 else munmap_chunk(m, p, i)
         if error < 0:
             return error

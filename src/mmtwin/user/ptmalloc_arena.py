@@ -31,7 +31,7 @@ from mmtwin.user.ptmalloc_tables import (
     UNSORTED,
     Ptmalloc,
 )
-from mmtwin.user.ptmalloc_vm import page_align, vm_mmap, vm_munmap
+from mmtwin.user.ptmalloc_vm import page_align, vm_mmap, vm_mprotect, vm_munmap
 
 
 @slow
@@ -74,6 +74,9 @@ def new_heap(m: Ptmalloc, size: int, top_pad: int) -> int:
             if heap & (HEAP_MAX_SIZE - 1):
                 vm_munmap(m, heap, HEAP_MAX_SIZE)
                 return 0
+    if vm_mprotect(m, heap, size) < 0:
+        vm_munmap(m, heap, HEAP_MAX_SIZE)
+        return 0
     i = place(m, heap)
     m.word[i + HEAP_SIZE] = size
     m.word[i + HEAP_MPROTECT_SIZE] = size
@@ -82,12 +85,15 @@ def new_heap(m: Ptmalloc, size: int, top_pad: int) -> int:
 
 
 @slow
-def grow_heap(m: Ptmalloc, h: int, diff: int) -> int:
-    """``grow_heap``: makes more of a heap's pages usable; -1 if it would become too large."""
+def grow_heap(m: Ptmalloc, heap: int, h: int, diff: int) -> int:
+    """``grow_heap``: makes more of a heap's pages usable; -1 if it would become too large, -2 if the kernel refuses."""
     size = int(m.word[h + HEAP_SIZE]) + page_align(diff)
     if size > HEAP_MAX_SIZE:
         return -1
-    if size > int(m.word[h + HEAP_MPROTECT_SIZE]):
+    usable = int(m.word[h + HEAP_MPROTECT_SIZE])
+    if size > usable:
+        if vm_mprotect(m, heap + usable, size - usable) < 0:
+            return -2
         m.word[h + HEAP_MPROTECT_SIZE] = size
     m.word[h + HEAP_SIZE] = size
     return 0

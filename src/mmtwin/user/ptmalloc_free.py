@@ -13,6 +13,7 @@ from mmtwin.user.ptmalloc_memory import (
     at,
     chunksize,
     clear,
+    forget_header,
     head,
     inuse_bit_at_offset,
     prev_size,
@@ -66,7 +67,7 @@ from mmtwin.user.ptmalloc_tables import (
     TOO_BIG,
     Ptmalloc,
 )
-from mmtwin.user.ptmalloc_vm import morecore, remove_range, vm_munmap
+from mmtwin.user.ptmalloc_vm import morecore, remove_range, vm_dontneed, vm_munmap, vm_revoke
 
 
 @slow
@@ -207,9 +208,12 @@ def heap_trim(m: Ptmalloc, heap: int, pad: int) -> int:
     new_size = int(word[h + HEAP_SIZE]) - extra
     if new_size < HEAP_INFO_BYTES:
         return 0
-    clear(m, heap + new_size, heap + new_size + extra)
     if int(m.mp[0]["may_shrink_heap"]):
+        if vm_revoke(m, heap + new_size, extra) < 0:
+            return 0
         word[h + HEAP_MPROTECT_SIZE] = new_size
+    else:
+        vm_dontneed(m, heap + new_size, extra)
     word[h + HEAP_SIZE] = new_size
     m.mp[0]["trims"] += 1
     word[a + AR_SYSTEM_MEM] -= extra
@@ -228,9 +232,8 @@ def munmap_chunk(m: Ptmalloc, p: int, i: int) -> int:
     m.mp[0]["n_mmaps"] -= 1
     m.mp[0]["mmapped_mem"] -= total
     m.mp[0]["munmap_calls"] += 1
-    m.word[i] = m.word[i + CHUNK_SIZE] = 0
-    b = at(m, block)
-    m.word[b] = m.word[b + CHUNK_SIZE] = 0
+    forget_header(m, i)
+    forget_header(m, at(m, block))
     remove_range(m, block, block + total)
     return 0
 

@@ -124,7 +124,8 @@ def from_smallbin(m: Ptmalloc, t: int, av: int, a: int, nb: int, non_main: int) 
     set_inuse_bit_at_offset(m, victim, nb)
     word[b + CHUNK_BK] = back
     word[k + CHUNK_FD] = bin_address
-    word[v + CHUNK_SIZE] |= non_main
+    if non_main:
+        word[v + CHUNK_SIZE] |= non_main
     tidx = csize2tidx(nb)
     if has_tcache(m, t, tidx):
         while tcache_has_room(m, t, tidx) and bk(m, b) != bin_address:
@@ -132,7 +133,8 @@ def from_smallbin(m: Ptmalloc, t: int, av: int, a: int, nb: int, non_main: int) 
             i = at(m, other)
             back = bk(m, i)
             set_inuse_bit_at_offset(m, other, nb)
-            word[i + CHUNK_SIZE] |= non_main
+            if non_main:
+                word[i + CHUNK_SIZE] |= non_main
             word[b + CHUNK_BK] = back
             word[at(m, back) + CHUNK_FD] = bin_address
             tcache_put(m, t, other, i, tidx)
@@ -147,7 +149,8 @@ def split(m: Ptmalloc, av: int, a: int, victim: int, v: int, size: int, nb: int,
     rest = size - nb
     if rest < MINSIZE:
         set_inuse_bit_at_offset(m, victim, size)
-        m.word[v + CHUNK_SIZE] |= non_main
+        if non_main:
+            m.word[v + CHUNK_SIZE] |= non_main
         return 0
     remainder = victim + nb
     r = at(m, remainder)
@@ -258,7 +261,8 @@ def sort_unsorted(m: Ptmalloc, t: int, av: int, a: int, nb: int, non_main: int) 
         word[k + CHUNK_FD] = bin_address
         if size == nb:
             word[n + CHUNK_SIZE] |= PREV_INUSE
-            word[v + CHUNK_SIZE] |= non_main
+            if non_main:
+                word[v + CHUNK_SIZE] |= non_main
             if caches and tcache_has_room(m, t, tidx):
                 tcache_put(m, t, victim, v, tidx)
                 cached = 1

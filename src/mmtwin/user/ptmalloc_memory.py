@@ -61,6 +61,22 @@ def clear(m: Ptmalloc, start: int, end: int) -> None:
                 m.word[i] = 0
 
 
+@slow
+def forget_header(m: Ptmalloc, i: int) -> None:
+    """As `clear`, for a chunk's header in a mapping that is going."""
+    m.word[i] = m.word[i + CHUNK_SIZE] = 0
+
+
+@slow
+def memset(m: Ptmalloc, address: int, n: int) -> None:
+    """What calloc clears. Nothing here: the words are malloc's own, what programs keep in their blocks is not. A process's malloc really clears (`process_heap`)."""
+
+
+@slow
+def memcpy(m: Ptmalloc, to: int, source: int, n: int) -> None:
+    """What realloc copies; as `memset`."""
+
+
 @inner
 def protect_ptr(position: int, pointer: int) -> int:
     """``PROTECT_PTR``: how fastbins and the tcache keep the pointer that stands at `position` (safe-linking); its own inverse."""

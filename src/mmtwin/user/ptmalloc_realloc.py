@@ -6,13 +6,23 @@ from mmtwin._jit import inner, slow
 from mmtwin.units import PAGE_SIZE
 from mmtwin.user.ptmalloc_bins import unlink_chunk
 from mmtwin.user.ptmalloc_free import int_free
-from mmtwin.user.ptmalloc_memory import at, chunksize, head, inuse_bit_at_offset, place, prev_size, set_head, set_head_size, set_inuse_bit_at_offset
+from mmtwin.user.ptmalloc_memory import (
+    at,
+    chunksize,
+    forget_header,
+    head,
+    inuse_bit_at_offset,
+    place,
+    prev_size,
+    set_head,
+    set_head_size,
+    set_inuse_bit_at_offset,
+)
 from mmtwin.user.ptmalloc_tables import (
     AR_SYSTEM_MEM,
     AR_TOP,
     ASSERTION,
     CHUNK_HDR_SZ,
-    CHUNK_SIZE,
     IS_MMAPPED,
     MINSIZE,
     MREMAP_POINTER,
@@ -44,7 +54,7 @@ def mremap_chunk(m: Ptmalloc, p: int, i: int, nb: int) -> int:
     if moved == 0:
         return 0
     if moved != block:
-        m.word[i] = m.word[i + CHUNK_SIZE] = 0
+        forget_header(m, i)
         p = moved + offset
         i = place(m, p)
         m.word[i] = offset

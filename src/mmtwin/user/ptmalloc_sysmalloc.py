@@ -60,7 +60,7 @@ def extend_heap(m: Ptmalloc, t: int, av: int, a: int, nb: int, tried_mmap: int) 
     old_heap = old_top & ~(HEAP_MAX_SIZE - 1)
     h = at(m, old_heap)
     before = int(word[h + HEAP_SIZE])
-    if MINSIZE + nb - old_size > 0 and grow_heap(m, h, MINSIZE + nb - old_size) == 0:
+    if MINSIZE + nb - old_size > 0 and grow_heap(m, old_heap, h, MINSIZE + nb - old_size) == 0:
         word[a + AR_SYSTEM_MEM] += int(word[h + HEAP_SIZE]) - before
         set_head(m, o, (old_heap + int(word[h + HEAP_SIZE]) - old_top) | PREV_INUSE)
         return 0
@@ -105,9 +105,8 @@ def extend_main(m: Ptmalloc, t: int, av: int, a: int, nb: int) -> int:
     if size > 0:
         brk = morecore(m, size)
     if brk == 0:
-        if contiguous:
-            size = page_align(size + old_size)
-        size = max(size, MMAP_AS_MORECORE_SIZE)
+        if contiguous:  # glibc 2.36 swaps two arguments here: the first piece is rounded up to MiB, later ones are as small as may be
+            size = (size + old_size + MMAP_AS_MORECORE_SIZE - 1) & -MMAP_AS_MORECORE_SIZE
         if size <= nb:
             return 0
         brk = vm_mmap(m, 0, size, 1)

@@ -144,6 +144,25 @@ def vm_mmap(m: Ptmalloc, hint: int, length: int, accounted: int) -> int:
 
 
 @slow
+def vm_mprotect(m: Ptmalloc, start: int, length: int) -> int:
+    """``mprotect(start, length, PROT_READ | PROT_WRITE)``: 0, or -1 if it fails. Only a process has limits that can make it fail."""
+    return 0
+
+
+@slow
+def vm_dontneed(m: Ptmalloc, start: int, length: int) -> None:
+    """``madvise(start, length, MADV_DONTNEED)``."""
+    clear(m, start, start + length)
+
+
+@slow
+def vm_revoke(m: Ptmalloc, start: int, length: int) -> int:
+    """``mmap(start, length, PROT_NONE, MAP_FIXED)`` over memory that is not needed now: 0, or -1 if it fails."""
+    clear(m, start, start + length)
+    return 0
+
+
+@slow
 def vm_munmap(m: Ptmalloc, start: int, length: int) -> None:
     """``munmap``."""
     m.mp[0]["munmap_calls"] += 1

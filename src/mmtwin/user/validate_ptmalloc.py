@@ -5,6 +5,8 @@ A heap is walked from its first chunk to top; fenceposts end a walk, where someb
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from mmtwin.errors import InvariantError
 from mmtwin.user.ptmalloc_info import arenas, bins, fastbins, heaps, size_of, tcache, word
 from mmtwin.user.ptmalloc_memory import at, bin_at, bin_index, binmap, binmap_bit
@@ -157,5 +159,5 @@ def _walk(m: Ptmalloc, p: int, end: int, free: dict[int, int], walked: set[int])
 def _check_ranges(m: Ptmalloc) -> None:
     """What is mapped is in order and apart."""
     ranges = m.vma[: int(m.mp[0]["vmas"])].tolist()
-    for (start, end), (following, _) in zip(ranges, [*ranges[1:], (1 << 62, 0)], strict=True):
+    for (start, end), (following, _) in pairwise([*ranges, (1 << 62, 0)]):
         _check(start < end < following, f"mapping 0x{start:x}-0x{end:x}: empty, or not before 0x{following:x}")
