@@ -14,6 +14,7 @@ from mmtwin.address_space import MemoryBuffer
 from mmtwin.errors import BusError, NoSuchProcess, RequestError, SegmentationFault, SyscallError
 from mmtwin.mm.mmu import EXEC, READ, USER, WRITE
 from mmtwin.mm.vmap_tables import NIL
+from mmtwin.oom import check_oom_score_adj, oom_badness, oom_score
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 from mmtwin.user import entry
 from mmtwin.user.fault import FAULT_ACCERR, FAULT_ANON_VMA, FAULT_BUS, FAULT_MAPERR, FAULT_STACK
@@ -90,9 +91,24 @@ class Process:
         self.objects: list[tuple[str, int]] = []
         self.stack = 0
         self.protection_keys = False
+        self._oom_score_adj = 0
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} {self.name}{'' if self.alive else ', ended'}>"
+
+    @property
+    def oom_score_adj(self) -> int:
+        """/proc/PID/oom_score_adj: -1000 (never killed for want of memory) to 1000, in thousandths of all memory; fork inherits it. :raises RequestError: set to another number."""
+        return self._oom_score_adj
+
+    @oom_score_adj.setter
+    def oom_score_adj(self, value: int) -> None:
+        self._oom_score_adj = check_oom_score_adj(value)
+
+    def oom_score(self) -> int:
+        """/proc/PID/oom_score."""
+        total = self.machine.totalpages()
+        return oom_score(oom_badness(self, total), total)
 
     @property
     def users(self) -> Users:

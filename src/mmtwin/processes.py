@@ -156,6 +156,7 @@ class Processes:
         alloc_pages: Callable[..., int]
         free_pages: Callable[..., None]
         _cpu: Callable[[int], int]
+        totalpages: Callable[[], int]
         _bind_mmu: Callable[[], None]
         _load: Callable[[int, int], bytes]
         _store: Callable[..., None]
@@ -246,6 +247,7 @@ class Processes:
             other = Process(self, pid, process.name, process.mm, process.program, process.parent)
             other.rlimits, other.lazyfree, other.objects = dict(process.rlimits), set(process.lazyfree), list(process.objects)
             other.ip, other.sp, other.root, other.stack = process.ip, process.sp, process.root, process.stack
+            other.oom_score_adj = process.oom_score_adj
             self._processes[pid] = other
 
     # Slab objects
@@ -566,6 +568,7 @@ class Processes:
         self.table_room(512 * (int(self.users.mm[parent.mm]["pgtables"]) + 16))
         child = self._new_task(name or parent.name, parent.program, parent.pid, cpu)
         child.rlimits, child.root, child.ip, child.sp, child.lazyfree = dict(parent.rlimits), parent.root, parent.ip, parent.sp, set(parent.lazyfree)
+        child.oom_score_adj = parent.oom_score_adj
         try:
             self._new_mm(child, cpu)
             self._dup_mmap(child, parent, cpu)
