@@ -126,6 +126,7 @@ if wanted faults "$@"; then
     MMTWIN_CPU=$cpu "$here/module/run-faults.sh" "$guest" "$here/module-build/$(cat "$guest/release")/faults.ko" "$root/tests/data/faults-6.1-$flavour.txt" $words
   done
 fi
+if wanted oom "$@"; then "$here/oom.sh" "$(dirname "$mmtwin")/python" "$kernel" "$root/tests/data/oom-6.1.json.gz" < /dev/null; fi
 if wanted malloc "$@"; then "$here/malloc/make.sh" "$mmtwin"; fi
 if wanted claims "$@"; then # last, as it reads what the others have made
   kernel612=${MMTWIN_KERNEL_612:-$here/kernel-6.12}

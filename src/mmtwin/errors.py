@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class MmtwinError(Exception):
     """Base of all errors that a user can cause; the command line prints the message and exits with `exit_code`."""
@@ -44,12 +46,20 @@ class AllocationFailure(MmtwinError, MemoryError):
     :ivar status: "failed", "needs reclaim" or "order too large".
     """
 
-    def __init__(self, message: str, errno: int, order: int, gfp: int, status: str) -> None:
+    def __init__(self, message: str, errno: int, order: int, gfp: int, status: str, report: str | Callable[[], str] = "") -> None:
         super().__init__(message)
         self.errno, self.order, self.gfp, self.status = errno, order, gfp, status
+        self._report = report
 
-    def __reduce__(self) -> tuple[type[AllocationFailure], tuple[str, int, int, int, str]]:
-        return type(self), (str(self), self.errno, self.order, self.gfp, self.status)
+    @property
+    def report(self) -> str:
+        """What the kernel prints (``warn_alloc``, without the stack trace); "" where it says nothing. Written when first read, with the machine's counts of then."""
+        if not isinstance(self._report, str):
+            self._report = self._report()
+        return self._report
+
+    def __reduce__(self) -> tuple[type[AllocationFailure], tuple[str, int, int, int, str, str]]:
+        return type(self), (str(self), self.errno, self.order, self.gfp, self.status, self.report)
 
 
 class VmallocFailure(AllocationFailure):
@@ -59,8 +69,7 @@ class VmallocFailure(AllocationFailure):
     """
 
     def __init__(self, message: str, errno: int, gfp: int, status: str, report: str = "") -> None:
-        super().__init__(message, errno, 0, gfp, status)
-        self.report = report
+        super().__init__(message, errno, 0, gfp, status, report)
 
     def __reduce__(self) -> tuple[type[VmallocFailure], tuple[str, int, int, str, str]]:  # type: ignore[override]
         return type(self), (str(self), self.errno, self.gfp, self.status, self.report)
@@ -190,6 +199,10 @@ class KernelBug(ReportedError):
     """``kernel BUG at file:line!``: a ``BUG_ON``; the machine is not usable afterwards, or the task is killed."""
 
 
+class KernelPanic(ReportedError):
+    """``Kernel panic - not syncing``: the machine has stopped."""
+
+
 class DmaError(ReportedError):
     """A mapping that the DMA API refuses (DMA_MAPPING_ERROR) or warns about.
 
@@ -306,6 +319,20 @@ class BusError(ReportedError):
 
 class NoSuchProcess(RequestError):
     """There is no such process, or it has ended."""
+
+
+class OomKilled(ReportedError, NoSuchProcess):
+    """The OOM killer chose the very process that was asking for memory: it has ended.
+
+    :ivar victim: its number.
+    """
+
+    def __init__(self, message: str, report: str = "", victim: int = 0) -> None:
+        super().__init__(message, report)
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[type[ReportedError], tuple[object, ...]]:  # type: ignore[override]
+        return type(self), (str(self), self.report, self.victim)
 
 
 class NotDirectMapped(RequestError):

@@ -38,11 +38,13 @@ from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
 from mmtwin.mm.vmap_tables import Vmalloc, copy_vmalloc
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
+from mmtwin.oom import OutOfMemory
 from mmtwin.processes import Processes
 from mmtwin.profiles import Profile, physical
 from mmtwin.profiles.layout import AddressSpace, address_space
 from mmtwin.profiles.physical import Frames, MemoryRange
 from mmtwin.reclaim import Reclaim
+from mmtwin.show_mem import warn_alloc
 from mmtwin.slab_api import SlabAllocator, boot_caches, new_allocator
 from mmtwin.swap_area import SwapAreas
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
@@ -66,7 +68,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(Processes, Reclaim, Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, SlabAllocator):
+class Machine(OutOfMemory, Processes, Reclaim, Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
@@ -346,6 +348,7 @@ class Machine(Processes, Reclaim, Contexts, Devices, SwapAreas, VmallocAllocator
         """An independent copy, for a what-if."""
         other = self._copy_tables()
         other._copy_processes(self)
+        other._copy_oom(self)
         if self._watch is not None:
             other._watch = self._watch.copy(other)
             other._watch.install()
@@ -470,7 +473,9 @@ class Machine(Processes, Reclaim, Contexts, Devices, SwapAreas, VmallocAllocator
             return AllocationFailure(text, error, order, gfp, "needs reclaim")
         if error == -EINVAL:
             raise RequestError(f"gfp 0x{gfp:x} ({gfp_names(gfp)}) selects no zone")
-        return AllocationFailure(f"{words}: no zone is above the watermark this request must respect, and it may not wait", error, order, gfp, "failed")
+        text = f"{words}: no zone is above the watermark this request must respect, and it may not wait"
+        comm = self.context(cpu).task.comm
+        return AllocationFailure(text, error, order, gfp, "failed", lambda: warn_alloc(self, comm, order, gfp, cpu))
 
     def _bad_free(self, error: int, pfn: int, order: int) -> DoubleFree | BadFree:
         if error == -EBUSY:

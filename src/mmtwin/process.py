@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from mmtwin.address_space import MemoryBuffer
 from mmtwin.errors import BusError, NoSuchProcess, RequestError, SegmentationFault, SyscallError
 from mmtwin.mm.mmu import EXEC, READ, USER, WRITE
 from mmtwin.mm.vmap_tables import NIL
+from mmtwin.oom import check_oom_score_adj, oom_badness, oom_score
 from mmtwin.process_malloc import Malloc
 from mmtwin.units import PAGE_SHIFT, PAGE_SIZE
 from mmtwin.user import entry
@@ -65,6 +68,25 @@ MAX_MAP_COUNT = 65530
 ACCESS = {"read": READ, "write": WRITE, "exec": EXEC}
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def system_call(call: Callable[Concatenate[Process, P], R]) -> Callable[Concatenate[Process, P], R]:
+    """While it runs, what is done to the machine is done for the process: it is the one that the OOM killer finds asking."""
+
+    @wraps(call)
+    def run(self: Process, *arguments: P.args, **named: P.kwargs) -> R:
+        machine = self.machine
+        before, machine._calling = machine._calling, self
+        try:
+            return call(self, *arguments, **named)
+        finally:
+            machine._calling = before
+
+    return run
+
+
 def page_align(n: int) -> int:
     """``PAGE_ALIGN``."""
     return n + PAGE_SIZE - 1 & -PAGE_SIZE
@@ -89,9 +111,24 @@ class Process(Malloc):
         self.objects: list[tuple[str, int]] = []
         self.stack = 0
         self.protection_keys = False
+        self._oom_score_adj = 0
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} {self.name}{'' if self.alive else ', ended'}>"
+
+    @property
+    def oom_score_adj(self) -> int:
+        """/proc/PID/oom_score_adj: -1000 (never killed for want of memory) to 1000, in thousandths of all memory; fork inherits it. :raises RequestError: set to another number."""
+        return self._oom_score_adj
+
+    @oom_score_adj.setter
+    def oom_score_adj(self, value: int) -> None:
+        self._oom_score_adj = check_oom_score_adj(value)
+
+    def oom_score(self) -> int:
+        """/proc/PID/oom_score."""
+        total = self.machine.totalpages()
+        return oom_score(oom_badness(self, total), total)
 
     @property
     def users(self) -> Users:
@@ -207,6 +244,7 @@ class Process(Malloc):
         gap = int(self.users.config[0]["guard_gap"]) if int(vma["vm_flags"]) & VM_GROWSDOWN else 0
         return max(int(vma["vm_start"]) - gap, 0)
 
+    @system_call
     def mmap(
         self, length: int, prot: int = PROT_READ | PROT_WRITE, flags: int = MAP_PRIVATE | MAP_ANONYMOUS, address: int = 0, file: File | None = None, offset: int = 0, cpu: int = 0
     ) -> int:  # fmt: skip
@@ -302,6 +340,7 @@ class Process(Malloc):
         row = self.find_vma(address)
         return int(self.users.vma[row]["prev"]) if row != NIL else int(self.users.mm[self.mm]["last"])
 
+    @system_call
     def munmap(self, address: int, length: int, cpu: int = 0) -> None:
         """``munmap``. :raises SyscallError: EINVAL: not a page's address, no length, outside of the address space; ENOMEM: too many areas."""
         cpu, address, length = self._live(cpu), operator.index(address), operator.index(length)
@@ -357,6 +396,7 @@ class Process(Malloc):
                 break
             row = following
 
+    @system_call
     def brk(self, address: int = 0, cpu: int = 0) -> int:
         """``brk``: moves the end of the heap; returns where it is then, as the system call does: unchanged if it cannot be."""
         cpu, address = self._live(cpu), operator.index(address)
@@ -413,6 +453,7 @@ class Process(Malloc):
         self.users.vma[row]["vm_flags"] |= VM_SOFTDIRTY
         return row
 
+    @system_call
     def mprotect(self, address: int, length: int, prot: int, cpu: int = 0) -> None:
         """``mprotect``. :raises SyscallError: EINVAL, ENOMEM (a hole, a limit), EACCES (the mapping may never have these rights)."""
         cpu, call = self._live(cpu), "mprotect"
@@ -483,6 +524,7 @@ class Process(Malloc):
                 h, vma = machine.user_handle(), self.users.vma[row]
         return row
 
+    @system_call
     def mremap(self, old_address: int, old_length: int, new_length: int, flags: int = MREMAP_MAYMOVE, new_address: int = 0, cpu: int = 0) -> int:
         """``mremap``: the address then. :raises SyscallError: EINVAL, EFAULT (not mapped, or over the end of an area), ENOMEM, EAGAIN (RLIMIT_MEMLOCK)."""
         cpu, call = self._live(cpu), "mremap"
@@ -615,6 +657,7 @@ class Process(Malloc):
         self.users.mm[self.mm]["hiwater_vm"] = hiwater
         return new
 
+    @system_call
     def madvise(self, address: int, length: int, advice: int, cpu: int = 0) -> None:
         """``madvise``: MADV_* of this module. :raises SyscallError: EINVAL; ENOMEM: part of the range is not mapped (the rest was done)."""
         cpu, call = self._live(cpu), "madvise"
@@ -689,6 +732,7 @@ class Process(Malloc):
 
     # Accesses
 
+    @system_call
     def touch(self, address: int, length: int, write: bool = True, cpu: int = 0) -> None:
         """Accesses every page of a range, as a program would that goes through it.
 
@@ -699,6 +743,7 @@ class Process(Malloc):
             return
         self.machine.touch(self, address & -PAGE_SIZE, address + length, PAGE_SIZE, WRITE if write else READ, cpu)
 
+    @system_call
     def read(self, address: int, n: int, cpu: int = 0) -> bytes:
         """`n` bytes, through the process's page tables; what is not there yet is faulted in."""
         cpu, parts = self._live(cpu), list[bytes]()
@@ -706,6 +751,7 @@ class Process(Malloc):
             parts.append(self.machine._load(where, length))
         return b"".join(parts)
 
+    @system_call
     def write(self, address: int, data: bytes | bytearray | memoryview, cpu: int = 0) -> None:
         """Puts `data` into the process's memory. From the first write on the machine keeps contents."""
         cpu, data, at = self._live(cpu), bytes(data), 0
@@ -718,6 +764,7 @@ class Process(Malloc):
         """A buffer of the process's memory: each use goes through its page tables anew."""
         return MemoryBuffer(self, operator.index(address), n, self._live(cpu))
 
+    @system_call
     def translate(self, address: int, access: str = "read", cpu: int = 0) -> int:
         """The physical address that the process reaches, faulting as needed."""
         if access not in ACCESS:
@@ -742,6 +789,7 @@ class Process(Malloc):
 
     # Life
 
+    @system_call
     def fork(self, cpu: int = 0, name: str = "") -> Process:
         """``fork``: a child with the same memory, copied page by page when one of the two writes."""
         return self.machine.fork(self, self._live(cpu), name)

@@ -13,21 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mmtwin.errors import AllocationFailure, NoSuchProcess, ProfileError, RequestError, SegmentationFault, SyscallError
+from mmtwin.errors import AllocationFailure, NoSuchProcess, OomKilled, ProfileError, RequestError, SegmentationFault, SyscallError
 from mmtwin.mm.mmu import EXEC as EXEC_FETCH
 from mmtwin.mm.mmu import GENERAL_PROTECTION, TABLE_MARK, USER, WRITE, switch_mm_entry, translate_entry
 from mmtwin.mm.page_alloc import EAGAIN
-from mmtwin.mm.pgtable_tables import NO_ROOM, PAGE_DIRTY, PAGE_SHIFT, PFN_BITS, has_room, reserve_tables
+from mmtwin.mm.pgtable_tables import NO_ROOM, PAGE_SHIFT, has_room, reserve_tables
 from mmtwin.mm.vmap_tables import NIL
 from mmtwin.process import Process, page_align
-from mmtwin.process_text import FileName, all_smaps, maps_line, status_text, user_entries
+from mmtwin.process_text import FileName, all_smaps, maps_line, status_text
 from mmtwin.program import EXEC, Program, Segment, default_program
 from mmtwin.units import PAGE_SIZE
 from mmtwin.user import entry
 from mmtwin.user.fault import FAULT_ANON_VMA, FAULT_KSWAPD, FAULT_STACK
 from mmtwin.user.handles import address_table
 from mmtwin.user.mm_tables import (
-    ANON,
     FILE,
     FILE_CACHED,
     FILE_SHMEM,
@@ -157,11 +156,13 @@ class Processes:
         alloc_pages: Callable[..., int]
         free_pages: Callable[..., None]
         _cpu: Callable[[int], int]
+        totalpages: Callable[[], int]
         _bind_mmu: Callable[[], None]
         _load: Callable[[int, int], bytes]
         _store: Callable[..., None]
         _watched: Callable[..., Watch]
         _failure: Callable[[int, int, int, int], AllocationFailure]
+        _calling: Process | None
         settle_io: Callable[[], None]
         run_kswapd: Callable[[int], bool]
         next_wait: Callable[[Iterator[None] | None, int], Iterator[None] | None]
@@ -257,6 +258,7 @@ class Processes:
             other.rlimits, other.objects = dict(process.rlimits), list(process.objects)
             other.ip, other.sp, other.root, other.stack = process.ip, process.sp, process.root, process.stack
             other._heap = None if process._heap is None else process._heap.copied(other)
+            other.oom_score_adj = process.oom_score_adj
             self._processes[pid] = other
 
     # Slab objects
@@ -278,14 +280,18 @@ class Processes:
         if not n:
             return
         users.config[0]["log"] = 0
-        for kind, row in users.log[:n].tolist():
+        listed = users.log[:n].tolist()
+        for kind, row in listed:  # the process may be killed for want of memory before it has them all
+            if kind in (NEW_VMA, NEW_AVC, NEW_ANON):
+                (users.vma if kind == NEW_VMA else users.avc if kind == NEW_AVC else users.anon)[row]["object"] = 0
+        for kind, row in listed:
             if kind == NEW_VMA:
                 users.vma[row]["object"] = self._new_object("vm_area_struct", cpu)
             elif kind == NEW_AVC:
                 users.avc[row]["object"] = self._new_object("anon_vma_chain", cpu)
             elif kind == NEW_ANON:
                 users.anon[row]["object"] = self._new_object("anon_vma", cpu)
-            else:
+            elif row:
                 name = {FREE_VMA: "vm_area_struct", FREE_AVC: "anon_vma_chain", FREE_ANON: "anon_vma"}[kind]
                 self.kmem_cache_free(self._object_cache(name), row & (1 << 64) - 1, cpu)
 
@@ -400,7 +406,7 @@ class Processes:
         try:
             self._new_mm(process, cpu)
             self._exec(process, cpu, legacy, Randomization() if randomize is None else randomize, arguments, vdso, randomize is not None)
-        except (AllocationFailure, SyscallError):
+        except (AllocationFailure, SyscallError, OomKilled):
             self.exit(process, cpu)
             raise
         return process
@@ -573,12 +579,13 @@ class Processes:
         self.table_room(512 * (int(self.users.mm[parent.mm]["pgtables"]) + 16))
         child = self._new_task(name or parent.name, parent.program, parent.pid, cpu)
         child.rlimits, child.root, child.ip, child.sp = dict(parent.rlimits), parent.root, parent.ip, parent.sp
+        child.oom_score_adj = parent.oom_score_adj
         try:
             self._new_mm(child, cpu)
             self._dup_mmap(child, parent, cpu)
             if parent._heap is not None:
                 child._heap = parent._heap.on(cpu).forked(child)
-        except (AllocationFailure, SyscallError):
+        except (AllocationFailure, SyscallError, OomKilled):
             self.exit(child, cpu)
             raise
         return child
@@ -617,6 +624,8 @@ class Processes:
             self.settle(cpu)
             if not flags & VM_WIPEONFORK:
                 error = int(entry.copy_page_range_entry(self.user_handle(), cpu, new, row))
+                if error:
+                    error = self.wait_for_memory(error, cpu, lambda new=new, row=row: int(entry.copy_page_range_entry(self.user_handle(), cpu, new, row)))  # type: ignore[misc]
                 if error:
                     raise self._failure(error, 0, int(users.config[0]["gfp_table"]), cpu)
         mm = self.users.mm[child.mm]

@@ -58,6 +58,7 @@ from mmtwin.user.pressure_entry import (
 if TYPE_CHECKING:
     from mmtwin.memory import Memory
     from mmtwin.mm.tables import Pgdat
+    from mmtwin.process import Process
     from mmtwin.profiles import Profile
     from mmtwin.slub_debug import Watch
     from mmtwin.swap_area import SwapArea
@@ -90,6 +91,8 @@ class Reclaim:
         _no_reclaim: Callable[[int, str], int]
         _cpu: Callable[[int], int]
 
+    _calling: Process | None = None
+    """The process whose system call or fault is under way."""
     _swapped: dict[int, bytes] | None = None
     _on_disk: dict[int, bytes] | None = None
 
@@ -225,7 +228,15 @@ class Reclaim:
         return self._out_of_memory(order, gfp, cpu)
 
     def _out_of_memory(self, order: int, gfp: int, cpu: int) -> bool:
-        return False
+        """The OOM killer strikes, if there is a process that it could kill and the request is one that it does so for (a request without __GFP_FS would go around for ever:
+        nobody else runs here who could help it)."""
+        from mmtwin.oom import out_of_memory
+
+        if not self._users or not self.processes() or not gfp & GFP_FS:
+            return False
+        self._users.lruvec[0]["oom_kill"] += 1
+        out_of_memory(self, order, gfp, cpu, self._calling)  # type: ignore[arg-type]
+        return True
 
     # kswapd
 
@@ -403,6 +414,18 @@ class Reclaim:
             return []
         devices = self._users.swap[self._users.swap["used"] > 0]
         return [{"size": 4 * int(d["pages"]), "used": 4 * int(d["inuse_pages"]), "priority": int(d["prio"])} for d in devices]
+
+    def swap_usage(self) -> tuple[int, int, int]:
+        """Pages in the swap cache, free slots, all slots."""
+        if self._users is None:
+            return 0, 0, 0
+        lruvec = self._users.lruvec[0]
+        return int((self._users.swap_cache >= 0).sum()), int(lruvec["nr_swap_pages"]), int(lruvec["total_swap_pages"])
+
+    @property
+    def all_unreclaimable(self) -> bool:
+        """kswapd has given up: 16 rounds without a page."""
+        return int(self.state.config[0]["kswapd_failures"]) >= MAX_RECLAIM_RETRIES
 
     @property
     def swappiness(self) -> int:

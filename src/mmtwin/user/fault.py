@@ -10,13 +10,12 @@ from typing import Any
 
 from mmtwin._jit import inner, routine
 from mmtwin.mm.mmu import PF_PROT, WRITE
-from mmtwin.mm.page_alloc import ENOMEM
 from mmtwin.mm.pgtable import count_writes, table_index
 from mmtwin.mm.pgtable_tables import PAGE_ACCESSED, PAGE_DIRTY, PAGE_PRESENT, PAGE_PSE, PAGE_RW, PAGE_SHIFT, PFN_BITS
 from mmtwin.mm.tables import PG_LRU
 from mmtwin.mm.vmap_tables import NIL
 from mmtwin.user.handles import state, tables_and_users, users_state
-from mmtwin.user.huge import HPAGE_PMD_NR, PMD_SIZE, deposit, flush_tlb_range, page_prot, split_huge_pmd
+from mmtwin.user.huge import HPAGE_PMD_NR, PMD_SIZE, deposit, flush_tlb_range, page_prot, pmd_of, split_huge_pmd
 from mmtwin.user.lru import set_flags, workingset_refault
 from mmtwin.user.mm_tables import (
     ANON,
@@ -531,6 +530,8 @@ def copy_ptes(h: int, mm: int, flags: int, source: int, target: int, first: int,
     private = flags & VM_SHARED == 0
     for k in range(first, first + n):
         entry = int(m.entry[source, k])
+        if int(m.entry[target, k]):  # copied before the request for a page table had to wait
+            continue
         if entry & PRESENT == 0:
             if entry:  # copy_nonpresent_pte
                 swap_duplicate(s, entry_slot(m, s, entry))
@@ -602,12 +603,16 @@ def copy_page_range(h: int, cpu: int, row: int, parent: int) -> int:
 def copy_huge_pmd(h: int, cpu: int, mm: int, pmd: int, i: int, address: int) -> int:
     """``copy_huge_pmd``: a table in reserve, and the same huge page, read-only in both."""
     m, s = tables_and_users(h)
+    target = pmd_of(m, int(s.mm[mm]["pgd"]), address)
+    if target >= 0 and int(m.entry[target, i]):
+        return 0
     spare = new_user_table(h, cpu, 1)
     if spare < 0:
         return spare
     target = user_table(h, cpu, mm, address, 2)
     if target < 0:
-        return -ENOMEM
+        free_user_table(h, cpu, spare)
+        return target
     entry = int(m.entry[pmd, i])
     pfn = huge_pfn(entry)
     if pfn == int(s.config[0]["huge_zero_pfn"]):
