@@ -138,7 +138,7 @@ def excessive_slab(info: MemInfo) -> bool:
 
 def lru_sizes(machine: Machine) -> dict[int, dict[str, int]]:
     """Pages on the LRU lists, by zone and list (`LRU_LISTS`)."""
-    return {z: {name: size for name, size in zip(LRU_LISTS, machine.lru_sizes(z).values(), strict=True)} for z in range(len(machine.state.zone))}
+    return {z: dict(zip(LRU_LISTS, machine.lru_sizes(z).values(), strict=True)) for z in range(len(machine.state.zone))}
 
 
 def _frames(machine: Machine) -> tuple[set[int], set[int], set[int]]:
