@@ -357,8 +357,11 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
             pcp["high"] = int(op["arg2"])
             pcp["batch"] = int(op["gfp"])
     elif kind == OWNERSHIP:
-        owned = get_pageblock_migratetype(b, pfn) == int(op["migratetype"])
-        if owned != (int(op["arg2"]) != 0):  # pages that reclaim held off the LRU at that moment: the twin counts them as movable
+        now = get_pageblock_migratetype(b, pfn)
+        owned = now == int(op["migratetype"])
+        if now == HIGHATOMIC:  # the request that stole the block has reserved it as well: every type ends there
+            pass
+        elif owned != (int(op["arg2"]) != 0):  # pages that reclaim held off the LRU at that moment: the twin counts them as movable
             b.pageblock[pageblock_row(b, pfn)] = int(op["migratetype"]) if int(op["arg2"]) else int(op["arg"])
             count(r, C_OWNERSHIP, 1)
     elif kind == STAT_THRESHOLDS:
