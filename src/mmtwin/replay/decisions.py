@@ -77,18 +77,15 @@ class Decisions:
     """What was decided, and where the twin differs.
 
     :param tallies: by the names in `DECISIONS`.
+    :param differences: how many decisions differ; the first are in `differing`.
     :param unfollowed: requests whose events are not those of any way through the slow path.
-    :param first_reclaim_event: row of the first event of kswapd's or a task's reclaim, -1 if there was none.
-    :param frames_before: allocations before that event (all, if there is none); `frames_before_equal` those with the kernel's page frame.
     """
 
     tallies: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in DECISIONS})
     differing: list[Differing] = field(default_factory=list)
+    differences: int = 0
     requests: int = 0
     unfollowed: int = 0
-    first_reclaim_event: int = -1
-    frames_before: int = 0
-    frames_before_equal: int = 0
 
     def count(self, what: str, kernel: bool, twin: bool, at: Differing) -> None:
         """Compares one decision."""
@@ -96,8 +93,10 @@ class Decisions:
         tally.kernel += kernel
         tally.twin += twin
         tally.both += kernel and twin
-        if kernel != twin and len(self.differing) < KEPT:
-            self.differing.append(at)
+        if kernel != twin:
+            self.differences += 1
+            if len(self.differing) < KEPT:
+                self.differing.append(at)
 
 
 class Columns(NamedTuple):
