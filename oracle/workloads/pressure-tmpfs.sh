@@ -3,14 +3,14 @@ free=$(awk '/MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
 insmod /lib/modules/loop.ko; truncate -s 1G /tmp/holes; losetup /dev/loop0 /tmp/holes
 mkdir /tmp/t && mount -t tmpfs -o size=98% none /tmp/t
 dd if=/dev/zero of=/tmp/t/first bs=64k count=$((free * 6)) 2>/dev/null
-dd if=/dev/loop0 of=/dev/null bs=64k count=$((free * 11)) 2>/dev/null
-find /sys -name uevent | head -600 > /dev/null
+dd if=/dev/loop0 of=/dev/null bs=64k count=$((free * 7)) 2>/dev/null
+find /sys -name uevent | head -300 > /dev/null
 dd if=/dev/zero of=/tmp/t/second bs=64k count=$((free * 5)) 2>/dev/null
-(awk 'BEGIN { for (i = 0; i < 20000; i++) a[i] = i "x"; }') &
-(dd if=/dev/loop0 of=/dev/null bs=64k skip=4000 count=$((free * 2)) 2>/dev/null) &
-for i in 1 2 3 4; do (seq 3000 | sort -r | md5sum > /dev/null) & done
+(awk 'BEGIN { for (i = 0; i < 8000; i++) a[i] = i "x"; }') &
+(dd if=/dev/loop0 of=/dev/null bs=64k skip=4000 count=$free 2>/dev/null) &
+for i in 1 2; do (seq 2000 | sort -r | md5sum > /dev/null) & done
 wait
 rm /tmp/t/second
-find / -xdev -type f 2>/dev/null | head -300 | xargs cat > /dev/null 2>&1
-dd if=/dev/loop0 of=/dev/null bs=64k skip=8000 count=$free 2>/dev/null
+find / -xdev -type f 2>/dev/null | head -60 | xargs cat > /dev/null 2>&1
+dd if=/dev/loop0 of=/dev/null bs=64k skip=8000 count=$((free / 2)) 2>/dev/null
 umount /tmp/t

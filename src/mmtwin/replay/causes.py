@@ -139,10 +139,14 @@ def _went_to_sleep(events: pl.DataFrame, contexts: npt.NDArray[np.int64], d: Dif
         return ""
     if d.kernel and events["ptr"][d.event] == events["call_site"][d.event]:
         return "a race: kswapd went to sleep between the mark and the test"
-    between = events["kind"][d.event : d.until].cast(pl.String).to_list()
-    for i, kind in enumerate(between):
-        if not d.kernel and kind in ("mm_vmscan_wakeup_kswapd", "mm_vmscan_kswapd_wake") and contexts[d.event + i] != contexts[d.event]:
-            return f"a race: kswapd was woken at event {d.event + i:,}"
+    if d.kernel:
+        return ""
+    after = events["kind"][d.event + 1 : d.event + 1 + LOOK_BACK].cast(pl.String).to_list()
+    for i, kind in enumerate(after, d.event + 1):
+        if kind == "mm_vmscan_wakeup_kswapd":
+            return f"a race: kswapd was woken at event {i:,}" if i < d.until and contexts[i] != contexts[d.event] else ""
+        if kind == "mm_vmscan_kswapd_wake":  # nobody woke it, so it was up already: between its nap and its round it is on the queue once more
+            return f"a race: kswapd was just getting up, its round begins at event {i:,}"
     return ""
 
 

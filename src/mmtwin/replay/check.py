@@ -17,7 +17,7 @@ from mmtwin.recording import constants, slab_state
 from mmtwin.recording.model import Recording, Snapshot
 from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_lists, pcp_pages, restore
 from mmtwin.replay.causes import explain
-from mmtwin.replay.decisions import Decisions, decisions, frames_before, reclaim_begins
+from mmtwin.replay.decisions import Decisions, decisions, frames_before, reclaim_begins, recorded
 from mmtwin.replay.engine import Outcome, run
 from mmtwin.replay.part import Part
 from mmtwin.replay.placement import ALLOC, ALLOC_FAILED, ISOLATED, OP, ROTATE, Placement, place
@@ -114,8 +114,9 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
     start = time.perf_counter()
     outcome = run(state, placement, lambda done: progress(done, len(placement.ops)), slub)
     seconds = max(time.perf_counter() - start, 1e-9)
-    decided = decisions(recording.events, placement, state)
-    raced = _decided(recording, placement, state, decided, outcome, scale) if decided is not None else ({}, [])
+    decided: tuple[dict[str, int], list[dict[str, Any]]] = ({}, [])
+    if recorded(recording.provenance.probes):
+        decided = _decided(recording, placement, state, decisions(recording.events, placement, state), outcome, scale)
     parts = list(compare(state, recording.after)) if check and recording.after is not None else []
     if check and meanings is not None and slab_state.has_slabs(recording.after):
         assert recording.after is not None and recording.after.caches is not None
@@ -135,7 +136,7 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
         parts += vmaps.parts
     if check:
         parts.append(_values("derived constants", list(constants.compare(before, recording.provenance))))
-    return _result(recording, placement, outcome, parts, seconds, names, classic, vmaps, raced), state
+    return _result(recording, placement, outcome, parts, seconds, names, classic, vmaps, decided), state
 
 
 def _decided(

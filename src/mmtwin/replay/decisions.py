@@ -10,7 +10,7 @@ pages reclaim freed, how compaction ended, what could still be reclaimed, and wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -164,7 +164,7 @@ class Follower:
             return
         entitled = bool(gfp & GFP.MEMALLOC or memalloc) and not gfp & GFP.NOMEMALLOC
         if may_reclaim and may_compact and (costly or (order > 0 and request_migratetype(self.state, gfp) != 1)) and not entitled:
-            compacted = self.compact(order, gfp)
+            compacted = self.compact(order, gfp, first=True)
             if self.done():
                 return
             # skipped or deferred compaction is known by what it did not do
@@ -267,8 +267,11 @@ class Follower:
             self.walk()  # once more, when all per-CPU lists have been drained
         return True
 
-    def compact(self, order: int, gfp: int) -> bool:
-        """``__alloc_pages_direct_compact``; False if it was skipped. Whether a zone is compacted and with what result is the recording's."""
+    def compact(self, order: int, gfp: int, first: bool = False) -> bool:
+        """``__alloc_pages_direct_compact``; False if it was skipped. Whether a zone is compacted and with what result is the recording's.
+
+        :param first: before the first round of reclaim, where a walk follows in any case.
+        """
         row, expected = self.rows[self.at - 1], order > 0 and bool(gfp & GFP.IO)
         tried = self.kind() == K_TRY
         self.compare("compactions", row, tried, expected)
@@ -283,6 +286,8 @@ class Follower:
             return False
         if int(self.e.arg[self.row()]) & ALLOC_WMARK_MASK == ALLOC_WMARK_HIGH:
             return False
+        if first and not gfp & GFP.KSWAPD_RECLAIM and int(self.e.kind[self.rows[self.at + 1]]) not in (K_WALK, K_ALLOC):
+            return False  # no call of wakeup_kswapd in between: the one walk is that of the round
         self.walk()
         return True
 
@@ -331,17 +336,14 @@ class Follower:
         self.compare("failures", row, True, True)
 
 
-def decisions(events: pl.DataFrame, placement: Placement, state: Pgdat) -> Decisions | None:
-    """Compares every decision of a replay that has been done.
+def decisions(events: pl.DataFrame, placement: Placement, state: Pgdat) -> Decisions:
+    """Compares every decision of a replay that has been done. The recording must have the events (see `recorded`).
 
     :param placement: its operations, in which the engine has left the twin's answers.
     :param state: the twin; only what no request changes is looked at.
-    :returns: None if the recording does not have the events (older ones; the walks alone do not tell a request from one inside reclaim).
     """
     kind = events["kind"].cast(pl.Enum(KINDS)).to_physical().cast(pl.Int64).to_numpy()
     ops = placement.ops
-    if not np.any(kind == K_CALL) and not np.any(kind == KIND["mm_vmscan_kswapd_wake"]):
-        return None
     twin = np.full(len(kind), -1, dtype=np.int64)
     answers = ops[(ops["op"] == WALK) | (ops["op"] == WAKE_KSWAPD)]
     twin[answers["event"]] = answers["pfn"]
@@ -362,6 +364,11 @@ def decisions(events: pl.DataFrame, placement: Placement, state: Pgdat) -> Decis
         except (Unfollowable, IndexError):
             found.unfollowed += 1
     return found
+
+
+def recorded(probes: Sequence[str]) -> bool:
+    """Whether a recording with these probes has the events. (In older ones the walks alone do not tell a request from one inside reclaim.)"""
+    return "wakeup_kswapd" in probes
 
 
 def _plain(e: Columns, contexts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], found: Decisions) -> npt.NDArray[np.bool_]:
