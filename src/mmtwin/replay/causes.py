@@ -86,7 +86,7 @@ def section_ends(events: pl.DataFrame, contexts: npt.NDArray[np.int64]) -> npt.N
     section = np.isin(kind[rows], SECTION)
     n = len(rows)
     last = np.ones(n, dtype=bool)  # the last of a run: what follows is outside, or another context
-    last[:-1] = ~section[1:] | (contexts[rows[1:]] != contexts[rows[:-1]])
+    last[:-1] = ~section[:-1] | ~section[1:] | (contexts[rows[1:]] != contexts[rows[:-1]])
     at = np.where(last, np.arange(n), n)
     run_end = np.minimum.accumulate(at[::-1])[::-1]
     follows = np.minimum(run_end + 1, n - 1)
