@@ -76,7 +76,9 @@ def test_old_recordings_have_no_decisions(real: dict[str, Recording]) -> None:
 Row = tuple[str, dict[str, Any]]
 
 
-def follow(events: Callable[..., pl.DataFrame], bare: Callable[..., Machine], *rows: Row, zones: tuple[int, ...] = (), needed: tuple[int, ...] = ()) -> Decisions:
+def follow(
+    events: Callable[..., pl.DataFrame], bare: Callable[..., Machine], *rows: Row, zones: tuple[int, ...] = (), needed: tuple[int, ...] = ()
+) -> Decisions:
     """Decisions of hand-made events; `zones` is what the twin found at each walk (-1: none), `needed` at each call of wakeup_kswapd."""
     table = events(*rows)
     placement = place(table)
@@ -116,10 +118,10 @@ def test_an_atomic_request_that_fails(events: Callable[..., pl.DataFrame], bare:
     assert tallies(found) == {"slow_paths": (1, 1, 1), "wakeups": (1, 1, 1), "failures": (1, 1, 1)} and not found.unfollowed and not found.differences
 
 
-@pytest.mark.parametrize(("sleeps", "failures", "needed", "twin"), [(True, 0, 1, True), (False, 0, 1, False), (True, 16, 1, False), (True, 15, 2, True), (True, 0, 0, False)])
-def test_when_kswapd_is_woken(
-    events: Callable[..., pl.DataFrame], bare: Callable[..., Machine], sleeps: bool, failures: int, needed: int, twin: bool
-) -> None:
+@pytest.mark.parametrize(
+    ("sleeps", "failures", "needed", "twin"), [(True, 0, 1, True), (False, 0, 1, False), (True, 16, 1, False), (True, 15, 2, True), (True, 0, 0, False)]
+)
+def test_when_kswapd_is_woken(events: Callable[..., pl.DataFrame], bare: Callable[..., Machine], sleeps: bool, failures: int, needed: int, twin: bool) -> None:
     found = follow(events, bare, walk(KERNEL, LOW), call(KERNEL, sleeps, failures), walk(KERNEL, MIN), page(KERNEL, 8), zones=(-1, 1), needed=(needed,))
     assert found.tallies["wakeups"].twin == twin
     assert [d.what for d in found.differing] == (["wakeups"] if twin else [])

@@ -78,7 +78,18 @@ def record(
     def phase(text: str) -> None:
         terminal.note(f"{time.monotonic() - begin:6.1f} s  {text}")
 
-    guest = Guest(kernel=vm, workload=workload, memory=memory, cpus=smp, slab=slab, vmap=vmap, swap=swap_bytes, modules=tuple(module or ()), cmdline=cmdline, timeout=timeout)
+    guest = Guest(
+        kernel=vm,
+        workload=workload,
+        memory=memory,
+        cpus=smp,
+        slab=slab,
+        vmap=vmap,
+        swap=swap_bytes,
+        modules=tuple(module or ()),
+        cmdline=cmdline,
+        timeout=timeout,
+    )
     recording = record_vm(guest, phase)
     phase("writing")
     store.save(recording, path, force=force)

@@ -485,6 +485,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         if isinstance(value, (list, dict)):
             _need(all(isinstance(v, str) for v in (value.values() if isinstance(value, dict) else value)), f"provenance: {name} must hold texts")
     _need(
-        1 <= provenance["cpus"] <= 8192 and all(provenance.get(name, 0) >= 0 for name in ("ram_bytes", "initrd_bytes", "swap_bytes", "lost_events", "missed_probes")),
+        1 <= provenance["cpus"] <= 8192
+        and all(provenance.get(name, 0) >= 0 for name in ("ram_bytes", "initrd_bytes", "swap_bytes", "lost_events", "missed_probes")),
         "provenance: cpus, ram_bytes, initrd_bytes, swap_bytes, lost_events or missed_probes is impossible",
     )

@@ -20,8 +20,8 @@ from mmtwin.mm.kswapd import node_needs_kswapd
 from mmtwin.mm.page_alloc import highest_zone, next_zone, preferred_zone
 from mmtwin.mm.slab_tables import new_slub
 from mmtwin.mm.tables import Pgdat, copy_pgdat
-from mmtwin.replay.engine import NEAR, Progress, new_progress, replay_ops
 from mmtwin.recording.model import KIND, KINDS
+from mmtwin.replay.engine import NEAR, new_progress, replay_ops
 from mmtwin.replay.placement import NOP, RETRIED, Placement, context_ids
 from mmtwin.replay.slabs import new_slabs
 
@@ -120,7 +120,7 @@ def _races(state: Pgdat, placement: Placement, tested: Sequence[Differing], even
             continue
         replay_ops(state, slub, r, q, page_ops[done:start])
         done = start
-        here, progress = copy_pgdat(state), Progress(*(a.copy() for a in r))
+        here, progress = copy_pgdat(state), r._replace(**{name: a.copy() for name, a in r._asdict().items()})
         cause, said = "", _says(here, d)
         for i in range(start, stop):
             replay_ops(here, slub, progress, q, page_ops[i : i + 1])
@@ -139,6 +139,10 @@ def _went_to_sleep(events: pl.DataFrame, contexts: npt.NDArray[np.int64], d: Dif
         return ""
     if d.kernel and events["ptr"][d.event] == events["call_site"][d.event]:
         return "a race: kswapd went to sleep between the mark and the test"
+    if d.kernel and not d.gfp:  # rmqueue tests the zone's flag and clears it in two steps
+        calls = (events["kind"][max(d.event - NEAR, 0) : d.event].cast(pl.String) == "wakeup_kswapd") & (events["gfp"][max(d.event - NEAR, 0) : d.event] == 0)
+        others = [i for i in (calls.arg_true() + max(d.event - NEAR, 0)).to_list() if contexts[i] != contexts[d.event]]
+        return f"a race: CPU {events['cpu'][others[-1]]} saw the same boost, at event {others[-1]:,}" if others else ""
     if d.kernel:
         return ""
     after = events["kind"][d.event + 1 : d.event + 1 + LOOK_BACK].cast(pl.String).to_list()
