@@ -33,8 +33,8 @@ SECTION = tuple(KIND[k] for k in ("mm_page_alloc_zone_locked", "mm_page_pcpu_dra
 LOOK_BACK = 4096
 """Events before a mark among which sections are looked for that were open at it."""
 CAUSES = {
-    "direct_reclaims": "a task that is being killed was held back and skipped reclaim",
-    "oom_kills": "an earlier victim was still dying",
+    "direct_reclaims": "not known; a task that is being killed may skip reclaim",
+    "oom_kills": "not known; an earlier victim may still have been dying",
     "slow_paths": "as its first watermark test",
     "failures": "as its watermark tests",
 }
@@ -74,7 +74,7 @@ def explain(state: Pgdat, placement: Placement, events: pl.DataFrame, differing:
             "cpu": int(cpu[d.event]),
             "pid": int(pid[d.event]),
             "cause": cause or CAUSES.get(d.what, "not known"),
-            "raced": bool(cause) or d.what in ("direct_reclaims", "oom_kills"),
+            "raced": bool(cause),
         }
 
 
