@@ -196,9 +196,14 @@ class Follower:
             if self.kind() == K_WALK and int(self.e.arg[self.row()]) & ALLOC_WMARK_MASK == ALLOC_WMARK_HIGH:
                 if self.out_of_memory(order, gfp):
                     return
+                loops = 0
             elif self.kind() == K_ALLOC:  # a task that the OOM killer has chosen
                 self.fail()
                 return
+            elif loops <= MAX_RECLAIM_RETRIES:  # a reserve was given back, or another task was in the OOM stage, which counts as progress
+                loops = self.loops_said(loops)
+            else:
+                loops = 0
 
     def kind(self) -> int:
         """Kind of the next event."""
@@ -302,6 +307,11 @@ class Follower:
             enough = int(self.e.node[self.row()]) != 0
             self.at += 1
         return enough
+
+    def loops_said(self, loops: int) -> int:
+        """`loops`, or 0 if the next event that tells it has begun anew."""
+        said = next((int(self.e.arg[row]) for row in self.rows[self.at :] if self.e.kind[row] == K_RETRY_ZONE), loops)
+        return 0 if said <= 1 else loops
 
     def retry_compaction(self) -> bool:
         """``should_compact_retry``."""
