@@ -75,6 +75,30 @@ echo "$areas" | while IFS='|' read -r name workload series memory cpus options; 
   "$mmtwin" record --vm "$of" --workload "$here/workloads/$(echo $workload).sh" --mem $memory --smp $cpus --vmap --module "$here/module-build/$(cat "$of/release")/vmalloc_probe.ko" \
     $options --force -o "$root/tests/recordings/$name.mmrec" < /dev/null
 done
+# Memory pressure: name | workload | RAM | CPUs | further options
+pressure='
+tmpfs-128m-2cpu              | pressure-tmpfs | 128M | 2 |
+swap-128m-1cpu               | pressure-swap  | 128M | 1 | --swap 256M
+swap-128m-2cpu               | pressure-swap  | 128M | 2 | --swap 256M
+fails-128m-1cpu              | pressure-fails | 128M | 1 | @PAGES_PROBE@
+fails-128m-2cpu              | pressure-fails | 128M | 2 | @PAGES_PROBE@
+'
+echo "$pressure" | while IFS='|' read -r name workload memory cpus options; do
+  name=$(echo $name)
+  [ -n "$name" ] || continue
+  if [ $# -gt 0 ]; then
+    case " $* " in *" pressure/$name "*) ;; *) continue ;; esac
+  fi
+  case $options in
+    *@PAGES_PROBE@*)
+      "$here/module/build.sh" "$here/module-build" "$(cat "$kernel/release")" pages_probe < /dev/null
+      options="--module $here/module-build/$(cat "$kernel/release")/pages_probe.ko"
+      ;;
+  esac
+  mkdir -p "$root/tests/recordings/pressure"
+  # shellcheck disable=SC2086
+  "$mmtwin" record --vm "$kernel" --workload "$here/workloads/$(echo $workload).sh" --mem $memory --smp $cpus $options --force -o "$root/tests/recordings/pressure/$name.mmrec" < /dev/null
+done
 wanted() { [ $# -gt 1 ] || return 0; name=$1; shift; case " $* " in *" $name "*) return 0 ;; esac; return 1; }
 if wanted slab-classic-1cpu "$@"; then
   slab=${MMTWIN_SLAB_KERNEL:-$here/kernel-slab}

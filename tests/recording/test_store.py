@@ -207,7 +207,7 @@ def test_wrong_manifests(path: Path) -> None:
     forged(path, "provenance: cpus is missing or of a wrong type", provenance={**entries, "cpus": "2"})
     forged(path, "notes must hold texts", provenance={**entries, "notes": [1]})
     forged(path, "unknown entry 'weather'", provenance={**entries, "weather": "fine"})
-    forged(path, "cpus, ram_bytes, initrd_bytes, lost_events or missed_probes is impossible", provenance={**entries, "cpus": 10**6})
+    forged(path, "cpus, ram_bytes, initrd_bytes, swap_bytes, lost_events or missed_probes is impossible", provenance={**entries, "cpus": 10**6})
 
 
 def test_wrong_members(small: Recording, path: Path) -> None:

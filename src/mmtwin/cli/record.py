@@ -13,6 +13,7 @@ from mmtwin.cli.terminal import ForTerminal, UsageError, printable
 from mmtwin.units import format_size, parse_size
 
 MEMORY = (64 << 20, 16 << 30)
+SWAP = (1 << 20, 16 << 30)
 CPUS = (1, 16)
 """What `recording.capture.vm` accepts; here too, because that module needs the extra ``record``."""
 NOT_BUILT = "live recording is not built yet; record a kernel in QEMU with: mmtwin record --vm KERNEL_DIR --workload FILE, or read a dump with --dump CORE --symbols VMLINUX"
@@ -26,6 +27,7 @@ def record(
     smp: Annotated[int, Parameter(metavar="CPUS", show_default=True)] = 1,
     slab: bool = False,
     vmap: bool = False,
+    swap: Annotated[str, Parameter(metavar="SIZE")] = "",
     module: Annotated[list[Path] | None, Parameter(metavar="FILE.ko", negative="")] = None,
     cmdline: Annotated[str, Parameter(metavar="WORDS", allow_leading_hyphen=True)] = "",
     timeout: Annotated[float, Parameter(metavar="SECONDS", show_default=True)] = 600,
@@ -45,6 +47,7 @@ def record(
     :param smp: CPUs of the guest, 1 to 16.
     :param slab: Record kmalloc and kmem_cache events too.
     :param vmap: Record virtual areas too (vmalloc, vmap, ioremap, modules); of Linux 6.12 only these.
+    :param swap: Give the guest a swap disk of this size, in use from before the first snapshot.
     :param module: A further kernel module for the guest, as /lib/modules/NAME.ko; may be given several times.
     :param cmdline: Further words for the kernel's command line, such as 'preempt=none'.
     :param timeout: Time the workload may take.
@@ -60,7 +63,7 @@ def record(
         raise UsageError(NOT_BUILT)
     if workload is None:
         raise UsageError("record --vm needs a shell script for the guest to run: --workload FILE")
-    memory = _memory(mem)
+    memory, swap_bytes = _memory(mem), _swap(swap)
     if not CPUS[0] <= smp <= CPUS[1]:
         raise UsageError(f"--smp {smp}: expected {CPUS[0]} to {CPUS[1]} CPUs")
     if not 0 < timeout < 1e6:
@@ -75,7 +78,18 @@ def record(
     def phase(text: str) -> None:
         terminal.note(f"{time.monotonic() - begin:6.1f} s  {text}")
 
-    guest = Guest(kernel=vm, workload=workload, memory=memory, cpus=smp, slab=slab, vmap=vmap, modules=tuple(module or ()), cmdline=cmdline, timeout=timeout)
+    guest = Guest(
+        kernel=vm,
+        workload=workload,
+        memory=memory,
+        cpus=smp,
+        slab=slab,
+        vmap=vmap,
+        swap=swap_bytes,
+        modules=tuple(module or ()),
+        cmdline=cmdline,
+        timeout=timeout,
+    )
     recording = record_vm(guest, phase)
     phase("writing")
     store.save(recording, path, force=force)
@@ -98,6 +112,22 @@ def _from_dump(dump: Path, symbols: Path | None, other: Path | None, output: Pat
     store.save(recording, path, force=force)
     cpus = "1 CPU" if recording.provenance.cpus == 1 else f"{recording.provenance.cpus} CPUs"
     terminal.write(f"the state of Linux {recording.provenance.kernel_release} with {cpus}, no events\nWrote {printable(path)}\n")
+
+
+def _swap(text: str) -> int:
+    """Bytes of the swap disk, 0 for none.
+
+    :raises UsageError: no size, or one that no disk can have.
+    """
+    if not text:
+        return 0
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"--swap: {error}") from None
+    if not SWAP[0] <= size <= SWAP[1] or size % (1 << 20):
+        raise UsageError(f"--swap {text}: expected {format_size(SWAP[0])} to {format_size(SWAP[1])} in whole MiB")
+    return size
 
 
 def _memory(text: str) -> int:

@@ -29,6 +29,7 @@ INFERRED = {
     "zones_learnt": "the watermark test says different zones at two moments; the kernel's zone decided",
     "limits_learnt": "kswapd was just switching the limit of a per-CPU list; the kernel's free said which held",
     "ownership_learnt": "reclaim held pages off the LRU while a pageblock was stolen; the event said whether its type changed",
+    "decisions_learnt": "another CPU or an interrupt changed the zone just then; the kernel's decision stands",
     "first_of_fresh_slabs": "first objects of new slabs: where the kernel began in the cache's permutation is its random number, and is learnt",
     "silent_slab_objects": "objects of bulk calls, which no event announces; predicted, and compared with what a probe saw",
     "slab_failed_exchanges": "marks of an exchange that failed and was done again",
@@ -37,11 +38,24 @@ INFERRED = {
     "reserves_learnt": "no zone seemed above its watermark, but the kernel had one; answered without watermarks",
 }
 """What each kind of inferred event is, in a few words."""
+DECISIONS = {
+    "walks": "watermark tests passed",
+    "slow_paths": "requests to the slow path",
+    "wakeups": "kswapd woken",
+    "direct_reclaims": "direct reclaim begun",
+    "compactions": "direct compaction tried",
+    "failures": "requests refused",
+    "oom_kills": "OOM kills",
+}
 
 
 def result_text(provenance: Provenance, result: Result) -> list[RenderableType]:
     """All of it, for `Terminal.show`."""
     shown: list[RenderableType] = [Text(machine(provenance), style="bold"), "", equality(result)]
+    if result.decisions:
+        shown += ["", Text("Decisions under memory pressure, at the same requests:"), decisions(result.decisions)]
+    if result.decision_differences:
+        shown += ["", Text(f"The first {len(result.decision_differences)} decisions that differ:"), _undecided(result.decision_differences)]
     if any(result.inferred.values()):
         shown += ["", Text("Inferred, as the events do not say it:"), _inferred(result)]
     if result.differences:
@@ -77,6 +91,30 @@ def equality(result: Result) -> Table:
     for part in result.parts:
         table.add_row(part.name, _equal(part.equal, part.total) + Text(f"; first: {printable(part.first)}" if part.equal != part.total and part.first else ""))
     table.add_row("speed", f"{result.events:,} events in {result.seconds:.3g} s, {result.events_per_second / 1e6:.1f} million events/s")
+    return table
+
+
+def decisions(counts: dict[str, int]) -> Table:
+    """How often the kernel decided what, and the twin with it."""
+    table = _grid()
+    first = counts["first_reclaim_event"]
+    before = _equal(counts["frames_before_reclaim_equal"], counts["frames_before_reclaim"])
+    table.add_row("  page frames until reclaim begins", before + Text(f"; it begins at event {first:,}" if first >= 0 else "; it never begins"))
+    for name, label in DECISIONS.items():
+        kernel, equal, twin = (counts[key] for key in (name, f"{name}_equal", f"{name}_twin"))
+        more = Text(f"; {twin - equal:,} by the twin alone", style="red") if twin > equal else Text()
+        table.add_row(f"  {label}", _equal(equal, kernel) + more)
+    if counts["unfollowed"]:
+        table.add_row("  requests not followed", Text(f"{counts['unfollowed']:,}: their events are in no order that the slow path has", style="red"))
+    return table
+
+
+def _undecided(differences: list[dict[str, Any]]) -> Table:
+    columns = ("event", "what", "kernel", "twin", "order", "CPU", "cause")
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for d in differences:
+        said = ("yes", "no") if d["kernel"] else ("no", "yes")
+        table.add_row(f"{d['event']:,}", DECISIONS[d["what"]], *said, str(d["order"]), str(d["cpu"]), printable(d["cause"]))
     return table
 
 

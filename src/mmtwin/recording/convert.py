@@ -65,6 +65,28 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "cpu_fold": {"cpu": "arg"},
     "steal": {},
     "walk": {"gfp": "gfp", "order": "order", "alloc_flags": "arg"},
+    "mm_vmscan_wakeup_kswapd": {"zid": "arg", "order": "order", "gfp_flags": "gfp"},
+    "mm_vmscan_kswapd_wake": {"zid": "arg", "order": "order"},
+    "mm_vmscan_kswapd_sleep": {},
+    "mm_vmscan_direct_reclaim_begin": {"order": "order", "gfp_flags": "gfp"},
+    "mm_vmscan_direct_reclaim_end": {"nr_reclaimed": "arg"},
+    "mm_compaction_begin": {"zone_start": "pfn", "migrate_pfn": "bytes_req", "free_pfn": "bytes_alloc", "sync": "node"},
+    "mm_compaction_end": {"zone_start": "pfn", "migrate_pfn": "bytes_req", "free_pfn": "bytes_alloc", "sync": "node", "status": "arg"},
+    "mm_compaction_try_to_compact_pages": {"order": "order", "gfp_mask": "gfp", "prio": "arg"},
+    "mark_victim": {"pid": "arg", "comm": "name"},
+    "reclaim_retry_zone": {
+        "zone_idx": "migratetype",
+        "order": "order",
+        "reclaimable": "bytes_req",
+        "available": "bytes_alloc",
+        "min_wmark": "ptr",
+        "no_progress_loops": "arg",
+        "wmark_check": "node",
+    },
+    "compact_retry": {"order": "order", "priority": "arg", "result": "bytes_req", "retries": "bytes_alloc", "max_retries": "node", "ret": "ptr"},
+    "mm_vmscan_write_folio": {"pfn": "pfn", "reclaim_flags": "arg"},
+    "wakeup_kswapd": {"gfp": "gfp", "order": "order", "highest": "arg", "first": "ptr", "second": "call_site", "failures": "bytes_alloc"},
+    "swap_in": {"page": "page"},
     "slab_take": {"ptr": "ptr"},
     "slab_give": {"ptr": "ptr", "head": "arg"},
     "slab_slow": {"ptr": "ptr", "gfp": "gfp", "node": "node"},
@@ -107,6 +129,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 """For each kind: which field of the kernel's record goes to which column. "page", "zone" and "lock" are pointers that are turned into a
 page frame number (pfn) and a zone index (migratetype); "calculate" becomes arg = 1 for the pressure threshold, 0 for the normal one. A "rotate" becomes
 one row per order with a page on its movable free list: pfn (the first page), order, and the zone index in arg.
+In wakeup_kswapd ptr and call_site are the first entry of kswapd's wait queue and the one behind it: an empty queue's head is its own successor, so kswapd
+sleeps where the two differ.
 In slab events ptr is a cache (``struct kmem_cache``; in slab_take and slab_give its per-CPU pointer; in slab_new the new slab's first free object, 0 if
 there is no slab). slab_create: gfp = flags, node = align, arg = ``oo``, pfn = min_partial, call_site = the per-CPU pointer. What a bulk function frees or
 got follows as rows slab_bulk_object (ptr = the object, arg = its index), a new cache's ``random_seq`` as rows slab_random (ptr = the entry, a byte offset)."""
@@ -229,7 +253,7 @@ def _records(
                 continue
         kinds[wanted] = KIND[form.name]
         for source, target in COLUMNS[form.name].items():
-            if source not in form.fields and form.name in VMAP_COLUMNS:  # kernels without vmap nodes
+            if source not in form.fields and (form.name in VMAP_COLUMNS or form.name == "mark_victim"):  # kernels without vmap nodes; 6.1.0 names no victim
                 continue
             f = form.fields[source]
             value = gather(data, offsets[wanted] + f.offset, f.size, f.signed)

@@ -37,6 +37,10 @@ KINDS = (
     # calls of a process to the C library's malloc (recording/readers/malloc_trace.py)
     "malloc", "free", "calloc", "realloc", "memalign", "posix_memalign", "valloc", "pvalloc", "mallopt", "malloc_trim", "thread_exit", "user_maps",
     "user_brk", "thread_create",
+    # memory pressure: the kernel's tracepoints (include/trace/events/vmscan.h, compaction.h, oom.h), and two of the recorder's probes
+    "mm_vmscan_wakeup_kswapd", "mm_vmscan_kswapd_wake", "mm_vmscan_kswapd_sleep", "mm_vmscan_direct_reclaim_begin", "mm_vmscan_direct_reclaim_end",
+    "mm_compaction_begin", "mm_compaction_end", "mm_compaction_try_to_compact_pages", "mark_victim", "reclaim_retry_zone", "compact_retry",
+    "mm_vmscan_write_folio", "wakeup_kswapd", "swap_in",
 )  # fmt: skip
 """Kinds of events; the order is part of the file format (a file stores the names, so it may grow at the end)."""
 
@@ -74,6 +78,7 @@ class Provenance:
     :param kernel_version: as ``uname -v`` prints it, with the distribution's version of the source.
     :param how: "vm" (mmtwin record --vm), "ftrace" (imported text), "malloc" (a process's calls of malloc) or "synthetic".
     :param initrd_bytes: size of the initial RAM disk; its memory was not yet free when the kernel derived its watermarks.
+    :param swap_bytes: size of the guest's swap disk, which is in use from before the first snapshot; 0 without one.
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
     :param missed_probes: times a probe could not fire because another one was being handled; the order of those events is unknown.
     :param workload: text of the workload script.
@@ -88,6 +93,7 @@ class Provenance:
     cmdline: str = ""
     ram_bytes: int = 0
     initrd_bytes: int = 0
+    swap_bytes: int = 0
     cpus: int = 1
     how: str = "vm"
     workload: str = ""

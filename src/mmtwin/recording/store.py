@@ -443,11 +443,11 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 
 PROVENANCE_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "kernel_release": str, "kernel_version": str, "kernel_config": dict, "cmdline": str, "ram_bytes": int, "initrd_bytes": int, "cpus": int, "how": str, "workload": str, "workload_name": str,
+    "kernel_release": str, "kernel_version": str, "kernel_config": dict, "cmdline": str, "ram_bytes": int, "initrd_bytes": int, "swap_bytes": int, "cpus": int, "how": str, "workload": str, "workload_name": str,
     "workload_seconds": (int, float), "lost_events": int, "missed_probes": int, "probes": list, "modules": dict, "procfs": dict, "notes": list, "tool": str,
 }  # fmt: skip
 """Types of the provenance in JSON, written here because the model imports polars (a test compares them)."""
-LATER_ENTRIES = ("modules",)
+LATER_ENTRIES = ("modules", "swap_bytes")
 """Entries that recordings of older mmtwin do not have."""
 
 
@@ -485,6 +485,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         if isinstance(value, (list, dict)):
             _need(all(isinstance(v, str) for v in (value.values() if isinstance(value, dict) else value)), f"provenance: {name} must hold texts")
     _need(
-        1 <= provenance["cpus"] <= 8192 and all(provenance[name] >= 0 for name in ("ram_bytes", "initrd_bytes", "lost_events", "missed_probes")),
-        "provenance: cpus, ram_bytes, initrd_bytes, lost_events or missed_probes is impossible",
+        1 <= provenance["cpus"] <= 8192
+        and all(provenance.get(name, 0) >= 0 for name in ("ram_bytes", "initrd_bytes", "swap_bytes", "lost_events", "missed_probes")),
+        "provenance: cpus, ram_bytes, initrd_bytes, swap_bytes, lost_events or missed_probes is impossible",
     )

@@ -205,6 +205,7 @@ def check_events(events: pl.DataFrame, cpus: int, snapshot: Snapshot | None, lab
         ("mm_page_alloc_zone_locked", "arg", 1), ("wmarks", "arg", 1 << 31), ("wmarks", "bytes_req", 3000), ("wmarks", "bytes_alloc", 1 << 31),
         ("bulk", "arg", frames), ("bulk_ret", "arg", frames), ("rotate", "arg", zones - 1), ("cpu_fold", "arg", cpus - 1), ("stat_thresholds", "arg", cpus),
         ("pageset", "bytes_req", 1 << 30), ("pageset", "bytes_alloc", 1 << 20),
+        ("wakeup_kswapd", "arg", zones - 1), ("reclaim_retry_zone", "migratetype", zones - 1),
         ("slab_dead_cpu", "arg", cpus - 1), ("slab_bulk_alloc", "arg", 1 << 40), ("slab_bulk_got", "arg", 1 << 40), ("slab_bulk_free", "arg", 1 << 40),
         ("slab_bulk_object", "arg", 1 << 20), ("slab_put_partial", "arg", 1), ("slab_create", "bytes_req", 1 << 31), ("slab_create", "bytes_alloc", 1 << 31),
         ("slab_create", "arg", (1 << 32) - 1), ("slab_create", "node", 1 << 30), ("slab_create", "pfn", 1 << 20), ("slab_random", "arg", MAX_OBJECTS - 1),

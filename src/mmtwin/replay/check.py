@@ -16,6 +16,8 @@ from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, Pgdat, new_pgdat
 from mmtwin.recording import constants, slab_state
 from mmtwin.recording.model import Recording, Snapshot
 from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_lists, pcp_pages, restore
+from mmtwin.replay.causes import explain
+from mmtwin.replay.decisions import Decisions, decisions, frames_before, reclaim_begins, recorded
 from mmtwin.replay.engine import Outcome, run
 from mmtwin.replay.part import Part
 from mmtwin.replay.placement import ALLOC, ALLOC_FAILED, ISOLATED, OP, ROTATE, Placement, place
@@ -39,6 +41,9 @@ class Result:
     :param final_state_equal: every list in order, every pageblock and every counter equals the second dump; None if there is none.
     :param inferred_events: sum of `inferred`.
     :param vmap_allocs: virtual areas (vmalloc, vmap, ioremap, modules, stacks, per-CPU chunks, blocks of vm_map_ram).
+    :param decisions: under memory pressure: for each of `mmtwin.replay.decisions.DECISIONS` how often the kernel decided so, NAME_equal how often the twin did at
+        the same place, NAME_twin how often the twin did; empty for recordings without these events.
+    :param decision_differences: the first decisions that differ, each with its cause; those of a race (raced) count as learnt, not as unequal.
     :param inferred: what is not in the events as such, by kind; see docs/replay.md.
     :param seconds: of the replay itself, without reading, placing and compiling.
     """
@@ -65,6 +70,8 @@ class Result:
     inferred: dict[str, int]
     slab: dict[str, int] = field(default_factory=dict)
     vmap: dict[str, int] = field(default_factory=dict)
+    decisions: dict[str, int] = field(default_factory=dict)
+    decision_differences: list[dict[str, Any]] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
 
     @property
@@ -72,6 +79,7 @@ class Result:
         """Whether the twin answered all requests as the kernel did and ended in the same state."""
         requests = self.page_allocs_equal == self.page_allocs and self.failed_allocs_equal == self.failed_allocs and self.slab_allocs_equal == self.slab_allocs
         requests = requests and self.vmap_allocs_equal == self.vmap_allocs and not self.vmap.get("vmap_unknown_frees")
+        requests = requests and not self.decisions.get("unexplained") and not self.decisions.get("unfollowed")
         return requests and not self.differences and not self.slab.get("wrong_frees") and all(p.equal == p.total for p in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,6 +114,9 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
     start = time.perf_counter()
     outcome = run(state, placement, lambda done: progress(done, len(placement.ops)), slub)
     seconds = max(time.perf_counter() - start, 1e-9)
+    decided: tuple[dict[str, int], list[dict[str, Any]]] = ({}, [])
+    if recorded(recording.provenance.probes):
+        decided = _decided(recording, placement, state, decisions(recording.events, placement, state), outcome, scale)
     parts = list(compare(state, recording.after)) if check and recording.after is not None else []
     if check and meanings is not None and slab_state.has_slabs(recording.after):
         assert recording.after is not None and recording.after.caches is not None
@@ -125,7 +136,25 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
         parts += vmaps.parts
     if check:
         parts.append(_values("derived constants", list(constants.compare(before, recording.provenance))))
-    return _result(recording, placement, outcome, parts, seconds, names, classic, vmaps), state
+    return _result(recording, placement, outcome, parts, seconds, names, classic, vmaps, decided), state
+
+
+def _decided(
+    recording: Recording, placement: Placement, state: Pgdat, found: Decisions, outcome: Outcome, scale: int
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """The decisions as plain data: counters, and the differences with their causes."""
+    assert recording.before is not None
+    thp = recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y"
+    fresh = restore(recording.before, scale, thp, recording.provenance.cpus) if found.differing else state
+    listed = list(explain(fresh, placement, recording.events, found.differing))
+    first = reclaim_begins(recording.events)
+    frames, equal = frames_before(placement.ops, outcome.differences, first)
+    counters = {"requests": found.requests}
+    for name, tally in found.tallies.items():
+        counters |= {name: tally.kernel, f"{name}_equal": tally.both, f"{name}_twin": tally.twin}
+    raced = sum(d["raced"] for d in listed)
+    counters |= {"raced": raced, "unexplained": found.differences - raced, "unfollowed": found.unfollowed, "first_reclaim_event": first}
+    return counters | {"frames_before_reclaim": frames, "frames_before_reclaim_equal": equal}, listed
 
 
 def _replay_areas_only(recording: Recording, check: bool, progress: Callable[[int, int], None]) -> tuple[Result, Pgdat]:
@@ -171,6 +200,7 @@ def _result(
     names: list[str],
     classic: ClassicResult | None,
     vmaps: VmapResult | None,
+    decided: tuple[dict[str, int], list[dict[str, Any]]] = ({}, []),
 ) -> Result:
     c, ops = outcome.counters, placement.ops["op"]
     areas = no_vmaps() if vmaps is None else vmaps.counters
@@ -187,6 +217,7 @@ def _result(
         "limits_learnt": c["limits_learnt"],
         "ownership_learnt": c["ownership_learnt"],
         "reserves_learnt": c["reserve_learnt"],
+        "decisions_learnt": decided[0].get("raced", 0),
         "first_of_fresh_slabs": c["slab_learnt"],
         "silent_slab_objects": c["slab_bulk_objects"],
         "slab_failed_exchanges": placement.retried,
@@ -202,6 +233,8 @@ def _result(
         slab_allocs_equal=c["slab_allocs_equal"] if classic is None else classic.slab_allocs_equal,
         slab={name: c[name] for name in SLAB_COUNTERS} if classic is None else {"wrong_frees": classic.wrong_frees, "unmatched": classic.unmatched},
         vmap=areas,
+        decisions=decided[0],
+        decision_differences=decided[1][:SHOWN],
         vmap_allocs=areas["vmap_allocs"],
         vmap_allocs_equal=areas["vmap_allocs_equal"],
         final_state_equal=all(p.equal == p.total for p in parts if p.name != "derived constants") if recording.after is not None and parts else None,

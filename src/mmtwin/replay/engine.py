@@ -26,6 +26,7 @@ from mmtwin.mm.buddy import (
     reserve_highatomic_pageblock,
     unreserve_highatomic_pageblock,
 )
+from mmtwin.mm.kswapd import node_needs_kswapd
 from mmtwin.mm.list import rotate_to_front
 from mmtwin.mm.page_alloc import (
     alloc_pages_cold,
@@ -78,6 +79,7 @@ from mmtwin.replay.placement import (
     STAT_THRESHOLDS,
     THRESHOLDS,
     UNBOOST,
+    WAKE_KSWAPD,
     WALK,
     WMARKS,
     Placement,
@@ -355,8 +357,11 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
             pcp["high"] = int(op["arg2"])
             pcp["batch"] = int(op["gfp"])
     elif kind == OWNERSHIP:
-        owned = get_pageblock_migratetype(b, pfn) == int(op["migratetype"])
-        if owned != (int(op["arg2"]) != 0):  # pages that reclaim held off the LRU at that moment: the twin counts them as movable
+        now = get_pageblock_migratetype(b, pfn)
+        owned = now == int(op["migratetype"])
+        if now == HIGHATOMIC:  # the request that stole the block has reserved it as well: every type ends there
+            pass
+        elif owned != (int(op["arg2"]) != 0):  # pages that reclaim held off the LRU at that moment: the twin counts them as movable
             b.pageblock[pageblock_row(b, pfn)] = int(op["migratetype"]) if int(op["arg2"]) else int(op["arg"])
             count(r, C_OWNERSHIP, 1)
     elif kind == STAT_THRESHOLDS:
@@ -380,18 +385,23 @@ def replay_rare(b: Any, r: Any, op: Any, kind: int) -> None:
         zone = b.zone[int(op["migratetype"])]
         boost_changed(r, int(op["migratetype"]), int(zone["watermark_boost"]), int(op["at"]))
         zone["watermark_boost"] = int(zone["watermark_boost"]) - min(int(zone["watermark_boost"]), int(zone["boost_at_balance"]))
+    elif kind == WAKE_KSWAPD:
+        op["pfn"] = node_needs_kswapd(b, order, int(op["arg"]))
+        op["arg2"] = int(b.config[0]["kswapd_wakeups"])
     elif kind == THRESHOLDS:
         set_pgdat_percpu_threshold(b, int(op["arg"]) != 0)
 
 
 @inner
 def replay_walk(b: Any, r: Any, op: Any) -> None:
-    """The zones are tested now; the page is taken later, when other CPUs may have changed the counters."""
+    """The zones are tested now; the page is taken later, when other CPUs may have changed the counters. The operation keeps the answer (pfn)."""
     gfp = int(op["gfp"])
     top = highest_zone(b, gfp)
     if top >= 0:
+        z = next_zone(b, preferred_zone(b, top), int(op["order"]), gfp, top, int(op["arg2"]))
         r.walk_at[int(op["context"])] = int(op["at"])
-        r.walk_zone[int(op["context"])] = next_zone(b, preferred_zone(b, top), int(op["order"]), gfp, top, int(op["arg2"]))
+        r.walk_zone[int(op["context"])] = z
+        op["pfn"] = z
 
 
 @slow

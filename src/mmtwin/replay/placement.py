@@ -53,7 +53,8 @@ from mmtwin.recording.model import KIND, KINDS, Snapshot
     UNBOOST,
     FREE_DRAIN,
     OWNERSHIP,
-) = range(27)
+    WAKE_KSWAPD,
+) = range(28)
 
 (
     SLAB_TAKE,
@@ -134,6 +135,7 @@ K_BULK, K_BULK_END, K_BULK_RET, K_DRAIN_ZONE, K_ISOLATE, K_ISOLATE_RET = (
 SINGLE = {
     "mm_lru_insertion": LRU_ADD, "move_block": MOVE_BLOCK, "fold": FOLD, "cpu_fold": CPU_FOLD, "wmarks": WMARKS, "balance": BALANCE, "reclaim_set": RECLAIM_SET,
     "reclaim_clear": RECLAIM_CLEAR, "unboost": UNBOOST, "thresholds": THRESHOLDS, "stat_thresholds": STAT_THRESHOLDS, "pageset": PAGESET, "rotate": ROTATE,
+    "wakeup_kswapd": WAKE_KSWAPD,
 }  # fmt: skip
 """Kinds of events that are an operation by themselves, at their own place."""
 SLAB_SINGLE = {
@@ -409,7 +411,7 @@ def _place(
     return n, bulks
 
 
-def _context_ids(events: pl.DataFrame, probed: bool) -> tuple[npt.NDArray[np.int64], int]:
+def context_ids(events: pl.DataFrame, probed: bool) -> tuple[npt.NDArray[np.int64], int]:
     """A dense number for each context. A task keeps its own across CPUs; the idle task and interrupts belong to a CPU.
 
     A probe cannot tell a hard interrupt from what it interrupted, so with probes both are one context: what a hard interrupt does is nested in the other.
@@ -433,7 +435,7 @@ def place(events: pl.DataFrame, before: Snapshot | None = None, batch_scale_max:
     :param caches: which slab cache an address means; without it the slab's events are left out.
     """
     kind = events["kind"].cast(pl.Enum(KINDS)).to_physical().cast(pl.Int64).to_numpy()
-    contexts, count = _context_ids(events, bool(np.any(kind == K_PCP_FREE)))
+    contexts, count = context_ids(events, bool(np.any(kind == K_PCP_FREE)))
     columns = ("cpu", "pfn", "order", "migratetype", "gfp", "arg", "bytes_req", "bytes_alloc")
     column = {c: np.ascontiguousarray(events[c].cast(pl.Int64).to_numpy()) for c in columns}
     column["ptr"] = column["arg"] if caches is None else np.ascontiguousarray(events["ptr"].cast(pl.Int64).to_numpy())

@@ -26,6 +26,8 @@ rotate          compaction's unlocks of zone->lock           compaction has turn
 pageset         __zone_set_pageset_high_and_batch            a zone's per-CPU lists get another size (sysctl, a CPU comes or goes)
 stat_thresholds refresh_zone_stat_thresholds                 thresholds for another number of CPUs
 cpu_fold        cpu_vm_stats_fold                            a CPU that goes leaves its counter differences
+wakeup_kswapd   wakeup_kswapd                                a request asks for kswapd; whether that sleeps, and its rounds without success
+swap_in         swap_readpage                                a page is read back from swap
 =============== ============================================ ================================================================
 
 Every probe is a breakpoint on an instruction (never ftrace at a function's first bytes, never a return trampoline, never optimised into a jump):
@@ -242,6 +244,11 @@ class ZoneLayout(NamedTuple):
     free_area: int
     free_area_size: int
     list_head_size: int = 16
+    pgdat: int = -1
+    """Of ``zone_pgdat``; -1: unknown, then `kswapd_wait` and `kswapd_failures` are not read."""
+    kswapd_wait: int = -1
+    """Of ``kswapd_wait.head.next`` in ``struct pglist_data``."""
+    kswapd_failures: int = -1
 
 
 class SlabLayout(NamedTuple):
@@ -343,13 +350,26 @@ def probes(symbols: Symbols, layout: ZoneLayout) -> list[Probe]:
     enter("pageset", "__zone_set_pageset_high_and_batch", sizes, needed=False)
     enter("stat_thresholds", "refresh_zone_stat_thresholds", f"online={symbols.variable('__num_online_cpus')}:s32")
     enter("cpu_fold", "cpu_vm_stats_fold", f"cpu={arg(0)}:s32", needed=False)
+    if layout.pgdat >= 0:
+        node = f"+{layout.pgdat}({arg(0)})"
+        queue = f"+{layout.kswapd_wait}({node})"
+        sleeps = f"first={queue}:{abi.pointer} second=+0({queue}):{abi.pointer} failures=+{layout.kswapd_failures}({node}):s32"
+        enter("wakeup_kswapd", "wakeup_kswapd", f"gfp={arg(1)}:x32 order={arg(2)}:s32 highest={arg(3)}:s32 {sleeps}")
+    enter("swap_in", "swap_readpage", f"page={arg(0)}:{abi.pointer}", needed=False)
     return found
 
 
 TRACEPOINTS = {
     "kmem": ("mm_page_alloc", "mm_page_free", "mm_page_free_batched", "mm_page_alloc_zone_locked", "mm_page_pcpu_drain", "mm_page_alloc_extfrag"),
     "pagemap": ("mm_lru_insertion",),
-}
-"""Tracepoints of every recording: the page allocator's, and the one that says when a page becomes movable (PG_lru)."""
+    "vmscan": (
+        "mm_vmscan_wakeup_kswapd", "mm_vmscan_kswapd_wake", "mm_vmscan_kswapd_sleep", "mm_vmscan_direct_reclaim_begin", "mm_vmscan_direct_reclaim_end",
+        "mm_vmscan_write_folio",
+    ),
+    "compaction": ("mm_compaction_begin", "mm_compaction_end", "mm_compaction_try_to_compact_pages"),
+    "oom": ("mark_victim", "reclaim_retry_zone", "compact_retry"),
+}  # fmt: skip
+"""Tracepoints of every recording: the page allocator's, the one that says when a page becomes movable (PG_lru), and those of memory pressure,
+which are silent while memory is plentiful."""
 
 SLAB_TRACEPOINTS = {"kmem": ("kmalloc", "kfree", "kmem_cache_alloc", "kmem_cache_free")}

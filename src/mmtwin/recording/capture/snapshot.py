@@ -75,10 +75,20 @@ def zone_layout(vmlinux: Path) -> ZoneLayout:
     try:
         prog.extra_module("vmlinux", 0, create=True).try_file(str(vmlinux), force=True)
         zone, area = prog.type("struct zone"), prog.type("struct free_area")
+        node, queue = prog.type("struct pglist_data"), prog.type("struct wait_queue_head")
     except Exception as error:
         raise CaptureError(f"{vmlinux}: no debug information for struct zone ({str(error).splitlines()[0]}); take the vmlinux of linux-image-*-dbg") from None
     word = int(drgn.sizeof(prog.type("unsigned long")))
-    return ZoneLayout(int(drgn.offsetof(zone, "lock")), int(drgn.offsetof(zone, "flags")), int(drgn.offsetof(zone, "free_area")), int(area.size), 2 * word)
+    return ZoneLayout(
+        lock=int(drgn.offsetof(zone, "lock")),
+        flags=int(drgn.offsetof(zone, "flags")),
+        free_area=int(drgn.offsetof(zone, "free_area")),
+        free_area_size=int(area.size),
+        list_head_size=2 * word,
+        pgdat=int(drgn.offsetof(zone, "zone_pgdat")),
+        kswapd_wait=int(drgn.offsetof(node, "kswapd_wait")) + int(drgn.offsetof(queue, "head")),
+        kswapd_failures=int(drgn.offsetof(node, "kswapd_failures")),
+    )
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ while read -r line; do echo "$line" >> $T/kprobe_events || echo "@@REFUSED $line
 while read -r event filter; do echo "$filter" > $T/events/$event/filter || echo "@@REFUSED filter of $event"; done < /filters
 for e in @EVENTS@; do echo 1 > $T/events/$e/enable || echo "@@REFUSED $e"; show $e $T/events/$e/format; done
 insmod /lib/modules/qemu_fw_cfg.ko
+@SWAP@
 show version /proc/sys/kernel/version
 echo 1 > $T/tracing_on
 echo "@@READY"; read x
@@ -71,6 +72,13 @@ for f in @PROCFS@; do show $f /proc/$f; done
 echo "@@BYE"
 poweroff -f
 """
+
+SWAP_MODULES = ("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk")
+"""Drivers of the swap disk, in the order in which they need each other; those that a kernel has built in have no file."""
+SWAP_ON = (
+    f"for m in {' '.join(SWAP_MODULES)}; do [ -f /lib/modules/$m.ko ] && insmod /lib/modules/$m.ko; done\n"
+    "mkswap /dev/vda > /dev/null && swapon /dev/vda || echo '@@REFUSED swap disk'"
+)
 
 SLABINFO_WAIT = r"""mkfifo /tmp/.go
 cat /proc/slabinfo > /tmp/.slabinfo
@@ -105,6 +113,7 @@ class Guest:
     :param memory: RAM in bytes.
     :param slab: also record kmalloc and kmem_cache events.
     :param vmap: also record virtual areas; of a kernel whose page allocator mmtwin does not have, only these.
+    :param swap: bytes of a swap disk (virtio-blk) that is in use from before the first snapshot; 0 for none.
     :param modules: further kernel modules (.ko files) that are put into the guest as /lib/modules/NAME.ko.
     :param cmdline: further words for the kernel's command line.
     :param timeout: seconds the workload may take.
@@ -116,6 +125,7 @@ class Guest:
     cpus: int = 1
     slab: bool = False
     vmap: bool = False
+    swap: int = 0
     modules: tuple[Path, ...] = ()
     cmdline: str = ""
     timeout: float = 600.0
@@ -147,6 +157,8 @@ def check_host(guest: Guest) -> None:
             raise CaptureError(f"{module}: no such kernel module file (.ko); oracle/module/build.sh builds some")
     if not 64 << 20 <= guest.memory <= 16 << 30:
         raise CaptureError(f"--mem: {guest.memory >> 20} MiB is outside 64 MiB to 16 GiB")
+    if guest.swap and not 1 << 20 <= guest.swap <= 16 << 30:
+        raise CaptureError(f"--swap: {guest.swap >> 20} MiB is outside 1 MiB to 16 GiB")
     if not 1 <= guest.cpus <= 16:
         raise CaptureError(f"--smp: {guest.cpus} is outside 1 to 16")
 
@@ -161,7 +173,7 @@ def _initramfs(guest: Guest, wanted: list[Probe], root: Path) -> Path:
     for applet in subprocess.check_output([busybox, "--list"], text=True).split():
         if applet != "busybox":
             (root / "bin" / applet).symlink_to("busybox")
-    wanted_modules = {"qemu_fw_cfg", *re.findall(r"\w+", guest.workload.read_text(errors="replace").replace("-", "_"))}
+    wanted_modules = {"qemu_fw_cfg", *(SWAP_MODULES if guest.swap else ()), *re.findall(r"\w+", guest.workload.read_text(errors="replace").replace("-", "_"))}
     for path in sorted(guest.kernel.glob("modules/**/*.ko*")):
         name = path.name.split(".ko")[0].replace("-", "_")
         if name in wanted_modules:
@@ -175,7 +187,7 @@ def _initramfs(guest: Guest, wanted: list[Probe], root: Path) -> Path:
     events = [f"{GROUP}/{p.name}" for p in wanted] + [f"{system}/{e}" for system, es in points.items() for e in es]
     per_cpu = max(1 << 20, min(24 << 20, guest.memory // 12 // guest.cpus))
     slab = {"@WAIT@": SLABINFO_WAIT, "@READ@": SLABINFO_READ, "@SYSFS@": SLAB_SYSFS}
-    init = INIT
+    init = INIT.replace("@SWAP@", SWAP_ON if guest.swap else "")
     for place, text in slab.items():
         init = init.replace(place, text if guest.slab else "")
     procfs = " ".join(PROCFS)
@@ -385,7 +397,12 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
     devices = "-nographic -nodefaults -no-reboot -serial stdio -device vmcoreinfo"
     files = ["-object", f"memory-backend-file,id=ram,size={guest.memory},mem-path={ram},share=on", "-qmp", f"unix:{qmp},server=on,wait=off"]
     kernel = ["-kernel", str(guest.kernel / "vmlinuz"), "-initrd", str(image), "-append", cmdline]
-    command = [*machine.split(), *devices.split(), *files, *kernel]
+    disk: list[str] = []
+    if guest.swap:
+        with open(scratch / "swap", "wb") as file:
+            file.truncate(guest.swap)
+        disk = ["-drive", f"file={scratch / 'swap'},format=raw,if=none,id=swap,cache=unsafe", "-device", "virtio-blk-pci,drive=swap"]
+    command = [*machine.split(), *devices.split(), *files, *disk, *kernel]
     vm = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         monitor, console = Monitor(qmp, lambda: vm.poll() is None), Console(vm)
@@ -444,6 +461,7 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
         cmdline=cmdline,
         ram_bytes=guest.memory,
         initrd_bytes=initrd_bytes,
+        swap_bytes=guest.swap,
         cpus=guest.cpus,
         how="vm",
         workload=guest.workload.read_text(),
