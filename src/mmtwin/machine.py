@@ -348,6 +348,7 @@ class Machine(OutOfMemory, Processes, Reclaim, Contexts, Devices, SwapAreas, Vma
         """An independent copy, for a what-if."""
         other = self._copy_tables()
         other._copy_processes(self)
+        other._copy_reclaim(self)
         other._copy_oom(self)
         if self._watch is not None:
             other._watch = self._watch.copy(other)

@@ -10,7 +10,7 @@ import errno
 import operator
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from mmtwin.address_space import MemoryBuffer
 from mmtwin.errors import BusError, NoSuchProcess, RequestError, SegmentationFault, SyscallError
@@ -84,7 +84,7 @@ def system_call(call: Callable[Concatenate[Process, P], R]) -> Callable[Concaten
         finally:
             machine._calling = before
 
-    return run
+    return cast("Callable[Concatenate[Process, P], R]", run)
 
 
 def page_align(n: int) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 
 from mmtwin.errors import RequestError, SyscallError
 from mmtwin.gfp import MOVABLE, UNMOVABLE, gfp_migratetype, gfp_to_alloc_flags
-from mmtwin.mm.page_alloc import EAGAIN, ENOMEM
+from mmtwin.mm.kswapd import MAX_RECLAIM_RETRIES
+from mmtwin.mm.page_alloc import EAGAIN, ENOMEM, drain_pages_kernel
 from mmtwin.mm.pgtable_tables import PAGE_SHIFT
 from mmtwin.mm.tables import PAGE_ALLOC_COSTLY_ORDER
 from mmtwin.units import PAGE_SIZE
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from mmtwin.swap_area import SwapArea
 
 GFP_IO, GFP_NORETRY, GFP_RETRY_MAYFAIL, GFP_THISNODE, GFP_FS = 0x40, 0x10000, 0x4000, 0x200000, 0x80
-MAX_RECLAIM_RETRIES, MAX_COMPACT_RETRIES = 16, 16
+MAX_COMPACT_RETRIES = 16
 MAX_SWAP_DEVICES = 16
 LRU_NAMES = {
     "nr_inactive_anon": LRU_INACTIVE_ANON, "nr_active_anon": LRU_ACTIVE_ANON, "nr_inactive_file": LRU_INACTIVE_FILE, "nr_active_file": LRU_ACTIVE_FILE,
@@ -83,18 +84,23 @@ class Reclaim:
     _watch: Watch | None
 
     if TYPE_CHECKING:  # of the machine's other parts
-        users: Users
         swap_pages: int
+
+        @property
+        def users(self) -> Users:
+            """The tables of processes."""
+
         user_handle: Callable[[], int]
         processes: Callable[[], Any]
         _take_users: Callable[[Users], None]
-        _no_reclaim: Callable[[int, str], int]
+        _no_reclaim: Callable[..., int]
         _cpu: Callable[[int], int]
 
     _calling: Process | None = None
     """The process whose system call or fault is under way."""
     _swapped: dict[int, bytes] | None = None
     _on_disk: dict[int, bytes] | None = None
+    _swap_rows: dict[int, int] | None = None
 
     # Waiting for memory
 
@@ -198,8 +204,6 @@ class Reclaim:
         return int(self.users.lruvec[0]["pgmigrate_success"]) - before
 
     def _drain_all(self, cpu: int) -> None:
-        from mmtwin.mm.page_alloc import drain_pages_kernel
-
         drain_pages_kernel(self.state, 0, self.cpus - 1, cpu)
 
     def _unreserve_highatomic(self, gfp: int, force: bool) -> bool:
@@ -323,8 +327,15 @@ class Reclaim:
                 swap_cache=np.concatenate([users.swap_cache, np.full(area.slots, -1, dtype=np.int64)]),
             )
         )  # fmt: skip
-        self._devices[area.info] = d
+        self._swap_devices[area.info] = d
         self._count_device(d, 1)
+
+    @property
+    def _swap_devices(self) -> dict[int, int]:
+        """Row of each device in use, by the address of its swap_info_struct."""
+        if self._swap_rows is None:
+            self._swap_rows = {}
+        return self._swap_rows
 
     def _count_device(self, d: int, sign: int) -> None:
         """A device's slots count from now on, or no more."""
@@ -336,17 +347,9 @@ class Reclaim:
         lruvec["nr_rotate_swap"] += sign * (not int(device["solidstate"]))
         self.swap_pages += sign * pages
 
-    @property
-    def _devices(self) -> dict[int, int]:
-        """Row of each device by the address of its swap_info_struct."""
-        if "_swap_devices" not in self.__dict__:
-            self.__dict__["_swap_devices"] = {}
-        found: dict[int, int] = self.__dict__["_swap_devices"]
-        return found
-
     def _disable_swap(self, area: SwapArea, cpu: int) -> None:
         """``try_to_unuse``: brings back every page of a device. :raises SyscallError: ENOMEM, and the device stays in use."""
-        d = self._devices[area.info]
+        d = self._swap_devices[area.info]
         users = self.users
         used = int(users.swap[d]["inuse_pages"])
         elsewhere = int(users.lruvec[0]["nr_swap_pages"]) - (int(users.swap[d]["pages"]) - used)
@@ -364,7 +367,7 @@ class Reclaim:
             self._count_device(d, 1)
             raise SyscallError(f"swapoff: ENOMEM: {int(users.swap[d]['inuse_pages'])} pages of the device could not be brought back", ENOMEM)
         users.swap[d]["used"] = 0
-        del self._devices[area.info]
+        del self._swap_devices[area.info]
 
     def _reclaimable(self) -> int:
         """Free pages, and those that files hold."""
@@ -391,6 +394,12 @@ class Reclaim:
                 if error < 0:
                     raise SyscallError("swapoff: ENOMEM: no page for shared memory that is swapped out", ENOMEM)
         self.settle_io()
+
+    def _copy_reclaim(self, source: Reclaim) -> None:
+        """The bytes that another machine has on its disks, and which devices those are."""
+        self._swapped = None if source._swapped is None else dict(source._swapped)
+        self._on_disk = None if source._on_disk is None else dict(source._on_disk)
+        self._swap_rows = None if source._swap_rows is None else dict(source._swap_rows)
 
     # What there is
 

@@ -75,7 +75,11 @@ class SwapAreas:
         has_processes: Callable[[], bool]
         _enable_swap: Callable[..., None]
         _disable_swap: Callable[..., None]
-        _devices: dict[int, int]
+
+        @property
+        def _swap_devices(self) -> dict[int, int]:
+            """Row of each device in use, by the address of its swap_info_struct."""
+
 
     def swapon(self, size_bytes: int, cpu: int = 0, *, rotational: bool = True, synchronous: bool = False, priority: int | None = None) -> SwapArea:
         """``swapon``: what a kernel allocates for a swap device of this size; from now on pages of processes go there when memory is short.
@@ -124,7 +128,7 @@ class SwapAreas:
 
         :raises SyscallError: ENOMEM: they do not fit into memory.
         """
-        if area.info in self._devices:
+        if area.info in self._swap_devices:
             self._disable_swap(area, cpu)
         self.vfree(area.swap_map, cpu)
         self.kvfree(area.cluster_info, cpu)

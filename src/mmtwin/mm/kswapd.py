@@ -1,4 +1,4 @@
-"""Whether kswapd is needed: the node's balance (mm/vmscan.c, pgdat_balanced and what it tests)."""
+"""Whether kswapd is needed: the node's balance; and its wake-up (mm/vmscan.c, pgdat_balanced and what it tests, wakeup_kswapd)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mmtwin._jit import slow
 from mmtwin.mm.watermark import zone_watermark_ok
 
 MAX_RECLAIM_RETRIES = 16
-"""Rounds of kswapd without a page reclaimed, after which it is not woken any more."""
+"""Rounds of kswapd without a page reclaimed, after which it is not woken any more; a request, too, gives up after so many."""
 UNBALANCED, BOOSTED = 1, 2
 """What `node_needs_kswapd` answers, as bits."""
 
@@ -47,3 +47,20 @@ def node_needs_kswapd(b: Any, order: int, highest_zoneidx: int) -> int:
         if int(zone["watermark_boost"]):
             answer |= BOOSTED
     return answer if managed else 0
+
+
+@slow
+def pgdat_balanced(b: Any, order: int, highest_zoneidx: int) -> bool:
+    """``pgdat_balanced``: whether one zone that the request may use is above its high watermark."""
+    return node_needs_kswapd(b, order, highest_zoneidx) & UNBALANCED == 0
+
+
+@slow
+def wakeup_kswapd(b: Any, order: int, highest_zoneidx: int) -> None:
+    """``wakeup_kswapd``: it is told what is needed, and is to run if it has not given up and the node is unbalanced or boosted."""
+    config = b.config[0]
+    config["kswapd_wakeups"] = int(config["kswapd_wakeups"]) + 1
+    config["kswapd_highest_zoneidx"] = max(int(config["kswapd_highest_zoneidx"]), highest_zoneidx)
+    config["kswapd_order"] = max(int(config["kswapd_order"]), order)
+    if int(config["kswapd_failures"]) < MAX_RECLAIM_RETRIES and node_needs_kswapd(b, order, highest_zoneidx):
+        config["kswapd_pending"] = 1

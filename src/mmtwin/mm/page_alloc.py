@@ -24,10 +24,11 @@ from mmtwin.gfp import (
     gfp_to_alloc_flags,
 )
 from mmtwin.mm.buddy import free_one_page, get_pageblock_migratetype, page_zone, reserve_highatomic_pageblock, rmqueue, rmqueue_smallest
+from mmtwin.mm.kswapd import wakeup_kswapd
 from mmtwin.mm.pcp import drain_pages_zone, free_unref_page_commit, pcp_allowed_order, rmqueue_pcplist, rmqueue_pcplist_locked
 from mmtwin.mm.tables import MAX_ORDER, PG_ALLOCATED, PG_BUDDY, PG_FREEING, PG_PCP, ZONE_BOOSTED_WATERMARK
 from mmtwin.mm.vmstat import mod_zone_free_pages
-from mmtwin.mm.watermark import wakeup_kswapd, wmark_pages, zone_watermark_fast
+from mmtwin.mm.watermark import wmark_pages, zone_watermark_fast
 
 ENOENT, ENOMEM, EAGAIN, EINVAL, EBUSY = 2, 12, 11, 22, 16
 

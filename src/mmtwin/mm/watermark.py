@@ -21,9 +21,6 @@ from mmtwin.gfp import (
 from mmtwin.mm.list import list_empty
 from mmtwin.mm.tables import NR_ORDERS
 
-MAX_RECLAIM_RETRIES = 16
-"""Rounds without progress after which kswapd, and a request, give up."""
-
 
 @inner
 def wmark_pages(b: Any, z: int, alloc_flags: int) -> int:
@@ -84,45 +81,6 @@ def zone_watermark_fast(b: Any, z: int, order: int, mark: int, highest_zoneidx: 
     if order == 0 and gfp & 0x200 and int(zone["watermark_boost"]) and alloc_flags & ALLOC_WMARK_MASK == ALLOC_WMARK_MIN:
         return zone_watermark_ok(b, z, order, int(zone["wmark_min"]), highest_zoneidx, alloc_flags, free_pages)
     return False
-
-
-@slow
-def zone_watermark_ok_safe(b: Any, z: int, order: int, mark: int, highest_zoneidx: int) -> bool:
-    """``zone_watermark_ok_safe``: reclaim's own test. It adds up what the CPUs hold back where that could hide a breach."""
-    zone, cpus = b.zone[z], int(b.config[0]["nr_cpus"])
-    free_pages = int(zone["nr_free_pages"])
-    if int(zone["percpu_drift_mark"]) and free_pages < int(zone["percpu_drift_mark"]):
-        for cpu in range(cpus):
-            free_pages += int(b.pcp[z * cpus + cpu]["nr_free_pages_diff"])
-    return zone_watermark_ok(b, z, order, mark, highest_zoneidx, 0, free_pages)
-
-
-@slow
-def pgdat_balanced(b: Any, order: int, highest_zoneidx: int) -> bool:
-    """``pgdat_balanced``: whether one zone that the request may use is above its high watermark."""
-    managed = False
-    for z in range(highest_zoneidx + 1):
-        if int(b.zone[z]["managed_pages"]):
-            managed = True
-            if zone_watermark_ok_safe(b, z, order, int(b.zone[z]["wmark_high"]) + int(b.zone[z]["watermark_boost"]), highest_zoneidx):
-                return True
-    return not managed
-
-
-@slow
-def wakeup_kswapd(b: Any, order: int, highest_zoneidx: int) -> None:
-    """``wakeup_kswapd``: it is told what is needed, and runs if it has not given up and the node is unbalanced or boosted."""
-    config = b.config[0]
-    config["kswapd_wakeups"] = int(config["kswapd_wakeups"]) + 1
-    config["kswapd_highest_zoneidx"] = max(int(config["kswapd_highest_zoneidx"]), highest_zoneidx)
-    config["kswapd_order"] = max(int(config["kswapd_order"]), order)
-    if int(config["kswapd_failures"]) >= MAX_RECLAIM_RETRIES:
-        return
-    boosted = False
-    for z in range(highest_zoneidx + 1):
-        boosted = boosted or int(b.zone[z]["watermark_boost"]) != 0
-    if boosted or not pgdat_balanced(b, order, highest_zoneidx):
-        config["kswapd_pending"] = 1
 
 
 @slow

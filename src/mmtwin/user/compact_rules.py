@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mmtwin._jit import inner, slow
+from mmtwin.mm.kswapd import zone_watermark_ok_safe
 from mmtwin.mm.tables import NR_ORDERS, PAGE_ALLOC_COSTLY_ORDER
-from mmtwin.mm.watermark import wmark_pages, zone_watermark_ok, zone_watermark_ok_safe
+from mmtwin.mm.watermark import wmark_pages, zone_watermark_ok
 
 COMPACT_SKIPPED, COMPACT_DEFERRED, COMPACT_NO_SUITABLE_PAGE, COMPACT_CONTINUE, COMPACT_COMPLETE, COMPACT_PARTIAL_SKIPPED, COMPACT_CONTENDED, COMPACT_SUCCESS = (
     1, 2, 3, 4, 5, 6, 8, 9,

@@ -7,10 +7,11 @@ from typing import Any
 from mmtwin._jit import kernel, routine, slow
 from mmtwin.gfp import HIGHATOMIC
 from mmtwin.mm.buddy import free_list, pageblock_order, unreserve_highatomic_pageblock
+from mmtwin.mm.kswapd import MAX_RECLAIM_RETRIES, pgdat_balanced, zone_free_pages_exact
 from mmtwin.mm.list import list_empty
 from mmtwin.mm.tables import MAX_ORDER, PAGE_ALLOC_COSTLY_ORDER
 from mmtwin.mm.vmstat import set_pgdat_percpu_threshold
-from mmtwin.mm.watermark import MAX_RECLAIM_RETRIES, pgdat_balanced, wmark_pages, zone_watermark_ok
+from mmtwin.mm.watermark import wmark_pages, zone_watermark_ok
 from mmtwin.user import compaction, fault, vmscan
 from mmtwin.user.compact_rules import compact_gap
 from mmtwin.user.handles import page_state, pages_and_users, users_state
@@ -21,16 +22,6 @@ from mmtwin.user.swapfile import drain_slots_cache
 from mmtwin.user.vmscan import balance_pgdat, io_full, zone_reclaimable_pages
 
 KSWAPD, DIRECT_RECLAIM, COMPACT, COMPACT_ZONE, RECLAIM_RETRY, COMPACT_RETRY, UNRESERVE_HIGHATOMIC, DRAIN_SLOTS, DROP_SWAP_CACHE = range(9)
-
-
-@slow
-def free_snapshot(b: Any, z: int) -> int:
-    """``zone_page_state_snapshot`` of NR_FREE_PAGES."""
-    cpus = int(b.config[0]["nr_cpus"])
-    free = int(b.zone[z]["nr_free_pages"])
-    for cpu in range(cpus):
-        free += int(b.pcp[z * cpus + cpu]["nr_free_pages_diff"])
-    return free
 
 
 @routine
@@ -67,7 +58,7 @@ def reclaim_retry(h: int, order: int, alloc_flags: int, top: int) -> int:
         if not int(b.zone[z]["managed_pages"]):
             continue
         mark = int(b.zone[z]["wmark_min"]) + int(b.zone[z]["watermark_boost"])
-        if zone_watermark_ok(b, z, order, mark, top, alloc_flags, zone_reclaimable_pages(h, z) + free_snapshot(b, z)):
+        if zone_watermark_ok(b, z, order, mark, top, alloc_flags, zone_reclaimable_pages(h, z) + zone_free_pages_exact(b, z)):
             return 1
     return 0
 
@@ -80,7 +71,7 @@ def compact_retry(h: int, order: int, alloc_flags: int, top: int) -> int:
         zone = b.zone[z]
         if not int(zone["managed_pages"]):
             continue
-        available = zone_reclaimable_pages(h, z) // order + free_snapshot(b, z)
+        available = zone_reclaimable_pages(h, z) // order + zone_free_pages_exact(b, z)
         if zone_watermark_ok(b, z, order, wmark_pages(b, z, alloc_flags), top, alloc_flags, int(zone["nr_free_pages"])):
             continue
         mark = int(zone["wmark_low"]) if order > PAGE_ALLOC_COSTLY_ORDER else int(zone["wmark_min"])

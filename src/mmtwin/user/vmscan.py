@@ -15,10 +15,11 @@ from typing import Any
 
 from mmtwin._jit import inner, routine
 from mmtwin.mm.buddy import page_zone
+from mmtwin.mm.kswapd import pgdat_balanced
 from mmtwin.mm.list import list_add, list_add_tail, list_del, list_empty
 from mmtwin.mm.page_alloc import free_pages_prepare, free_the_page_cold
 from mmtwin.mm.tables import PAGE_ALLOC_COSTLY_ORDER, ZONE_RECLAIM_ACTIVE
-from mmtwin.mm.watermark import int_sqrt, pgdat_balanced
+from mmtwin.mm.watermark import int_sqrt
 from mmtwin.user.compact_rules import COMPACT_SKIPPED, compact_gap, compaction_ready, compaction_suitable
 from mmtwin.user.handles import page_state, pages_and_users, users_state
 from mmtwin.user.lru import (
@@ -63,8 +64,8 @@ from mmtwin.user.mm_tables import (
 )
 from mmtwin.user.pages import free_large, lru_add_drain, note_request
 from mmtwin.user.rmap import folio_pages, folio_referenced, split_huge_page, try_to_unmap
-from mmtwin.user.swap import add_to_swap_cache, folio_free_swap, note_io, swapcache_free
-from mmtwin.user.swapfile import NO_SLOT, device_of, folio_alloc_swap, swap_duplicate, vm_swap_full
+from mmtwin.user.swap import add_to_swap_cache, folio_free_swap, note_io
+from mmtwin.user.swapfile import NO_SLOT, device_of, folio_alloc_swap, swap_duplicate, swapcache_free, vm_swap_full
 
 SWAP_CLUSTER_MAX = 32
 DEF_PRIORITY = 12
