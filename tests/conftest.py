@@ -20,6 +20,46 @@ settings.load_profile("mmtwin")  # compiling and busy machines take their time; 
 RECORDINGS = Path(os.environ.get("MMTWIN_TEST_RECORDINGS") or Path(__file__).parent / "recordings")
 
 
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Before a whole run the two workers compile different halves of what most tests need; each then reads the other's from the cache."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if len(session.items) < 500 or os.environ.get("NUMBA_DISABLE_JIT") == "1":
+        return
+    if worker == "gw0":
+        compile_processes()
+    elif worker == "gw1":
+        compile_kernel_memory()
+
+
+def compile_processes() -> None:
+    """The compiled entry points of processes' memory, which take handles and numbers."""
+    from numba import boolean, int64
+
+    from mmtwin.user import entry, pressure_entry
+
+    for function, numbers in (
+        (entry.touch_entry, 7),
+        (pressure_entry.pressure, 7),
+        (entry.unmap_region_entry, 8),
+        (entry.copy_page_range_entry, 4),
+        (entry.merge_entry, 9),
+    ):
+        function.compile((int64,) * numbers)  # type: ignore[attr-defined]
+    entry.split_entry.compile((int64, int64, int64, boolean))  # type: ignore[attr-defined]
+
+
+def compile_kernel_memory() -> None:
+    """Those of slabs, vmalloc and the replay, by use."""
+    from mmtwin.replay.check import warm_up
+
+    m = boot("linux-6.1", ram="64MiB", cpus=1)
+    m.kfree(m.kmalloc(64))
+    cache = m.kmem_cache_create("warm", 64)
+    m.kmem_cache_free(cache, m.kmem_cache_alloc(cache))
+    m.vfree(m.vmalloc(8192))
+    warm_up()
+
+
 @pytest.fixture(scope="session")
 def recordings() -> dict[str, Recording]:
     """The real recordings by name."""

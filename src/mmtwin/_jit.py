@@ -15,12 +15,17 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 from numba.core import cgutils, types
 from numba.core import config as numba_config
 from numba.extending import intrinsic, overload, register_jitable
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 config: Any = numba_config
 """Numba sets its options at run time."""
@@ -65,10 +70,23 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """An entry point: compiled on first call and cached; releases the interpreter lock."""
     saved, config.CACHE_DIR = config.CACHE_DIR, str(CACHE)
     try:
-        compiled: Callable[P, R] = numba.njit(cache=True, nogil=True)(function)
-        return compiled
+        compiled: Any = numba.njit(cache=True, nogil=True)(function)
     finally:
         config.CACHE_DIR = saved
+    if fcntl is not None and not config.DISABLE_JIT:
+        compiled.compile = _once(compiled.compile, CACHE / f"{function.__module__}.{function.__name__}.lock")
+    return cast("Callable[P, R]", compiled)
+
+
+def _once(compile_: Callable[[Any], Any], path: Path) -> Callable[[Any], Any]:
+    """What one process compiles, others that need it at the same time wait for and read from the cache, instead of compiling it as well."""
+
+    def run(signature: Any) -> Any:
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return compile_(signature)
+
+    return run
 
 
 def inner(function: Callable[P, R]) -> Callable[P, R]:

@@ -810,6 +810,10 @@ class Process(Malloc):
         """The lines of /proc/PID/status about names and memory."""
         return self.machine.status(self.pid)
 
+    def swapped(self) -> int:
+        """Pages that are swapped out (VmSwap, in pages)."""
+        return int(self.users.mm[self.mm]["rss_swap"])
+
     def rss(self) -> dict[str, int]:
         """Resident pages: "anon", "file", "shmem"."""
         mm = self.users.mm[self.mm]

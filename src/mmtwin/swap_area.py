@@ -80,7 +80,6 @@ class SwapAreas:
         def _swap_devices(self) -> dict[int, int]:
             """Row of each device in use, by the address of its swap_info_struct."""
 
-
     def swapon(self, size_bytes: int, cpu: int = 0, *, rotational: bool = True, synchronous: bool = False, priority: int | None = None) -> SwapArea:
         """``swapon``: what a kernel allocates for a swap device of this size; from now on pages of processes go there when memory is short.
 

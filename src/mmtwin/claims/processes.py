@@ -59,3 +59,26 @@ def malloc_scattered(m: Machine) -> dict[str, Any]:
     for n in range(256):  # in no order, as programs do
         task.write(pages[n * 97 % 256], b"\1")
     return {"pages": 256, "runs": runs([task.translate(page) // 4096 for page in pages])}
+
+
+@claim(
+    "malloc's memory can be swapped out.",
+    says="{pages} pages were touched, 64 MiB more than there was memory for; on the disk then: {out}; contents afterwards {contents}",
+    more="; {swapped} pages were out",
+    compared=("out", "contents"),
+    about={"pages": 0.1, "swapped": 0.25},
+    holds=lambda f: f["out"] == "yes" and f["contents"] == "intact",
+    truth="Where there is swap space. The page comes back with the next access, from a fault that takes as long as the disk.",
+)
+def malloc_swapped(m: Machine) -> dict[str, Any]:
+    m.swapon(256 << 20)
+    task, pages = m.spawn("app"), m.free + (64 << 20) // 4096
+    a = (task.malloc((pages + 1) * 4096) + 4095) & -4096
+    task.madvise(a, pages * 4096, MADV_NOHUGEPAGE)
+    marked = range(0, pages, 997)
+    for n in marked:
+        task.write(a + 4096 * n, b"page %d" % n)
+    task.touch(a, pages * 4096)
+    swapped = task.swapped()
+    intact = all(task.read(a + 4096 * n, 12).rstrip(b"\0") == b"page %d" % n for n in marked)
+    return {"pages": pages, "out": "yes" if swapped else "no", "swapped": swapped, "contents": "intact" if intact else "lost"}

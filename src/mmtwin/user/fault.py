@@ -621,6 +621,7 @@ def copy_huge_pmd(h: int, cpu: int, mm: int, pmd: int, i: int, address: int) -> 
             s.config[0]["huge_zero_refcount"] = int(s.config[0]["huge_zero_refcount"]) + 1
     else:
         s.frame[pfn] = (int(s.frame[pfn]) + REF) & ~EXCLUSIVE
+        s.folio[pfn]["mapcount"] = int(s.folio[pfn]["mapcount"]) + HPAGE_PMD_NR
         s.mm[mm]["rss_anon"] = int(s.mm[mm]["rss_anon"]) + HPAGE_PMD_NR
     entry &= ~PAGE_RW
     m.entry[pmd, i] = entry
