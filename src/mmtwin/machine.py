@@ -353,6 +353,8 @@ class Machine(OutOfMemory, Processes, Reclaim, Contexts, Devices, SwapAreas, Vma
         if self._watch is not None:
             other._watch = self._watch.copy(other)
             other._watch.install()
+            if other._users is not None:
+                other._users.lruvec[0]["contents"] = 1
         return other
 
     def _copy_tables(self) -> Machine:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmtwin.errors import RequestError, SyscallError
+from mmtwin.errors import AllocationFailure, RequestError, SyscallError
 from mmtwin.gfp import MOVABLE, UNMOVABLE, gfp_migratetype, gfp_to_alloc_flags
 from mmtwin.mm.kswapd import MAX_RECLAIM_RETRIES
 from mmtwin.mm.page_alloc import EAGAIN, ENOMEM, drain_pages_kernel
@@ -98,6 +98,7 @@ class Reclaim:
 
     _calling: Process | None = None
     """The process whose system call or fault is under way."""
+    _swapping_off = False
     _swapped: dict[int, bytes] | None = None
     _on_disk: dict[int, bytes] | None = None
     _swap_rows: dict[int, int] | None = None
@@ -236,7 +237,7 @@ class Reclaim:
         nobody else runs here who could help it)."""
         from mmtwin.oom import out_of_memory
 
-        if not self._users or not self.processes() or not gfp & GFP_FS:
+        if self._users is None or not self.processes() or not gfp & GFP_FS or self._swapping_off:  # swapoff would be the first to die (oom_task_origin)
             return False
         self._users.lruvec[0]["oom_kill"] += 1
         out_of_memory(self, order, gfp, cpu, self._calling)  # type: ignore[arg-type]
@@ -357,10 +358,17 @@ class Reclaim:
             raise SyscallError(f"swapoff: ENOMEM: {used} pages of the device are in use, and there is no room for them in memory", ENOMEM)
         self._count_device(d, -1)
         self._pressure(DRAIN_SLOTS, cpu)
-        for process in list(self.processes().values()):
-            for address in self._swapped_out(process.mm, d):
-                process.touch(address, 1, write=False, cpu=cpu)
-        self._bring_back_files(d, cpu)
+        self._swapping_off = True
+        try:
+            for process in list(self.processes().values()):
+                for address in self._swapped_out(process.mm, d):
+                    process.touch(address, 1, write=False, cpu=cpu)
+            self._bring_back_files(d, cpu)
+        except AllocationFailure:
+            self._count_device(d, 1)
+            raise SyscallError(f"swapoff: ENOMEM: {int(self.users.swap[d]['inuse_pages'])} pages of the device do not fit into memory", ENOMEM) from None
+        finally:
+            self._swapping_off = False
         users = self.users
         self._pressure(DROP_SWAP_CACHE, cpu, d)
         if int(users.swap[d]["inuse_pages"]):
@@ -392,7 +400,7 @@ class Reclaim:
             for pgoff in np.flatnonzero((slots >= first) & (slots < first + int(users.swap[device]["max"]))).tolist():
                 error = self.wait_for_memory(-EAGAIN, cpu, lambda row=row, pgoff=pgoff: int(shmem_swapin_entry(self.user_handle(), cpu, row, pgoff)))  # type: ignore[misc]
                 if error < 0:
-                    raise SyscallError("swapoff: ENOMEM: no page for shared memory that is swapped out", ENOMEM)
+                    raise AllocationFailure("swapoff: no page for shared memory that is swapped out", error, 0, 0, "failed")
         self.settle_io()
 
     def _copy_reclaim(self, source: Reclaim) -> None:

@@ -387,6 +387,13 @@ class VmallocSteps:
         before, frames = int(self.mmu.config[0]["table_pages"]), int(self.mmu.config[0]["tables"])
         call = map_pages_entry if shift == PAGE_SHIFT else map_huge_pages_entry
         error = int(call(self._handle, self._mmu_handle, cpu, bias(address), pfns, prot, gfp))
+        if error == -EAGAIN:  # a page table has to wait for memory: what is mapped already is mapped again
+
+            def again() -> int:
+                unmap_range_entry(self._mmu_handle, bias(address), bias(address) + (len(pfns) << PAGE_SHIFT), True)
+                return int(call(self._handle, self._mmu_handle, cpu, bias(address), pfns, prot, gfp))
+
+            error = self.wait_for_memory(error, cpu, again)
         self._note_tables(before, frames, gfp)
         self._note("set_pte", address=address, order=len(pfns) >> (shift - PAGE_SHIFT))
         self._mapped(error, address, gfp)
