@@ -15,6 +15,7 @@ from mmtwin import __version__
 from mmtwin.cli import terminal
 from mmtwin.cli.claims import claims
 from mmtwin.cli.demo import demo
+from mmtwin.cli.explain import explain
 from mmtwin.cli.help import ColumnFormatter
 from mmtwin.cli.import_ import import_
 from mmtwin.cli.info import info
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "info": info,
     "replay": replay,
     "stat": stat,
+    "explain": explain,
     "layout": layout,
     "claims": claims,
 }

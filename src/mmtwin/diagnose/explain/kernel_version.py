@@ -1,0 +1,90 @@
+"""Which kernel printed it: from the log's own words, or from which fields it prints."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+RELEASE = re.compile(
+    r"(?:Not\s+tainted|Tainted:(?:\s+(?:\[[A-Z]\]=\w+,?|[A-Z](?![\w.])))*)[\s(]{1,120}(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)|Linux\s+version\s+(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)"
+)
+SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
+    (r"free_highatomic:", (6, 12), (99, 0)),
+    (r"sec_pagetables:", (6, 1), (99, 0)),
+    (r"\bboost:\d+kB", (5, 14), (99, 0)),
+    (r"shmem_thp:\s?\d", (4, 8), (99, 0)),
+    (r"kernel_misc_reclaimable:", (5, 1), (99, 0)),
+    (r"reserved_highatomic:", (5, 0), (99, 0)),
+    (r"writepending:", (4, 8), (99, 0)),
+    (r"nodemask=", (4, 8), (99, 0)),
+    (r"(?:mode:|gfp_mask=)0x[0-9a-f]+\([\w|]", (4, 6), (99, 0)),
+    (r"(?:mode:|gfp_mask=)0x[0-9a-f]+\b(?!\()", (2, 6), (4, 5)),
+    (r"free_pcp:", (4, 1), (99, 0)),
+    (r"\bmanaged:\d+kB", (3, 8), (99, 0)),
+    (r"free_cma:", (3, 7), (99, 0)),
+    (r"kB \([UEMCRHI]+\)", (3, 8), (99, 0)),
+    (r"kB \([A-Z]*R[A-Z]*\)|kB \(UEM", (3, 8), (4, 3)),
+    (r"pages_scanned:", (2, 6), (4, 9)),
+    (r"CPU: \d+ (?:UID: \d+ )?PID: \d+ Comm:", (3, 10), (99, 0)),
+    (r"Pid: \d+, comm:", (2, 6), (3, 9)),
+    (r"page allocation failure\. order:", (2, 6), (2, 6)),
+    (r"isolated\(anon\):", (2, 6), (99, 0)),
+)
+"""Text, the first and the last kernel series that prints it (README of the reports collected; one release more or less)."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel version.
+
+    :ivar release: as printed; "" if the log does not have it.
+    :ivar version: (major, minor, patch); of a log without it, the oldest that prints such fields.
+    :ivar newest: the newest series that can have printed it; equal to `version` if the log says the release.
+    """
+
+    release: str
+    version: tuple[int, int, int]
+    newest: tuple[int, int]
+
+    @property
+    def known(self) -> bool:
+        """Whether the log says it."""
+        return bool(self.release)
+
+    @property
+    def series(self) -> tuple[int, int]:
+        """(6, 1); all of 2.6 is (2, 6)."""
+        return self.version[:2]
+
+    def __str__(self) -> str:
+        if self.known:
+            return f"Linux {self.release}"
+        low = ".".join(map(str, self.version[:2]))
+        if self.newest[0] >= 99:
+            return f"Linux {low} or newer (the log does not say; by its fields)"
+        return f"Linux {low} to {'.'.join(map(str, self.newest))} (the log does not say; by its fields)"
+
+
+def parse_release(text: str) -> tuple[int, int, int]:
+    """(major, minor, patch) of a release such as "5.10.0-rc1+"."""
+    parts = [min(int(part), 9999) for part in re.findall(r"\d{1,9}", re.match(r"[\d.]+", text)[0])[:3]]  # type: ignore[index]
+    return (parts[0], parts[1] if len(parts) > 1 else 0, parts[2] if len(parts) > 2 else 0)
+
+
+def find_kernel(text: str, around: str = "") -> Kernel:
+    """The kernel of a report.
+
+    :param text: the report.
+    :param around: the log it is in, for a report that does not name its kernel.
+    """
+    for place in (text, around):
+        for match in RELEASE.finditer(place):
+            release = match[1] or match[2]
+            version = parse_release(release)
+            if (2, 4) <= version[:2] <= (20, 99):
+                return Kernel(release.rstrip("."), version, version[:2])
+    low, high = (2, 6), (99, 0)
+    for pattern, first, last in SIGNS:
+        if re.search(pattern, text):
+            low, high = max(low, first), min(high, last)
+    return Kernel("", (low[0], low[1], 31 if low == (2, 6) else 0), max(low, high))
