@@ -61,7 +61,7 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
             "evidence_missing", UNDECIDED, f"{name_of(request)} asked for {asked(request)} and was refused; which rule refused is not in the log.{extra}", tuple(why),
             missing=tuple(missing), remedies=(Remedy("look", "the lines from Mem-Info: on, after this message", "they hold each zone's free pages, watermarks and blocks"),),
         )  # fmt: skip
-    ask = Ask(request.order, request.flags, segment.kernel.version)
+    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits)
     judged = page_verdict.judge_pages(ask, info, request, oom, constraint)
     request = replace(request, highest_zone=judged.highest, zones=judged.allowed)
     head = page_verdict.headline(judged, ask, info.page_kb)

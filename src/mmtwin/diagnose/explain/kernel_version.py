@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mmtwin.diagnose.explain.log_gfp import ERAS, parse_names
+
 RELEASE = re.compile(
     r"(?:Not\s+tainted|Tainted:(?:\s+(?:\[[A-Z]\]=\w+,?|[A-Z](?![\w.])))*)[\s(]{1,120}(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)|Linux\s+version\s+(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)"
 )
@@ -17,7 +19,7 @@ SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
     (r"reserved_highatomic:", (5, 0), (99, 0)),
     (r"writepending:", (4, 8), (99, 0)),
     (r"nodemask=", (4, 8), (99, 0)),
-    (r"(?:mode:|gfp_mask=)0x[0-9a-f]+\([\w|]", (4, 6), (99, 0)),
+    (r"(?:mode:|gfp_mask=|gfp=)0x[0-9a-f]+\([\w|]", (4, 6), (99, 0)),
     (r"(?:mode:|gfp_mask=)0x[0-9a-f]+\b(?!\()", (2, 6), (4, 5)),
     (r"free_pcp:", (4, 1), (99, 0)),
     (r"\bmanaged:\d+kB", (3, 8), (99, 0)),
@@ -40,11 +42,14 @@ class Kernel:
     :ivar release: as printed; "" if the log does not have it.
     :ivar version: (major, minor, patch); of a log without it, the oldest that prints such fields.
     :ivar newest: the newest series that can have printed it; equal to `version` if the log says the release.
+    :ivar bits: 32 or 64; 0 if unknown.
     """
 
     release: str
     version: tuple[int, int, int]
     newest: tuple[int, int]
+
+    bits: int = 0
 
     @property
     def known(self) -> bool:
@@ -77,14 +82,34 @@ def find_kernel(text: str, around: str = "") -> Kernel:
     :param text: the report.
     :param around: the log it is in, for a report that does not name its kernel.
     """
+    bits = find_bits(text) or find_bits(around[:200_000])
     for place in (text, around):
         for match in RELEASE.finditer(place):
             release = match[1] or match[2]
             version = parse_release(release)
             if (2, 4) <= version[:2] <= (20, 99):
-                return Kernel(release.rstrip("."), version, version[:2])
-    low, high = (2, 6), (99, 0)
+                return Kernel(release.rstrip("."), version, version[:2], bits)
+    low, high = _by_flags(text)
     for pattern, first, last in SIGNS:
         if re.search(pattern, text):
             low, high = max(low, first), min(high, last)
-    return Kernel("", (low[0], low[1], 31 if low == (2, 6) else 0), max(low, high))
+    return Kernel("", (low[0], low[1], 31 if low == (2, 6) else 0), max(low, high), bits)
+
+
+def _by_flags(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The series whose flags have the numbers that stand beside names in the text."""
+    match = re.search(r"(?:mode:|gfp_mask=|gfp=)\s*(0x[0-9a-f]{1,8})\s*\(([\w|\s]{3,400})\)", text)
+    if match is None:
+        return (2, 6), (99, 0)
+    names = re.sub(r"\s+", "", match[2])
+    fitting = [era for era in ERAS if parse_names(names, era) == int(match[1], 16)]
+    if not fitting:
+        return (2, 6), (99, 0)
+    return max((2, 6), fitting[0].first[:2]), fitting[-1].last[:2]
+
+
+def find_bits(text: str) -> int:
+    """32 or 64, by the addresses and the release; 0 if the text shows neither."""
+    if re.search(r"x86_64|amd64|aarch64|arm64|ppc64|\[<?[0-9a-f]{16}>?\]|\bRIP:|\bR(?:AX|SP):", text):
+        return 64
+    return 32 if re.search(r"\[<?[0-9a-f]{8}>?\]\s|\bE(?:IP|AX):|i[3-6]86", text) else 0

@@ -28,7 +28,7 @@ def mem_info(segment: Segment) -> Report:
     version = segment.kernel.version
     era = era_of(version)
     kernel = dict(era.composites)["GFP_KERNEL"]
-    ask = Ask(0, decode(kernel, "", version), version)
+    ask = Ask(0, decode(kernel, "", version), version, segment.kernel.bits)
     judged = page_verdict.judge_pages(ask, info, request)
     text = "The request is not in the log. "
     text += "A GFP_KERNEL request for a single page (the commonest) would " + (f"be refused: {page_verdict.headline(judged, ask, info.page_kb)}" if judged.code != "not_shown" else "be served by these numbers.")

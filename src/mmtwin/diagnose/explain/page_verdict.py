@@ -46,7 +46,7 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     :param oom: it is a report of the OOM killer, whose last attempt must leave the high watermark.
     :param constraint: CONSTRAINT_CPUSET and the like.
     """
-    compiled = compiled_zones(info, ask.version)
+    compiled = compiled_zones(info, ask.version, ask.bits)
     highest = highest_zone(ask.flags, compiled)
     allowed = tuple(name for name in reversed(compiled) if ZONE_ORDER.index(name) <= ZONE_ORDER.index(highest))
     allowed = tuple(name for name in allowed if name in info.compiled) or allowed
@@ -242,8 +242,8 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
         found.append(Remedy("admin", "echo 1 > /proc/sys/vm/compact_memory (or vm.compaction_proactiveness, 5.9 and newer)", "joins movable pages to larger blocks for now; unmovable ones keep their places"))
     if code in ("watermark", "really_empty"):
         lack = 1 - main.margin if main is not None and main.margin <= 0 else 0
-        if reclaim:
-            found.append(Remedy("look", "who holds the memory (below)", f"{lack} more free pages ({size(lack * page_kb * 1024)}) would have been enough" if lack else "the dump is at the edge"))
+        if reclaim and main is not None and not main.cma_decides and not main.boost_decides:
+            found.append(Remedy("look", "who holds the memory (see why)", f"{lack} more free pages ({size(lack * page_kb * 1024)}) would have been enough" if lack else "the dump is at the edge"))
         if order and reclaim:
             found.append(Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier"))
         else:

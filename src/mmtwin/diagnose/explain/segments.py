@@ -119,7 +119,8 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, around: str)
         if earlier and len(set(heads)) < len(heads):
             turn, interleaved = earlier, True
     kernel = find_kernel(body, around)
-    return Segment(one.kind, line.number, line.seconds, one.match[0], body, before, kernel, read_stack(body), _comm(body, one.kind), after, turn, interleaved)
+    stack_at = max(0, body.find("CPU:")) if one.kind == "slub_debug" else 0  # who allocated and freed stands before
+    return Segment(one.kind, line.number, line.seconds, one.match[0], body, before, kernel, read_stack(body[stack_at:]), _comm(body, one.kind), after, turn, interleaved)
 
 
 def _comm(body: str, kind: str) -> str:

@@ -25,7 +25,7 @@ PLACES = (
     ("hard interrupt", r"^(?:do_IRQ|handle_irq\w*|_*handle_irq_event\w*|handle_(?:edge|level|fasteoi)_irq|gic_handle_irq|generic_handle\w*irq\w*|asm_common_interrupt|__irq_svc|el1_irq)$"),
     ("softirq", r"^(?:_*do_softirq\w*|call_softirq|handle_softirqs|tasklet_action\w*|tasklet_hi_action\w*|net_rx_action|run_timer_softirq|run_ksoftirqd|call_timer_fn|irq_exit\w*|__irq_exit\w*|rcu_core|rcu_do_batch)$"),
     ("workqueue", r"^(?:process_one_work|worker_thread)$"),
-    ("kernel start", r"^(?:start_kernel|kernel_init\w*|do_initcalls|do_one_initcall)$"),
+    ("kernel start", r"^(?:start_kernel|kernel_init\w*|do_initcalls)$"),
     ("system call", r"^(?:entry_SYSCALL\w*|entry_INT80\w*|system_call\w*|sysenter\w*|do_syscall\w*|ret_fast_syscall|syscall_\w+|el0_svc\w*|invoke_syscall|[xX]?64_sys\w*|__x64_sys\w*|[sS]y[sS]_\w+|sys_\w+|csky_systemcall|do_sys\w*)$"),
     ("page fault of a process", r"^(?:page_fault|async_page_fault|do_page_fault|exc_page_fault|asm_exc_page_fault|do_user_addr_fault|do_mem_abort|do_translation_fault|handle_mm_fault)$"),
     ("kernel thread", r"^(?:kthread|kernel_thread\w*|child_rip|ret_from_fork\w*|ret_from_kernel_thread|start_kernel_thread)$"),
@@ -87,7 +87,7 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
             break
         if not caller:
             caller, module = bare, owner
-        if len(path) < 6:
+        if len(path) < 10:
             path.append(bare)
     bare_names = [name.split(".")[0] for name in names]
     place = next((label for label, pattern in PLACES if any(re.match(pattern, name) for name in bare_names)), "")

@@ -106,6 +106,7 @@ class Ask:
     order: int
     flags: Flags
     version: tuple[int, int, int]
+    bits: int = 0
 
     @property
     def movable(self) -> bool:
@@ -131,8 +132,11 @@ class Ask:
         return "MEMALLOC" in self.flags and "NOMEMALLOC" not in self.flags
 
 
-def compiled_zones(info: MemInfo, version: tuple[int, int, int]) -> tuple[str, ...]:
-    """The zones a kernel was built with, in order: as many as lowmem_reserve[] has columns, those printed among them."""
+def compiled_zones(info: MemInfo, version: tuple[int, int, int], bits: int = 0) -> tuple[str, ...]:
+    """The zones a kernel was built with, in order: as many as lowmem_reserve[] has columns, those printed among them.
+
+    :param bits: 32 or 64 if the log shows it: HighMem is for 32 bits, DMA32 for 64.
+    """
     columns = max((len(zone.reserve) for zone in info.zones if zone.reserve), default=0)
     seen = set(info.compiled)
     if not columns:
@@ -148,7 +152,8 @@ def compiled_zones(info: MemInfo, version: tuple[int, int, int]) -> tuple[str, .
             index = chosen.index(zone.name)
             wrong += 10 * sum(x != 0 for x in (zone.reserve or ())[: index + 1])
         wrong += 5 * ("Normal" not in chosen) + 4 * (movable and "Movable" not in chosen) + 2 * ("DMA32" in chosen and "HighMem" in chosen) + ("Device" in chosen)
-        wrong += 3 * ("HighMem" in chosen and "HighMem" not in seen) + ("DMA32" in chosen and "DMA32" not in seen) + ("Device" in chosen and "DMA32" not in chosen)
+        wrong += 6 * ("HighMem" in chosen and bits == 64) + 6 * ("DMA32" in chosen and bits == 32)
+        wrong += 3 * ("HighMem" in chosen and "HighMem" not in seen and bits != 32) + ("DMA32" in chosen and "DMA32" not in seen) + ("Device" in chosen and "DMA32" not in chosen)
         if best is None or wrong < best[0]:
             best = (wrong, chosen)
     return best[1] if best else tuple(name for name in ZONE_ORDER if name in seen)
@@ -289,9 +294,7 @@ def _reserve(zone: Zone, highest: str, compiled: tuple[str, ...]) -> int:
     index = compiled.index(highest)
     if index >= len(zone.reserve):
         return 0
-    value = zone.reserve[index]
-    # 6.10 to 6.14 print 0 in the columns of empty zones; a request may have such a zone as its highest
-    return value or max(zone.reserve[: index + 1])
+    return zone.reserve[index]
 
 
 def _per_order(zone: Zone, ask: Ask, usable: int, least: int, cma_back: int, page_kb: int, steps: list[str]) -> bool:
