@@ -55,7 +55,8 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     why = context(request)
     if info is None or not info.zones:
         counters = info.counters if info else {}
-        missing = ["no zone's numbers (Mem-Info) belong to this report: the paste is cut, or the kernel left them out (rate limit, __GFP_NOWARN)"]
+        missing = [request.flags.note] if request.flags.note else []
+        missing += ["no zone's numbers (Mem-Info) belong to this report: the paste is cut, or the kernel left them out (rate limit, __GFP_NOWARN)"]
         extra = f" {counters['free']} pages were free in all, {counters['free_cma']} of them CMA." if counters.get("free_cma") and "free" in counters else ""
         return request, Verdict(
             "evidence_missing", UNDECIDED, f"{name_of(request)} asked for {asked(request)} and was refused; which rule refused is not in the log.{extra}", tuple(why),

@@ -15,7 +15,7 @@ BYTES = re.compile(
 OBJECT = re.compile(r"Object\s+0x[0-9a-f]+\s+@offset=(\d+)")
 TRACK = re.compile(r"(Allocated|Freed)\s+in\s+(\S+?)(?:\+0x[0-9a-f]+/0x[0-9a-f]+)?(?:\s+\[([\w-]+)[^\]]*\])?\s+age=(\d+)\s+cpu=(\d+)\s+pid=(-?\d+)")
 DUMP = re.compile(r"(Redzone|Object|Padding|Bytes\s+b4)\s+(?:0x)?[0-9a-f]{6,16}:\s+((?:[0-9a-f]{2}\s+){1,16})")
-KASAN = re.compile(r"BUG:\s+(KASAN|KFENCE|KMSAN):\s+([\w/ -]+?)\s+(?:in\s+(\S+?)(?:\+0x\S*)?(?:\s+\[([\w-]+)[^\]]*\])?\s*(?=\n|$|Read|Write|at|\[)|(?=\n|$))")
+KASAN = re.compile(r"BUG:\s+(KASAN|KFENCE|KMSAN):\s+([\w/ -]+?)\s+(?:in\s+([\w.$]+)(?:\+0x\S*)?(?:[ \t]+\[(?!inline)([\w-]+)[^\]]*\])?|(?=\n|$))")
 ACCESS = re.compile(r"\b([Rr]ead|[Ww]rite|[Ff]ree)\s+(?:of\s+size\s+(\d+)\s+)?(?:at|of)\s+(?:addr\s+)?(?:0x)?([0-9a-f*]+)\s+by\s+task\s+(\S.*?)/(\d+)")
 CACHE_OF = re.compile(r"belongs\s+to\s+the\s+cache\s+(\S+)\s+of\s+size\s+(\d+)")
 WHERE = re.compile(r"located\s+(\d+)\s+bytes\s+(inside\s+of|to\s+the\s+right\s+of|to\s+the\s+left\s+of)\s+(?:allocated\s+|freed\s+)?(\d+)-byte\s+region")
@@ -137,7 +137,9 @@ def _wrong_bytes(text: str, want: int) -> int | None:
 
 def _kasan(segment: Segment) -> tuple[Verdict, str]:
     text = segment.text
-    head, access, cache, where = KASAN.search(text), ACCESS.search(text), CACHE_OF.search(text), WHERE.search(text)
+    heads = list(KASAN.finditer(text[:1500]))
+    head = heads[-1] if heads else None  # of functions that the compiler put into one another, the outermost is real
+    access, cache, where = ACCESS.search(text), CACHE_OF.search(text), WHERE.search(text)
     tool, message, function, module = (head[1], head[2].strip(), head[3] or "", head[4] or "") if head else ("KASAN", "", "", "")
     code = next((code for words, code in KASAN_CODES if words in message), "corruption")
     details: dict[str, Any] = {"message": message, "function": function, "module": module}

@@ -50,7 +50,7 @@ def _api(segment: Segment, text: str, path: tuple[str, ...]) -> Verdict:
     device, message = ((match[1] or match[2] or "").strip(), match[3].strip()) if match else ("", "")
     details: dict[str, Any] = {"device": device, "message": message[:300]}
     on_way = f" On the way: {' <- '.join(path[:5])}." if path else ""
-    if "maps memory from stack" in message:
+    if re.search(r"maps\s+memory\s+from\s*stack", message):
         why = []
         address = ADDRESS.search(text)
         if address:
@@ -85,6 +85,9 @@ def _swiotlb(device: str, wanted: int, total: int | None, used: int | None) -> V
     if wanted > limit:
         return Verdict("swiotlb_full", DECIDED, f"{device} wanted a bounce buffer of {size(wanted)}; one can have {size(limit)} at most, however many are free: it can never succeed.", details=details,
                        remedies=(Remedy("caller", "respect dma_max_mapping_size() in the driver", "requests are split below the limit"), Remedy("admin", "a 64-bit DMA mask, or an IOMMU", "no bounce buffer is needed"),))  # fmt: skip
+    if total == 0:
+        return Verdict("swiotlb_full", DECIDED, f"{device} needs a bounce buffer of {size(wanted)}, and the machine has none at all: swiotlb is off or not set up.", details=details,
+                       remedies=(Remedy("admin", "swiotlb=force or a working IOMMU (not iommu=off)", "buffers that the device cannot reach are copied or remapped"), Remedy("caller", "a 64-bit DMA mask if the device can", "no bounce buffer is needed")))  # fmt: skip
     if total is not None and used is not None:
         need = -(-wanted // SLOT_BYTES)
         free = total - used

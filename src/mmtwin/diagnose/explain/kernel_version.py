@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mmtwin.diagnose.explain.log_gfp import ERAS, parse_names
 
 RELEASE = re.compile(
-    r"(?:Not\s+tainted|Tainted:(?:\s+(?:\[[A-Z]\]=\w+,?|[A-Z](?![\w.])))*)[\s(]{1,120}(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)|Linux\s+version\s+(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)"
+    r"(?:Not\s+tainted|Tainted:(?:\s+(?:\[[A-Z]\]=\w+,?|[A-Z]{1,12}(?![\w.])))*)[\s(]{1,120}(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)|Linux\s+version\s+(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)"
 )
 SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
     (r"free_highatomic:", (6, 12), (99, 0)),
@@ -83,17 +83,22 @@ def find_kernel(text: str, around: str = "") -> Kernel:
     :param around: the log it is in, for a report that does not name its kernel.
     """
     bits = find_bits(text) or find_bits(around[:200_000])
-    for place in (text, around):
-        for match in RELEASE.finditer(place):
-            release = match[1] or match[2]
-            version = parse_release(release)
-            if (2, 4) <= version[:2] <= (20, 99):
-                return Kernel(release.rstrip("."), version, version[:2], bits)
+    own, others = releases(text), releases(around)
+    if own or len(set(others)) == 1:  # a log of several kernels does not say which of them printed this
+        release = (own or others)[0]
+        version = parse_release(release)
+        return Kernel(release, version, version[:2], bits)
     low, high = _by_flags(text)
     for pattern, first, last in SIGNS:
         if re.search(pattern, text):
             low, high = max(low, first), min(high, last)
     return Kernel("", (low[0], low[1], 31 if low == (2, 6) else 0), max(low, high), bits)
+
+
+def releases(text: str) -> list[str]:
+    """Every release that a text names, in order."""
+    found = [(match[1] or match[2]).rstrip(".") for match in RELEASE.finditer(text)]
+    return [release for release in found if (2, 4) <= parse_release(release)[:2] <= (20, 99)]
 
 
 def _by_flags(text: str) -> tuple[tuple[int, int], tuple[int, int]]:

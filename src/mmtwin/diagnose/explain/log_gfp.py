@@ -79,7 +79,7 @@ ERAS = (
     Era("5.1 to 6.2", (5, 1, 0), (6, 2, 9999), _NOW),
     Era("6.3 and newer", (6, 3, 0), (99, 0, 0), _NEW),
 )
-ALIASES = {"NOTRACK_FALSE_POSITIVE": "NOTRACK", "KMEMCG": "NOACCOUNT", "SKIP_KASAN_POISON": "", "SKIP_KASAN_UNPOISON": "", "SKIP_KASAN": "", "SKIP_ZERO": "", "NO_OBJ_EXT": ""}
+ALIASES = {"REPEAT": "RETRY_MAYFAIL", "RETRY_MAYFAIL": "RETRY_MAYFAIL", "NOTRACK_FALSE_POSITIVE": "NOTRACK", "KMEMCG": "NOACCOUNT", "SKIP_KASAN_POISON": "", "SKIP_KASAN_UNPOISON": "", "SKIP_KASAN": "", "SKIP_ZERO": "", "NO_OBJ_EXT": ""}
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def parse_names(text: str, era: Era) -> int | None:
     composites = dict(era.composites)
     for word in re.split(r"[|\s]+", text.strip()):
         bare = word.removeprefix("__GFP_").removeprefix("___GFP_")
-        bare = ALIASES.get(bare, bare)
+        bare = ALIASES.get(bare, bare) if bare not in era.bits else bare
         if word in ("", "none") or bare == "":
             continue
         if re.fullmatch(r"(?:0x)?[0-9a-f]+", word):
@@ -162,7 +162,7 @@ def decode(value: int, printed: str, version: tuple[int, int, int], known: bool 
     """
     era, note, agree = era_of(version), "", None
     if printed and value >= 0:
-        fitting = [e for e in ERAS if (read := parse_names(printed, e)) is not None and not (read ^ value) & ~(UNPRINTED if e.first >= (5, 1, 0) else 0)]
+        fitting = [e for e in ERAS if printed.startswith("GFP_NOWAIT") and e.first >= (6, 3, 0) and parse_names(printed, e) == value & ~e.value("NOWARN") or (read := parse_names(printed, e)) is not None and not (read ^ value) & ~(UNPRINTED if e.first >= (5, 1, 0) else 0)]
         agree = bool(fitting)
         if era not in fitting and fitting:
             if known:

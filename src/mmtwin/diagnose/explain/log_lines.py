@@ -15,8 +15,8 @@ PREFIX = re.compile(
     rf"|(?P<logger>(?:kern(?:el)?|user) *[:.] *(?:warn|warning|err|info|notice|crit|alert|emerg|debug) *: ?|{LOGGER})"
     r"|(?P<level><\d{1,3}>)"
     r"|(?P<kmsg>\d{1,3},\d+,\d+,[-c+](?:,caller=(?P<caller>[TC]\d+))?;)"
-    r"|(?P<stamp>\[[< +]*(?P<seconds>\d{1,9}\.\d{3,9})(?:,\d+| *[/@|] *[^\]]{1,40})?[> ]*\] ?)"
-    rf"|(?P<clock>\[{DATE}\] ?|\[\d\d:\d\d:\d\d(?:[.:]\d+)?\] ?|\[{ISO}\] ?)"
+    r"|(?P<stamp>\[[< +]*(?P<seconds>\d{1,9}\.\d{1,9})(?:,\d+| *[/@|] *[^\]]{1,40})?[> ]*\] ?)"
+    rf"|(?P<clock>\[{DATE}\] ?|\[(?:\d\d-\d\d )?\d\d:\d\d:\d\d(?:[.:]\d+)?\] ?|\[{ISO}\] ?)"
     r"|(?P<task>\[ *(?P<tag>[TC]\d+)(?:@\d+)?\] ?)"
     r"|(?P<vendor>\(\d+\)\[\d+:[^\]]{1,40}\] ?|\[\d+: *[\w/:.#-]{1,24}: *\d+\] ?|[cC]\d+ +\d+ (?=[(\[<A-Za-z ]))"
     r"|(?P<quote>(?:> ?)+)"
@@ -70,9 +70,16 @@ def strip(text: str, number: int) -> Line:
 def read_lines(data: bytes, before: int = 0) -> list[Line]:
     """All lines of a piece of a log; `before` lines came before it."""
     text = data.decode("utf-8", "replace")
+    if text.count("=3D") > 2:  # a mail as it was sent (quoted-printable)
+        text = re.sub(r"=\n", "\x01", text)  # soft line ends; counted below
+        text = re.sub(r"=([0-9A-F]{2})", lambda m: chr(int(m[1], 16)) if int(m[1], 16) < 128 else "?", text)
     if "#012" in text:
         text = text.replace("#012", "\n")
-    lines = [strip(line, before + n) for n, line in enumerate(text.split("\n"), 1)]
+    lines, number = [], before + 1
+    for line in text.split("\n"):
+        soft = line.count("\x01")
+        lines.append(strip(line.replace("\x01", "") if soft else line, number))
+        number += 1 + soft
     return join_wrapped(lines)
 
 

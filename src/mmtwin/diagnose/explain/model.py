@@ -29,7 +29,7 @@ VERDICTS = {
     "vmalloc_too_large": "a vmalloc of more than all memory, or of nothing",
     "vmalloc_pages": "vmalloc got addresses, but not all page frames",
     "order_too_large": "above the largest block the page allocator has: it can never succeed",
-    "misused_flags": "a combination of flags or order that the allocator warns about",
+    "allocator_warning": "an allocator warns about how it was called, or about its own data",
     "slab_refused": "a slab cache got no page; which rule refused is not in the log",
     "percpu_space": "the per-CPU allocator's chunks are full",
     "fault_injection": "refused on purpose: fault injection is on",

@@ -15,7 +15,7 @@ CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
 OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+)")
 NEW_LIMIT = re.compile(r"oom_memcg=([^,\s]+)")
 USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?\s+usage\s+(\d+)kB,\s+limit\s+(\d+)kB,\s+failcnt\s+(\d+)")
-KILLED = re.compile(r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?")
+KILLED = re.compile(r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?")
 TASK = re.compile(r"(?m)^\s*\[\s*(\d+)\]\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+((?:-?\d+\s+)*)(\S.*)$")
 MEMCG_FRAMES = r"^(?:mem_cgroup_(?:out_of_memory|oom|handle_over_high|charge)\w*|try_charge\w*|pagefault_out_of_memory|__mem_cgroup_try_charge|mem_cgroup_oom_synchronize)"
 SYSRQ = r"sysrq|SysRq|moom_callback"
@@ -59,7 +59,7 @@ def read(segment: Segment) -> Report:
     why = list(verdict.why)
     if tasks:
         why.append("Largest processes: " + ", ".join(f"{task['comm']} ({size(task['rss_kb'] * 1024)})" for task in tasks[:3]) + ".")
-    if victim and segment.kind == "oom":
+    if victim and (segment.kind == "oom" or verdict.code == "memcg_limit"):
         why.append(victim.strip())
     if info is not None and verdict.code == "memcg_limit":
         details["memory_pages"] = memory_use(info).pages
@@ -88,7 +88,7 @@ def memcg(segment: Segment) -> Verdict:
     stats = dict(re.findall(r"(?m)\b(anon|file|cache|rss|shmem|kernel_stack|slab|slab_unreclaimable|sock|mapped_file)[ :]+(\d+)(?:KB|kB)?\b", text))
     remedies = [
         Remedy("admin", f"a higher memory limit for {group or 'the group'}", "the group may use more; the rest of the machine has less"),
-        Remedy("caller", "less memory in the group's processes (below)", "the limit counts file cache and kernel memory, too; only cache is given back before killing"),
+        Remedy("caller", "less memory in the group's processes (see why)", "the limit counts file cache and kernel memory, too; only cache is given back before killing"),
     ]
     if usages.get("swap", (0, 1, 0))[1] == 0 or "swap" not in usages:
         remedies.append(Remedy("admin", "swap for the group, if the machine has some", "anonymous memory of the group could be written out"))

@@ -13,7 +13,7 @@ from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, 
 AT = re.compile(r"(WARNING|kernel\s+BUG)[^\n]*?\bat\s+(?:[\w./-]*/)?(mm/[\w]+\.[ch]):(\d+)!?(?:\s+([A-Za-z_][\w.]*))?")
 REGISTER = re.compile(r"\b(R[A-D]X|R[SD]I|R[BS]P|R\d\d|E[A-D]X|E[SD]I|EBP|[xr]\d{1,2})\s*:\s*([0-9a-f]{8,16})\b")
 ENTRY = ("__alloc_pages", "__alloc_pages_nodemask", "__alloc_pages_slowpath", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof", "__alloc_pages_internal")
-ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|kmalloc_order_trace|_*do_kmalloc|__kmalloc|alloc_pages|_*dma_|_*kmalloc|kvmalloc|_*alloc_pages|_*kvmalloc)"
+ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|kmalloc_order_trace|_*do_kmalloc|__kmalloc|_*dma_|_*kmalloc|kvmalloc|alloc_pages|_*kvmalloc)"
 SIZES = {"mm/util.c": "kvmalloc", "mm/slab_common.c": "kmalloc", "mm/vmalloc.c": "vmalloc"}
 LARGEST = 10
 """Largest order where the log does not say: MAX_ORDER - 1 up to 6.3, MAX_ORDER of 6.4 to 6.7, MAX_PAGE_ORDER since."""
@@ -54,7 +54,7 @@ def read(segment: Segment) -> Report:
                 ("It can never succeed: no zone was looked at, so free memory, fragmentation and watermarks do not matter.", f"The warning at {where} is printed once; later refusals are silent."),
                 missing=("pages of 4 kB and the usual largest order are assumed",), remedies=_fixes(request.caller), details=details,
             )  # fmt: skip
-        elif stack.matches(ORDERING) and bare != "__alloc_pages_slowpath":
+        elif not values and stack.matches(ORDERING) and bare != "__alloc_pages_slowpath":
             verdict = Verdict(
                 "order_too_large", PROBABLE, f"{request.comm or 'A process'} probably asked {request.caller or 'for memory'} for more than the page allocator's largest block ({size(4096 << LARGEST)}): that is the warning of {bare}.",
                 ("No zone was looked at.",), missing=("the order: no register holds one (they are cut, or were overwritten)",), remedies=_fixes(request.caller), details=details,
@@ -144,6 +144,6 @@ def _bug(segment: Segment, file: str, where: str, details: dict[str, Any]) -> Ve
 
 def _other(where: str, details: dict[str, Any]) -> Verdict:
     return Verdict(
-        "misused_flags", UNDECIDED, f"The allocator warned at {where}; which of its checks that is the log does not say (order, flags that do not go together, __GFP_NOFAIL where it cannot be).",
+        "allocator_warning", UNDECIDED, f"The allocator warned at {where}; which of its checks that is, the log does not say (in an allocation: the order, or flags that do not go together).",
         missing=("the kernel's source at that line names the check",), remedies=(Remedy("look", f"{where} in the source of this very kernel", "says what it does not like"),), details=details,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 ANCHORS = (
-    b" allocation ", b"oom-kill", b"ut of memory", b"Unable to allocate", b"Mem-", b"vmalloc error", b"sleeping function", b"scheduling while", b"BUG: K",
+    b" allocation ", b"vmalloc_node_r", b"oom-kill", b"ut of memory", b"Unable to allocate", b"Mem-", b"vmalloc error", b"sleeping function", b"scheduling while", b"BUG: K",
     b"DMA-API", b"at mm/", b" overwritten", b"swiotlb", b"SW-IOMMU", b"cma: ", b"result of limit", b"FAULT_INJ", b"ainted): ", b"slab error in", b"Slab corruption",
     b"DMA ma", b"usercopy: ",
 )  # fmt: skip
@@ -18,7 +18,7 @@ ANCHORS = (
 
 PHRASES = re.compile(
     rb"page\s+allocation\s+(?:failure|stalls)|oom-killer|oom-kill:|Out of memory|out of memory: Kill|[Mm]emory cgroup out of memory|SL[AU]B: Unable to allocate"
-    rb"|Mem-[Ii]nfo:|vmap allocation for size|vmalloc: allocation fail|vmalloc error|sleeping function called|scheduling while atomic|BUG: K(?:ASAN|FENCE|CSAN)"
+    rb"|Mem-[Ii]nfo:|vmap allocation for size|vmalloc_node_range for size|vmalloc: allocation fail|vmalloc error|sleeping function called|scheduling while atomic|BUG: K(?:ASAN|FENCE|CSAN)"
     rb"|DMA-API:|(?:WARNING:|BUG|BUG:)[^\n]{0,60}\bat (?:[\w./-]*/)?mm/(?:page_alloc|slub|slab|slab_common|util|vmalloc|usercopy)\.c|[Rr]edzone overwritten|[Pp]oison overwritten"
     rb"|adding overwritten|swiotlb buffer is full|SW-IOMMU space|swiotlb: |cma: (?:cma_alloc|__cma_alloc|number of available)|killed as a result of limit"
     rb"|FAULT_INJECTION: forc|BUG \S+ [^\n]{0,40}ainted[^\n)]{0,60}\): |slab error in|Slab corruption|percpu: allocation failed|of DMA mask|DMA map of|usercopy: "

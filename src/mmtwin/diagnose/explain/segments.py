@@ -13,7 +13,7 @@ from mmtwin.diagnose.explain.stack import read_stack
 
 HEADERS = re.compile(
     r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b))"
-    r"|(?P<vmalloc>vmap\s+allocation\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
+    r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
     r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
     r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of memory(?::\s+Kill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
     r"|(?P<mem_info>\bMem-[Ii]nfo:)"
@@ -76,18 +76,17 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
     near = match.start() - last.at < NEAR
     between = text[last.at : match.start()]
     if kind == "killed":
-        return near and last.kind in ("oom", "killed") and not (last.kind == "killed" and "Killed process" in between)
+        another = "Killed process" in between and not match[0].startswith("Out of memory")
+        return near and last.kind in ("oom", "killed") and not another
     if kind == "vmalloc":  # the allocator of addresses speaks first, then vmalloc itself
-        return last.kind == "vmalloc" and between.count("\n") <= 3 and not match[0].startswith("vmap") and not between.startswith("vmalloc")
+        return last.kind == "vmalloc" and between.count("\n") <= 3 and not match[0].startswith(("vmap", "vmalloc_node")) and not between.startswith("vmalloc")
     if kind == "page":  # 3.x: "vmalloc: allocation failure: N bytes" and then the page allocator's words, though it refused nothing
         return last.kind == "vmalloc" and between.count("\n") <= 2
     if kind == "oversize":
         return last.kind in ("slub_debug", "usercopy") and between.count("\n") < 60
     if kind == "dma":  # a bounce buffer that is full, and then the map's own warning
         return last.kind == "dma" and between.count("\n") <= 2 and "full" not in match[0]
-    if kind == "slub_debug":
-        return False
-    return False
+    return kind == "kasan" and last.kind == "kasan" and between.count("\n") <= 6 and "Call" not in between  # inlined functions have a line each
 
 
 def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, around: str) -> Segment:

@@ -9,7 +9,7 @@ from mmtwin.diagnose.explain.common import flags_of, name_of, request_of
 from mmtwin.diagnose.explain.model import PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict
 
 CACHE = re.compile(r"cache:\s+(\S[^,\n]{0,100}?),\s+object\s+size:\s+(\d+)(?:,\s+buffer\s+size:\s+(\d+))?,?\s+(?:default\s+)?order:\s+(\d+)(?:,\s+min\s+order:\s+(\d+))?")
-NODE = re.compile(r"node\s+(\d+):\s+slabs:\s+(\d+)(?:/(\d+))?,\s+objs:\s+(\d+)(?:/(\d+))?,\s+free:\s+(\d+)")
+NODE = re.compile(r"node\s+(\d+):\s+slabs:\s+(\d+)(?:/(\d+))?,\s*objs:\s+(\d+)(?:/(\d+))?,\s*free:\s+(\d+)")
 CHILD = re.compile(r"^(.*?)\((\d+):(.*)\)$")
 
 
@@ -50,7 +50,8 @@ def read(segment: Segment) -> Report:
     why: list[str] = []
     if fact and fact.nodes:
         free = sum(node[3] for node in fact.nodes)
-        why.append(f"Its slabs are full ({sum(n[1] for n in fact.nodes)} slabs, {sum(n[2] for n in fact.nodes)} objects, {free} free), so it needed a new one of order {fact.order}, at least {fact.min_order}.")
+        full = "Its slabs are full" if not free else "The slabs it may use are full, or were at that moment"
+        why.append(f"{full} ({sum(n[1] for n in fact.nodes)} slabs, {sum(n[2] for n in fact.nodes)} objects, {free} free), so it needed a new one of order {fact.order}, at least {fact.min_order}.")
     details = {"cache": fact.cache, "memcg": fact.group, "object_size": fact.object_size, "order": fact.order, "min_order": fact.min_order} if fact else {}
     loud = request.flags is None or "NOWARN" not in request.flags
     charged = fact is not None and (fact.group or request.flags is not None and "ACCOUNT" in request.flags)

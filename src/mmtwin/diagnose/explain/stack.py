@@ -27,7 +27,7 @@ PLACES = (
     ("workqueue", r"^(?:process_one_work|worker_thread)$"),
     ("kernel start", r"^(?:start_kernel|kernel_init\w*|do_initcalls)$"),
     ("system call", r"^(?:entry_SYSCALL\w*|entry_INT80\w*|system_call\w*|sysenter\w*|do_syscall\w*|ret_fast_syscall|syscall_\w+|el0_svc\w*|invoke_syscall|[xX]?64_sys\w*|__x64_sys\w*|[sS]y[sS]_\w+|sys_\w+|csky_systemcall|do_sys\w*)$"),
-    ("page fault of a process", r"^(?:page_fault|async_page_fault|do_page_fault|exc_page_fault|asm_exc_page_fault|do_user_addr_fault|do_mem_abort|do_translation_fault|handle_mm_fault)$"),
+    ("page fault", r"^(?:page_fault|async_page_fault|do_page_fault|exc_page_fault|asm_exc_page_fault|do_user_addr_fault|do_mem_abort|do_translation_fault|handle_mm_fault)$"),
     ("kernel thread", r"^(?:kthread|kernel_thread\w*|child_rip|ret_from_fork\w*|ret_from_kernel_thread|start_kernel_thread)$"),
 )  # fmt: skip
 """Where a request came from, by functions below it on the stack; the first kind found wins."""

@@ -12,6 +12,7 @@ from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, 
 
 VMAP = re.compile(r"vmap\s+allocation\s+for\s+size\s+(\d+)\s+failed")
 OLD = re.compile(r"vmalloc:\s+allocation\s+failure(?::\s+(\d+)\s+bytes|,\s+allocated\s+(\d+)\s+of\s+(\d+)\s+bytes)")
+RANGE = re.compile(r"vmalloc_node_range\s+for\s+size\s+(\d+)\s+failed:\s+Address\s+range\s+restricted")
 NEW = re.compile(r"vmalloc\s+error:\s+size\s+(\d+),\s+([^\n]*)")
 MODULES = ("module_alloc", "load_module", "module_memory_alloc", "bpf_jit_binary_alloc", "bpf_jit_alloc_exec", "execmem_alloc", "layout_and_allocate", "move_module")
 
@@ -20,14 +21,15 @@ def read(segment: Segment) -> Report:
     """The report, judged."""
     text = segment.text[:6000]
     info = parse(segment.all, segment.turn)
-    vmap, old, new = VMAP.search(text), OLD.search(text), NEW.search(text)
+    vmap, old, new = VMAP.search(text) or RANGE.search(text), OLD.search(text), NEW.search(text)
     request = request_of(segment, info.page_kb if info else 4, None, flags_of(segment))
-    asked = int(new[1]) if new else int(old[1] or old[3]) if old else None
+    words = new[2] if new else ""
+    partial = "failed to allocate pages" in words  # the number is then what it had got
+    asked = None if partial and new else int(new[1]) if new else int(old[1] or old[3]) if old else None
     area = int(vmap[1]) if vmap else asked
     request = replace(request, asked_bytes=asked if asked is not None else max(area - 4096, 0) if area else None)
     ram = info.trailer.get("ram", 0) * info.page_kb * 1024 if info else 0
     modules = segment.stack.has(*MODULES)
-    words = new[2] if new else ""
     who = name_of(request)
     details = {"area_bytes": area, "asked_bytes": request.asked_bytes, "module_area": modules}
     noise = ("The Mem-Info dump is beside the point: no page frame was asked for yet.",) if info is not None else ()
@@ -35,8 +37,8 @@ def read(segment: Segment) -> Report:
     if asked is not None and asked == 0 or "exceeds total pages" in words or (ram and asked and asked > ram):
         verdict = Verdict("vmalloc_too_large", DECIDED, f"{who} asked vmalloc for {size(asked or 0)}, which is {'nothing' if not asked else 'more than all memory'}: it can never succeed.", details=details,
                           remedies=(Remedy("caller", f"a size that makes sense in {request.caller or 'the caller'}", "a negative number or an overflow often looks like this"),))  # fmt: skip
-    elif partly or "failed to allocate pages" in words or "page order" in words or "failed to map" in words or "page array" in words:
-        verdict = _pages(segment, info, request, old, words, asked)
+    elif partly or partial or "page order" in words or "failed to map" in words or "page array" in words:
+        verdict = _pages(segment, info, request, old, words, asked, int(new[1]) if new and partial else None)
     elif vmap is not None or "vm_struct" in words or (old is not None):
         verdict = _space(segment, area, modules, vmap is not None, noise)
         verdict = replace(verdict, details=details)
@@ -70,13 +72,22 @@ def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise:
     return Verdict("vmalloc_address_space", certainty, head, why, missing=tuple(missing), remedies=tuple(remedies))
 
 
-def _pages(segment: Segment, info: MemInfo | None, request: Request, old: re.Match[str] | None, words: str, asked: int | None) -> Verdict:
+def _pages(segment: Segment, info: MemInfo | None, request: Request, old: re.Match[str] | None, words: str, asked: int | None, got_bytes: int | None) -> Verdict:
     got = f" {size(int(old[2]))} of {size(int(old[3]))} were there" if old is not None and old[2] is not None else ""
     order = re.search(r"page\s+order\s+(\d+)", words)
-    _, verdict = judge(segment, info, replace(request, order=int(order[1]) if order and int(order[1]) < 20 else 0))
-    head = f"vmalloc found addresses for {size(asked) if asked else 'the request'}, but not all page frames:{got or ' an allocation of single pages failed'}."
+    number = int(order[1]) if order and int(order[1]) < 20 else 0
+    _, verdict = judge(segment, info, replace(request, order=number, bytes=4096 << number))
+    huge = order is not None and order[1] != "0"
+    kind = f"blocks of order {order[1]}" if huge and order else "single pages"
+    had = f" ({size(got_bytes)} of it were there)" if got_bytes is not None else ""
+    head = f"vmalloc found addresses for {size(asked) if asked else 'the request'}{had}, but not all page frames:{got or f' an allocation of {kind} failed'}."
     if verdict.zones:
         head += f" At the dump: {verdict.headline}"
     missing = (*verdict.missing, "a fatal signal, a control group's limit or the page allocator can each have stopped it")
-    certainty = PROBABLE if verdict.code in ("watermark", "really_empty", "lowmem_reserve") and verdict.certainty != UNDECIDED else UNDECIDED
-    return Verdict("vmalloc_pages", certainty, head, verdict.why, verdict.zones, missing, verdict.remedies, {**verdict.details, "page_rule": verdict.code})
+    told = ("watermark", "really_empty", "lowmem_reserve", *(("no_block", "highatomic_only", "cma_only") if huge else ()))
+    certainty = PROBABLE if verdict.code in told and verdict.certainty != UNDECIDED else UNDECIDED
+    why = (*(("An attempt with huge pages is repeated with single ones; without a second message the caller got its memory.",) if huge else ()), *verdict.why)
+    fixes = tuple(fix for fix in verdict.remedies if fix.who != "caller" and "lowmem_reserve" not in fix.what)
+    if huge:
+        fixes = (Remedy("look", "whether a second message follows", "if not, the caller got its memory in single pages and nothing is wrong"),)
+    return Verdict("vmalloc_pages", certainty, head, why, verdict.zones, missing, fixes, {**verdict.details, "page_rule": verdict.code})

@@ -195,6 +195,10 @@ def test_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pag
     highatomic = zone.fields.get(name, 0) // page_kb if rules.highatomic and not (ask.harder or ask.version >= (6, 3, 0) and ask.high) else 0
     if rules.highatomic and name not in zone.fields and not ask.harder and ask.version >= (4, 4, 0):
         missing.append("the highatomic reserve is not printed by this kernel; it holds up to 1 % of the zone")
+    held = _atomic_only(zone, page_kb) if not highatomic and rules.highatomic and name not in zone.fields and not takes("H", ask) else 0
+    if held:
+        steps.append(f"{held} of the free pages are in blocks of the highatomic reserve only (H); the test leaves out at least those")
+        highatomic = held
     mark = zone.fields.get("min")
     if mark is None:
         missing.append("the min watermark is not in the log")
@@ -225,6 +229,8 @@ def test_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pag
         rule = "blocks_not_shown" if order and zone.blocks is None else rule
     if not passes:
         rule = "empty" if free - cma <= 0 else "lowmem_reserve" if reserve and usable > least else "watermark"
+        if rule == "watermark" and highatomic and usable + highatomic > least + reserve and (held or usable_blocks is False and "H" in types):
+            rule = "highatomic_only"
         if boost and unboosted is not None:
             steps.append(
                 f"without the boost of {boost}: {usable} {'>' if unboosted > 0 else '<='} {_marks(mark - boost, lower(mark - boost, ask), ask)}"
@@ -243,12 +249,19 @@ def test_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pag
             rule = "per_order_watermark"
         elif usable_blocks is False:
             rule = "cma_only" if "C" in types else "highatomic_only" if "H" in types else "isolated_only"
-    if order and zone.blocks is not None:
+    elif fitting and usable_blocks is False and not ask.no_watermarks:
+        rule = "cma_only" if "C" in types else "highatomic_only" if "H" in types else "isolated_only"
+    if zone.blocks is not None and (order or rule in ("cma_only", "highatomic_only", "isolated_only")):
         steps.append(_blocks_text(zone, ask, page_kb, fitting or 0, usable_blocks))
     return ZoneVerdict(
         zone, rule, True, "", free, usable, other, cma, highatomic, mark, least, low, high, boost, reserve, margin, fitting, types, usable_blocks, _largest(zone, ask),
         cma_decides, bool(boost) and margin <= 0 < (unboosted or 0), unboosted, drift, tuple(steps), tuple(missing),
     )  # fmt: skip
+
+
+def _atomic_only(zone: Zone, page_kb: int) -> int:
+    """Free pages in sizes of which every block is in the highatomic reserve."""
+    return sum(block.count * block.kb for block in zone.blocks or () if block.types == "H") // page_kb
 
 
 def lower(mark: int, ask: Ask) -> int:
@@ -330,7 +343,8 @@ def takes(types: str, ask: Ask) -> bool:
         return True
     if "C" in types and ask.movable:
         return True
-    return "H" in types and ask.harder and (ask.high or ask.order == 0)
+    # order 0 falls back to the atomic reserve only since 6.1.y
+    return "H" in types and ask.harder and (ask.high if ask.order else ask.version > (6, 1, 0))
 
 
 def _largest(zone: Zone, ask: Ask | None) -> int | None:
