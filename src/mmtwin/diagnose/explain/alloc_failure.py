@@ -31,7 +31,9 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
     stall = STALL.search(segment.text[:2000])
     title = f"page allocation {'stall' if stall else 'failure'}"
     if injected:
-        verdict = Verdict("fault_injection", DECIDED, "The failure was made on purpose: fault injection is on (CONFIG_FAULT_INJECTION); memory plays no part in it.")
+        verdict = Verdict(
+            "fault_injection", DECIDED, "The failure was made on purpose: fault injection is on (CONFIG_FAULT_INJECTION); memory plays no part in it."
+        )
         return Report("page_allocation_failure", title, segment.line, segment.seconds, segment.kernel, request, verdict, page_kb, stack=segment.stack)
     request, verdict = judge(segment, info, request)
     if stall is not None:
@@ -44,14 +46,26 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
         fact = slab_log.facts(slab)
         text = f"The {fact.allocator} message after it (cache {fact.cache}) is a consequence: the cache got no page because of this failure." if fact else ""
         verdict = replace(verdict, why=(*verdict.why, text) if text else verdict.why)
-    return Report("page_allocation_stall" if stall else "page_allocation_failure", title, segment.line, segment.seconds, segment.kernel, request, verdict, page_kb, stack=segment.stack)
+    return Report(
+        "page_allocation_stall" if stall else "page_allocation_failure",
+        title,
+        segment.line,
+        segment.seconds,
+        segment.kernel,
+        request,
+        verdict,
+        page_kb,
+        stack=segment.stack,
+    )
 
 
 def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = False, constraint: str = "") -> tuple[Request, Verdict]:
     """The verdict on a request for pages, and the request with its zones."""
     if request.order is None or request.flags is None:
         lost = "order" if request.order is None else "flags"
-        return request, Verdict("evidence_missing", UNDECIDED, f"The request's {lost} cannot be read from the log.", missing=("the first line of the report is damaged or cut",))
+        return request, Verdict(
+            "evidence_missing", UNDECIDED, f"The request's {lost} cannot be read from the log.", missing=("the first line of the report is damaged or cut",)
+        )
     why = context(request)
     if info is None or not info.zones:
         counters = info.counters if info else {}

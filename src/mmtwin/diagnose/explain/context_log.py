@@ -61,7 +61,13 @@ def read(segment: Segment) -> Report:
     remedies = []
     if allocates:
         remedies.append(Remedy("caller", f"GFP_ATOMIC instead of GFP_KERNEL in {caller}", "may not sleep, but may fail: check for NULL"))
-        remedies.append(Remedy("caller", "allocate before taking the lock, or move the work to process context (workqueue, threaded interrupt)", "GFP_KERNEL is right there, and fails less"))
+        remedies.append(
+            Remedy(
+                "caller",
+                "allocate before taking the lock, or move the work to process context (workqueue, threaded interrupt)",
+                "GFP_KERNEL is right there, and fails less",
+            )
+        )
     elif frees:
         remedies.append(Remedy("caller", f"vfree_atomic or a workqueue in {caller}", "the free happens later, where it may sleep"))
     else:

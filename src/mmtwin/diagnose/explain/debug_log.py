@@ -90,29 +90,47 @@ def _slub(segment: Segment) -> Verdict:
         if changed is not None:
             details["wrong_bytes"] = changed
         if want == POISON_FREE and changed == 1 and got in (POISON_FREE + 1, POISON_FREE - 1):
-            why.append(f"Exactly one byte, changed by one: a counter or reference inside the freed object was {'incremented' if got > want else 'decremented'}, not copied over.")
+            why.append(
+                f"Exactly one byte, changed by one: a counter or reference inside the freed object was {'incremented' if got > want else 'decremented'}, not copied over."
+            )
         elif want == POISON_FREE and changed:
             why.append(f"{changed} bytes of the freed object differ from the poison.")
         if details["hashed_addresses"]:
             why.append("The addresses are hashed (%p): only the @offset values can be compared.")
     why += _track_words(tracks)
     if code == "use_after_free":
-        why.append("The process in the report is the one that found it, usually not the one that did it: look at who freed the object and who still held a pointer.")
+        why.append(
+            "The process in the report is the one that found it, usually not the one that did it: look at who freed the object and who still held a pointer."
+        )
         missing.append("who wrote: the check comes when the object is handed out again, some time after the write")
         if re.search(r"\b6b6b6b[0-9a-f]{1,2}\b|6b6b6b6b", segment.before[-3000:]):
             why.append("An oops just before it used an address made of the poison 0x6b: a pointer was read from a freed object, very likely the same mistake.")
     elif code == "out_of_bounds":
         missing.append("when it was written: the check comes at the next allocation or free")
     fixes = {
-        "use_after_free": Remedy("caller", f"in {who['function'] if who else 'the code that frees it'}: stop every user (timers, work, URBs) before the object is freed", "nobody writes it afterwards"),
-        "out_of_bounds": Remedy("caller", f"check the lengths written to what {who['function'] if who else 'the owner'} allocated", "the neighbouring object stays whole"),
+        "use_after_free": Remedy(
+            "caller",
+            f"in {who['function'] if who else 'the code that frees it'}: stop every user (timers, work, URBs) before the object is freed",
+            "nobody writes it afterwards",
+        ),
+        "out_of_bounds": Remedy(
+            "caller", f"check the lengths written to what {who['function'] if who else 'the owner'} allocated", "the neighbouring object stays whole"
+        ),
         "double_free": Remedy("caller", "one owner for each free; set the pointer to NULL after it", "the second free goes away"),
         "invalid_free": Remedy("caller", "free what was allocated, with the matching function", "the pointer is the object's start"),
         "objects_remaining": Remedy("caller", "free every object before kmem_cache_destroy", "the cache can go"),
         "corruption": Remedy("look", "the first report in the log", "later ones are often consequences"),
     }
     kasan = Remedy("look", "a kernel with CONFIG_KASAN, same test", "stops at the access itself and names it")
-    return Verdict(code, DECIDED, head_text + " Nothing was refused; this is a bug that a debug check found.", tuple(why), missing=tuple(missing), remedies=(fixes[code], kasan), details=details)
+    return Verdict(
+        code,
+        DECIDED,
+        head_text + " Nothing was refused; this is a bug that a debug check found.",
+        tuple(why),
+        missing=tuple(missing),
+        remedies=(fixes[code], kasan),
+        details=details,
+    )
 
 
 def _hashed(text: str) -> bool:
@@ -158,7 +176,17 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
     for event in ("Allocated", "Freed"):
         if match := re.search(rf"{event}\s+by\s+task\s+(\d+)[^\n]*:?((?:\n[^\n]*){{1,14}})", text):
             names = [m[1] for m in re.finditer(r"([A-Za-z_][\w.]*)\+0x", match[2])]
-            owner = next((name for name in names if not re.match(r"kasan|__kasan|save_stack|stack_trace|set_track|kmem_cache|kmalloc|__kmalloc|kzalloc|kfree|slab|__do_kmalloc|__kfree|___cache|__cache", name)), "")
+            owner = next(
+                (
+                    name
+                    for name in names
+                    if not re.match(
+                        r"kasan|__kasan|save_stack|stack_trace|set_track|kmem_cache|kmalloc|__kmalloc|kzalloc|kfree|slab|__do_kmalloc|__kfree|___cache|__cache",
+                        name,
+                    )
+                ),
+                "",
+            )
             if owner:
                 details[event.lower()] = {"pid": int(match[1]), "function": owner}
                 why.append(f"{event} in {owner} by pid {match[1]}.")
@@ -166,7 +194,14 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
         "use_after_free": ("keep a reference while it is used, or stop the users before the free", "the access no longer meets freed memory"),
         "out_of_bounds": ("check the length or index against the object's size", "the access stays inside"),
     }.get(code, ("see the access and the two stacks above", "they name the places that do not agree"))
-    verdict = Verdict(code, DECIDED if head else PROBABLE, said + " Nothing was refused; this is a bug in the code that made the access.", tuple(why), remedies=(Remedy("caller", f"{fix[0]}{f' in {function}' if function else ''}", fix[1]),), details=details)
+    verdict = Verdict(
+        code,
+        DECIDED if head else PROBABLE,
+        said + " Nothing was refused; this is a bug in the code that made the access.",
+        tuple(why),
+        remedies=(Remedy("caller", f"{fix[0]}{f' in {function}' if function else ''}", fix[1]),),
+        details=details,
+    )
     return verdict, f"{tool} report"
 
 
@@ -175,11 +210,26 @@ def _classic(segment: Segment) -> Verdict:
     error = re.search(r"slab\s+error\s+in\s+(\w+)\(\):\s+cache\s+[`']([^']+)':\s+([^\n]+)", text)
     if error:
         message = error[3].strip()
-        code = "double_free" if "double free" in message and "overwritten" not in message else "objects_remaining" if "objects" in message else "out_of_bounds" if "outside" in message or "overwritten" in message or "Redzone" in message else "corruption"
+        code = (
+            "double_free"
+            if "double free" in message and "overwritten" not in message
+            else "objects_remaining"
+            if "objects" in message
+            else "out_of_bounds"
+            if "outside" in message or "overwritten" in message or "Redzone" in message
+            else "corruption"
+        )
         certainty = PROBABLE if "double free, or" in message else DECIDED
         head = f"SLAB's check of cache {error[2]} failed: {message}."
         missing = ("which of the two: SLAB prints the same words for a double free and for a write outside the object",) if certainty == PROBABLE else ()
-        return Verdict(code, certainty, head + " Nothing was refused.", missing=missing, remedies=(Remedy("look", "a kernel with CONFIG_KASAN", "names the access"),), details={"cache": error[2], "message": message})
+        return Verdict(
+            code,
+            certainty,
+            head + " Nothing was refused.",
+            missing=missing,
+            remedies=(Remedy("look", "a kernel with CONFIG_KASAN", "names the access"),),
+            details={"cache": error[2], "message": message},
+        )
     found = re.search(r"Slab\s+corruption[^:]*:\s+(\S+)\s+start=", text)
     user = re.search(r"Last\s+user:\s+\[<[^>]*>\]\s*\(?([\w.]+)", text)
     why = (f"Last user: {user[1]}, which freed it or had it before.",) if user else ()
@@ -190,4 +240,10 @@ def _classic(segment: Segment) -> Verdict:
 def _usercopy(segment: Segment) -> Verdict:
     match = re.search(r"usercopy:\s+Kernel\s+memory\s+(\w+)\s+attempt\s+detected\s+(?:to|from)\s+([^\n!]+)", segment.text)
     head = f"A copy {'to' if match and match[1] == 'exposure' else 'from'} user space would have crossed the bounds of {match[2].strip() if match else 'an object'}; hardened usercopy stopped it."
-    return Verdict("out_of_bounds", DECIDED, head, remedies=(Remedy("caller", "check the length before copy_to_user or copy_from_user", "the copy stays inside the object"),), details={"message": match[0] if match else ""})
+    return Verdict(
+        "out_of_bounds",
+        DECIDED,
+        head,
+        remedies=(Remedy("caller", "check the length before copy_to_user or copy_from_user", "the copy stays inside the object"),),
+        details={"message": match[0] if match else ""},
+    )

@@ -10,7 +10,9 @@ from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, 
 
 API = re.compile(r"(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?DMA-API:\s+(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?([^\n]+)")
 ADDRESS = re.compile(r"\[addr=\s*(?:0x)?([0-9a-f]{6,16})\]")
-SWIOTLB = re.compile(r"([\w-]+(?:\s+[\w:.-]+)?):\s+swiotlb\s+buffer\s+is\s+full\s*\(sz:\s*(\d+)\s+bytes\)(?:,\s+total\s+(\d+)\s+\(slots\),\s+used\s+(\d+)\s+\(slots\))?")
+SWIOTLB = re.compile(
+    r"([\w-]+(?:\s+[\w:.-]+)?):\s+swiotlb\s+buffer\s+is\s+full\s*\(sz:\s*(\d+)\s+bytes\)(?:,\s+total\s+(\d+)\s+\(slots\),\s+used\s+(\d+)\s+\(slots\))?"
+)
 OLD_SWIOTLB = re.compile(r"Out\s+of\s+SW-IOMMU\s+space\s+for\s+(\d+)\s+bytes(?:\s+at\s+device\s+(\S+))?")
 MASK = re.compile(r"overflow\s+0x([0-9a-f]+)\+(\d+)\s+of\s+DMA\s+mask\s+([0-9a-f]+)(?:\s+bus\s+(?:mask|limit)\s+([0-9a-f]+))?")
 CMA = re.compile(r"cma:\s+(?:__)?cma_alloc:\s+(?:(\S+):\s+)?alloc\s+failed,\s+req-size:\s+(\d+)\s+pages,\s+ret:\s+(-\d+)")
@@ -61,9 +63,13 @@ def _api(segment: Segment, text: str, path: tuple[str, ...]) -> Verdict:
             if same:
                 details["stack_bytes"] = same[0]
                 start = value // 16384 * 16384 if 16384 in same else value // same[0] * same[0]
-                why.append(f"The address 0x{value:x} lies in the same {max(16, same[0] >> 10)} KiB as the report's own stack (from 0x{start:x}): it is a local variable.")
+                why.append(
+                    f"The address 0x{value:x} lies in the same {max(16, same[0] >> 10)} KiB as the report's own stack (from 0x{start:x}): it is a local variable."
+                )
         why.append("The device named is the controller; the mistake is the driver's that passed a local buffer." + on_way)
-        why.append("Nothing was refused: CONFIG_DMA_API_DEBUG warns. With stacks in vmalloc space (CONFIG_VMAP_STACK, 4.9 and newer) the same code maps wrong memory.")
+        why.append(
+            "Nothing was refused: CONFIG_DMA_API_DEBUG warns. With stacks in vmalloc space (CONFIG_VMAP_STACK, 4.9 and newer) the same code maps wrong memory."
+        )
         return Verdict("dma_from_stack", DECIDED, f"A driver gave a buffer on the kernel stack to {device or 'a device'} for DMA.", tuple(why), details=details,
                        remedies=(Remedy("caller", f"kmalloc the transfer buffer (in {next((p for p in path if not p.startswith(('usb_', 'dma_', 'hcd_', 'spi_', 'i2c_'))), 'the driver')})", "memory that a device may reach, with its own cache lines"),))  # fmt: skip
     if "vmalloc" in message or "invalid area" in message:

@@ -146,7 +146,14 @@ def _together(reports: list[Report]) -> Iterator[Report]:
     same: dict[Any, Report] = {}
     for report in reports:
         asked = report.request and replace(report.request, pid=None, cpu=None)
-        key = (report.kind, report.verdict.code, report.verdict.certainty, report.verdict.headline, asked, tuple((z.zone.label, z.steps) for z in report.verdict.zones))
+        key = (
+            report.kind,
+            report.verdict.code,
+            report.verdict.certainty,
+            report.verdict.headline,
+            asked,
+            tuple((z.zone.label, z.steps) for z in report.verdict.zones),
+        )
         first = same.get(key)
         if first is None:
             same[key] = report

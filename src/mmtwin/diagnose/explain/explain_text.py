@@ -50,13 +50,17 @@ def report_lines(report: Report, width: int) -> Iterator[tuple[str, str]]:
     """One report."""
     v, request = report.verdict, report.request
     at = f"line {report.line}" + (f", {report.seconds:.3f} s" if report.seconds is not None else "")
-    again = f", {report.repeated} times (lines {', '.join(map(str, report.lines[:6]))}{', ...' if len(report.lines) > 6 else ''})" if report.repeated > 1 else ""
+    again = (
+        f", {report.repeated} times (lines {', '.join(map(str, report.lines[:6]))}{', ...' if len(report.lines) > 6 else ''})" if report.repeated > 1 else ""
+    )
     yield from ((line, "dim") for line in _fill(f"{report.title[0].upper()}{report.title[1:]}, {at}{again}. {report.kernel}.", width))
     yield "", ""
     yield from ((line, "bold") for line in _fill(v.headline, width))
     yield "", ""
     yield from _wrapped("verdict", f"{v.code}: {VERDICTS[v.code]}", width, "bold")
-    certain = {"decided": "decided by the log's numbers", "probable": "probable; the log leaves some doubt (below)", "undecided": "not decided by the log"}[v.certainty]
+    certain = {"decided": "decided by the log's numbers", "probable": "probable; the log leaves some doubt (below)", "undecided": "not decided by the log"}[
+        v.certainty
+    ]
     yield from _wrapped("certainty", certain, width, "" if v.certainty == "decided" else "warn")
     if request is not None:
         yield from _request(report, width)
@@ -88,14 +92,23 @@ def _request(report: Report, width: int) -> Iterator[tuple[str, str]]:
     if request.order is not None and request.bytes is not None:
         sleep = {True: "; may wait for memory", False: "; cannot wait", None: ""}[request.may_sleep]
         exact = f" for {size(request.asked_bytes)} asked" if request.asked_bytes else ""
-        yield from _wrapped("request", f"order {request.order}, {1 << request.order} page{'s' * (request.order > 0)}, {size(request.bytes)}{exact}{sleep}", width, "")
+        yield from _wrapped(
+            "request", f"order {request.order}, {1 << request.order} page{'s' * (request.order > 0)}, {size(request.bytes)}{exact}{sleep}", width, ""
+        )
     elif request.asked_bytes:
         yield from _wrapped("request", f"{size(request.asked_bytes)} ({request.asked_bytes} bytes)", width, "")
     if flags is not None and flags.value >= 0:
         printed = "" if not flags.printed else "; the printed names agree" if flags.agree else f"; but the log prints {flags.printed}"
-        yield from _wrapped("flags", f"0x{flags.value:x} = {flags.names} (numbers of Linux {flags.era}{printed})", width, "" if flags.agree is not False else "warn")
+        yield from _wrapped(
+            "flags", f"0x{flags.value:x} = {flags.names} (numbers of Linux {flags.era}{printed})", width, "" if flags.agree is not False else "warn"
+        )
     if request.zones:
-        yield from _wrapped("zones", f"{', '.join(request.zones)} (highest {request.highest_zone})" + (f"; nodes {request.nodes}" if request.nodes not in ("", "(null)") else ""), width, "")
+        yield from _wrapped(
+            "zones",
+            f"{', '.join(request.zones)} (highest {request.highest_zone})" + (f"; nodes {request.nodes}" if request.nodes not in ("", "(null)") else ""),
+            width,
+            "",
+        )
     if request.caller:
         yield from _wrapped("caller", f"{request.caller}{f' [{request.module}]' if request.module else ''}", width, "")
 

@@ -13,7 +13,9 @@ _OLD = _FIRST | {
     "COMP": 0x4000, "ZERO": 0x8000, "NOMEMALLOC": 0x10000, "HARDWALL": 0x20000, "THISNODE": 0x40000, "RECLAIMABLE": 0x80000, "NOACCOUNT": 0x100000,
     "NOTRACK": 0x200000, "NO_KSWAPD": 0x400000, "OTHER_NODE": 0x800000, "WRITE": 0x1000000,
 }  # fmt: skip
-_OLDEST = {name: bit for name, bit in _OLD.items() if name not in ("MOVABLE", "MEMALLOC", "NOACCOUNT", "NO_KSWAPD", "OTHER_NODE", "WRITE")} | {"MOVABLE": 0x100000}
+_OLDEST = {name: bit for name, bit in _OLD.items() if name not in ("MOVABLE", "MEMALLOC", "NOACCOUNT", "NO_KSWAPD", "OTHER_NODE", "WRITE")} | {
+    "MOVABLE": 0x100000
+}
 _MIDDLE = _FIRST | {
     "RECLAIMABLE": 0x10, "HIGH": 0x20, "IO": 0x40, "FS": 0x80, "COLD": 0x100, "NOWARN": 0x200, "REPEAT": 0x400, "NOFAIL": 0x800, "NORETRY": 0x1000, "MEMALLOC": 0x2000,
     "COMP": 0x4000, "ZERO": 0x8000, "NOMEMALLOC": 0x10000, "HARDWALL": 0x20000, "THISNODE": 0x40000, "ATOMIC": 0x80000, "ACCOUNT": 0x100000, "NOTRACK": 0x200000,
@@ -79,7 +81,17 @@ ERAS = (
     Era("5.1 to 6.2", (5, 1, 0), (6, 2, 9999), _NOW),
     Era("6.3 and newer", (6, 3, 0), (99, 0, 0), _NEW),
 )
-ALIASES = {"REPEAT": "RETRY_MAYFAIL", "RETRY_MAYFAIL": "RETRY_MAYFAIL", "NOTRACK_FALSE_POSITIVE": "NOTRACK", "KMEMCG": "NOACCOUNT", "SKIP_KASAN_POISON": "", "SKIP_KASAN_UNPOISON": "", "SKIP_KASAN": "", "SKIP_ZERO": "", "NO_OBJ_EXT": ""}
+ALIASES = {
+    "REPEAT": "RETRY_MAYFAIL",
+    "RETRY_MAYFAIL": "RETRY_MAYFAIL",
+    "NOTRACK_FALSE_POSITIVE": "NOTRACK",
+    "KMEMCG": "NOACCOUNT",
+    "SKIP_KASAN_POISON": "",
+    "SKIP_KASAN_UNPOISON": "",
+    "SKIP_KASAN": "",
+    "SKIP_ZERO": "",
+    "NO_OBJ_EXT": "",
+}
 
 
 @dataclass(frozen=True)
@@ -162,7 +174,15 @@ def decode(value: int, printed: str, version: tuple[int, int, int], known: bool 
     """
     era, note, agree = era_of(version), "", None
     if printed and value >= 0:
-        fitting = [e for e in ERAS if printed.startswith("GFP_NOWAIT") and e.first >= (6, 3, 0) and parse_names(printed, e) == value & ~e.value("NOWARN") or (read := parse_names(printed, e)) is not None and not (read ^ value) & ~(UNPRINTED if e.first >= (5, 1, 0) else 0)]
+        fitting = [
+            e
+            for e in ERAS
+            if (printed.startswith("GFP_NOWAIT")
+            and e.first >= (6, 3, 0)
+            and parse_names(printed, e) == value & ~e.value("NOWARN"))
+            or ((read := parse_names(printed, e)) is not None
+            and not (read ^ value) & ~(UNPRINTED if e.first >= (5, 1, 0) else 0))
+        ]
         agree = bool(fitting)
         if era not in fitting and fitting:
             if known:

@@ -35,13 +35,26 @@ def memory_use(info: MemInfo) -> MemoryUse:
     said: list[str] = []
     ram = t.get("ram", 0) - t.get("reserved", 0)
     if ram > 0 and "active_anon" in c:
-        known = anon + file + pages["slab_unreclaimable"] + pages["slab_reclaimable"] + pages["pagetables"] + pages["unevictable"] + c["free"] + c.get("free_pcp", 0)
+        known = (
+            anon
+            + file
+            + pages["slab_unreclaimable"]
+            + pages["slab_reclaimable"]
+            + pages["pagetables"]
+            + pages["unevictable"]
+            + c["free"]
+            + c.get("free_pcp", 0)
+        )
         if ram > known:
             pages["unaccounted"] = ram - known
     whole = ram if ram > 0 else sum(pages.values()) + c["free"]
     large = sorted(((n, name) for name, n in pages.items() if n * 5 >= whole > 0 and name != "shmem" and n > 64), reverse=True)
     if large:
-        said.append("Most of the machine's memory is " + ", ".join(f"{NAMES[name]} ({size(n * kb * 1024)})" for n, name in large[:3]) + f", of {size(whole * kb * 1024)}.")
+        said.append(
+            "Most of the machine's memory is "
+            + ", ".join(f"{NAMES[name]} ({size(n * kb * 1024)})" for n, name in large[:3])
+            + f", of {size(whole * kb * 1024)}."
+        )
     if pages["shmem"] * 4 >= whole > 0:
         said.append(f"{size(pages['shmem'] * kb * 1024)} are shared memory or tmpfs, which only swap can take.")
     if "swap_total_kb" in t:

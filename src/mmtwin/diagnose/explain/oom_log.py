@@ -6,18 +6,22 @@ import re
 from dataclasses import replace
 
 from mmtwin.diagnose.explain.alloc_failure import ORDER, judge
-from mmtwin.diagnose.explain.common import asked, flags_of, name_of, request_of
+from mmtwin.diagnose.explain.common import asked, flags_of, request_of
 from mmtwin.diagnose.explain.mem_info import parse
 from mmtwin.diagnose.explain.memory_use import memory_use
-from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
+from mmtwin.diagnose.explain.model import DECIDED, UNDECIDED, Remedy, Report, Segment, Verdict, size
 
 CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
 OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+)")
 NEW_LIMIT = re.compile(r"oom_memcg=([^,\s]+)")
 USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?\s+usage\s+(\d+)kB,\s+limit\s+(\d+)kB,\s+failcnt\s+(\d+)")
-KILLED = re.compile(r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?")
+KILLED = re.compile(
+    r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
+)
 TASK = re.compile(r"(?m)^\s*\[\s*(\d+)\]\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+((?:-?\d+\s+)*)(\S.*)$")
-MEMCG_FRAMES = r"^(?:mem_cgroup_(?:out_of_memory|oom|handle_over_high|charge)\w*|try_charge\w*|pagefault_out_of_memory|__mem_cgroup_try_charge|mem_cgroup_oom_synchronize)"
+MEMCG_FRAMES = (
+    r"^(?:mem_cgroup_(?:out_of_memory|oom|handle_over_high|charge)\w*|try_charge\w*|pagefault_out_of_memory|__mem_cgroup_try_charge|mem_cgroup_oom_synchronize)"
+)
 SYSRQ = r"sysrq|SysRq|moom_callback"
 UNLIMITED_KB = 1 << 50
 
@@ -33,7 +37,13 @@ def read(segment: Segment) -> Report:
     constraint = CONSTRAINT.search(text)
     kind = constraint[1] if constraint else ""
     verdict: Verdict
-    if kind == "CONSTRAINT_MEMCG" or OLD_LIMIT.search(text) or re.search(r"[Mm]emory cgroup out of memory", text) or NEW_LIMIT.search(text) or _charges(segment):
+    if (
+        kind == "CONSTRAINT_MEMCG"
+        or OLD_LIMIT.search(text)
+        or re.search(r"[Mm]emory cgroup out of memory", text)
+        or NEW_LIMIT.search(text)
+        or _charges(segment)
+    ):
         verdict = memcg(segment)
     elif number == -1 or (re.search(SYSRQ, " ".join(segment.stack.frames)) is not None and segment.kind == "oom"):
         verdict = Verdict("manual_oom", DECIDED, "Nothing was refused: somebody asked for the OOM killer by hand (SysRq f, order -1).")
@@ -52,10 +62,21 @@ def read(segment: Segment) -> Report:
     else:
         request, verdict = judge(segment, info, request, True, kind)
         if number is not None and 1 <= number <= 3 and verdict.code == "no_block":
-            verdict = replace(verdict, why=(f"Up to order 3 the kernel does not give up: it reclaims and compacts, and when that makes no progress calls the OOM killer, although {asked(request)} is a matter of fragmentation.", *verdict.why))
+            verdict = replace(
+                verdict,
+                why=(
+                    f"Up to order 3 the kernel does not give up: it reclaims and compacts, and when that makes no progress calls the OOM killer, although {asked(request)} is a matter of fragmentation.",
+                    *verdict.why,
+                ),
+            )
         verdict = replace(verdict, remedies=(*verdict.remedies, *_advice(verdict, info is not None)))
     victim, tasks = _victim(text), _tasks(text, page_kb)
-    details = {**verdict.details, "constraint": kind, "killed": [{"pid": int(k[1]), "comm": k[2], "anon_rss_kb": int(k[5]) if k[5] else None} for k in KILLED.finditer(text)][:20], "largest_tasks": tasks}
+    details = {
+        **verdict.details,
+        "constraint": kind,
+        "killed": [{"pid": int(k[1]), "comm": k[2], "anon_rss_kb": int(k[5]) if k[5] else None} for k in KILLED.finditer(text)][:20],
+        "largest_tasks": tasks,
+    }
     why = list(verdict.why)
     if tasks:
         why.append("Largest processes: " + ", ".join(f"{task['comm']} ({size(task['rss_kb'] * 1024)})" for task in tasks[:3]) + ".")
@@ -88,11 +109,19 @@ def memcg(segment: Segment) -> Verdict:
     stats = dict(re.findall(r"(?m)\b(anon|file|cache|rss|shmem|kernel_stack|slab|slab_unreclaimable|sock|mapped_file)[ :]+(\d+)(?:KB|kB)?\b", text))
     remedies = [
         Remedy("admin", f"a higher memory limit for {group or 'the group'}", "the group may use more; the rest of the machine has less"),
-        Remedy("caller", "less memory in the group's processes (see why)", "the limit counts file cache and kernel memory, too; only cache is given back before killing"),
+        Remedy(
+            "caller",
+            "less memory in the group's processes (see why)",
+            "the limit counts file cache and kernel memory, too; only cache is given back before killing",
+        ),
     ]
     if usages.get("swap", (0, 1, 0))[1] == 0 or "swap" not in usages:
         remedies.append(Remedy("admin", "swap for the group, if the machine has some", "anonymous memory of the group could be written out"))
-    details = {"memcg": group, "usage_kb": {name: {"usage": u, "limit": limit, "failcnt": f} for name, (u, limit, f) in usages.items()}, "memcg_stats": {k: int(v) for k, v in stats.items()}}
+    details = {
+        "memcg": group,
+        "usage_kb": {name: {"usage": u, "limit": limit, "failcnt": f} for name, (u, limit, f) in usages.items()},
+        "memcg_stats": {k: int(v) for k, v in stats.items()},
+    }
     missing = () if usages else ("the group's usage and limit are not in the log",)
     return Verdict("memcg_limit", DECIDED, said + ".", tuple(why), missing=missing, remedies=tuple(remedies), details=details)
 
@@ -118,8 +147,10 @@ def _tasks(text: str, page_kb: int) -> list[dict[str, int | str]]:
 def _advice(verdict: Verdict, known: bool) -> tuple[Remedy, ...]:
     if verdict.code in ("watermark", "really_empty", "lowmem_reserve") and known:
         return (
-            Remedy("admin", "less memory for the largest processes, limits for them (cgroups), or more RAM or swap", "which of them is too large only its owner can say; the dump shows sizes"),
+            Remedy(
+                "admin",
+                "less memory for the largest processes, limits for them (cgroups), or more RAM or swap",
+                "which of them is too large only its owner can say; the dump shows sizes",
+            ),
         )
     return ()
-
-

@@ -63,8 +63,22 @@ def read(segment: Segment) -> Report:
             verdict = _other(where, details)
     elif file in SIZES and bare and not bare.startswith(("vunmap", "vfree", "__vunmap", "free", "vm_area")):
         call = SIZES[file]
-        too_large = next((v for name, v in values.items() if (1 << 31) <= v < (1 << 47) and name in ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")), None)
-        large = next((v for name, v in values.items() if (4 << 20) < v < (1 << 47) and name in ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")), None)
+        too_large = next(
+            (
+                v
+                for name, v in values.items()
+                if (1 << 31) <= v < (1 << 47) and name in ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")
+            ),
+            None,
+        )
+        large = next(
+            (
+                v
+                for name, v in values.items()
+                if (4 << 20) < v < (1 << 47) and name in ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")
+            ),
+            None,
+        )
         number = too_large if call == "kvmalloc" else large
         limit = "INT_MAX (2 GiB)" if call == "kvmalloc" else "the largest kmalloc" if call == "kmalloc" else "what exists"
         verdict = Verdict(
@@ -80,7 +94,9 @@ def read(segment: Segment) -> Report:
 def _function(text: str, at: re.Match[str] | None) -> str:
     if at and at[4]:
         return at[4]
-    match = re.search(r"\bRIP:\s+(?:[0-9a-f]+:)?(?:\[<[0-9a-f]+>\]\s*)?([A-Za-z_][\w.]*)\+0x", text) or re.search(r"\bpc\s*:\s*(?:\[<[0-9a-f]+>\]\s*)?([A-Za-z_][\w.]*)\+0x", text)
+    match = re.search(r"\bRIP:\s+(?:[0-9a-f]+:)?(?:\[<[0-9a-f]+>\]\s*)?([A-Za-z_][\w.]*)\+0x", text) or re.search(
+        r"\bpc\s*:\s*(?:\[<[0-9a-f]+>\]\s*)?([A-Za-z_][\w.]*)\+0x", text
+    )
     if match:
         return match[1]
     names = re.findall(r"([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x", text)
@@ -89,7 +105,31 @@ def _function(text: str, at: re.Match[str] | None) -> str:
 
 def _order(values: dict[str, int], function: str) -> tuple[int | None, str]:
     """The order in a register: the second argument, or a copy of it."""
-    for name in ("RSI", "x1", "RBP", "RBX", "R12", "R13", "R14", "R15", "ESI", "EDX", "EBX", "EDI", "x20", "x21", "x22", "x19", "x23", "x24", "r1", "r5", "r6", "r7", "r8"):
+    for name in (
+        "RSI",
+        "x1",
+        "RBP",
+        "RBX",
+        "R12",
+        "R13",
+        "R14",
+        "R15",
+        "ESI",
+        "EDX",
+        "EBX",
+        "EDI",
+        "x20",
+        "x21",
+        "x22",
+        "x19",
+        "x23",
+        "x24",
+        "r1",
+        "r5",
+        "r6",
+        "r7",
+        "r8",
+    ):
         value = values.get(name)
         if value is not None and LARGEST < value <= 52 - 12:
             if name in ("RSI", "x1", "r1") or any(_fits(other, value) for key, other in values.items() if key != name):
@@ -121,7 +161,11 @@ def _flags(values: dict[str, int], segment: Segment) -> Any:
 
 def _fixes(caller: str) -> tuple[Remedy, ...]:
     return (
-        Remedy("caller", f"a smaller request in {caller or 'the caller'}: is the size right, or does it come from a device or user space unchecked?", "up to 4 MiB (order 10) can be served"),
+        Remedy(
+            "caller",
+            f"a smaller request in {caller or 'the caller'}: is the size right, or does it come from a device or user space unchecked?",
+            "up to 4 MiB (order 10) can be served",
+        ),
         Remedy("caller", "kvmalloc (or vmalloc) if the memory need not be contiguous", "no limit by order"),
         Remedy("caller", "CMA or memory reserved at boot if a device needs it in one piece", "larger pieces than the page allocator's are possible"),
     )
@@ -130,8 +174,12 @@ def _fixes(caller: str) -> tuple[Remedy, ...]:
 def _bug(segment: Segment, file: str, where: str, details: dict[str, Any]) -> Verdict:
     stack = segment.stack
     if file == "mm/usercopy.c" or "usercopy" in segment.before[-300:]:
-        return Verdict("out_of_bounds", DECIDED, f"A copy from or to user space crossed the bounds of an object; the kernel stopped at {where}.", details=details)
-    if file in ("mm/slub.c", "mm/slab.c") and stack.matches(r"^(?:kfree|_*slab_free|kmem_cache_free|_*cache_free|___cache_free|kvfree|set_freepointer|skb_free|vfree)"):
+        return Verdict(
+            "out_of_bounds", DECIDED, f"A copy from or to user space crossed the bounds of an object; the kernel stopped at {where}.", details=details
+        )
+    if file in ("mm/slub.c", "mm/slab.c") and stack.matches(
+        r"^(?:kfree|_*slab_free|kmem_cache_free|_*cache_free|___cache_free|kvfree|set_freepointer|skb_free|vfree)"
+    ):
         return Verdict(
             "double_free", PROBABLE, f"The slab allocator stopped at {where} while freeing: usually something was freed twice, or is no slab object.", missing=("the line number alone does not name the check; the kernel's source at that line does",),
             remedies=(Remedy("look", "the same with slub_debug=FZPU or CONFIG_KASAN", "names the object and both frees"),), details=details,

@@ -122,7 +122,9 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
             notes.append(f"The watermark of {main.zone.label} passes, so there must have been no block that fits; the free list that would show it is missing.")
     if ask.order == 0 and ask.high and rules_of(ask.version).unboosted and any(z.boost_decides for z in eligible):
         certainty = UNDECIDED
-        notes.append("An atomic request for one page is tested again without the boost, and at the moment of the dump that test would pass: at the failure there were fewer free pages.")
+        notes.append(
+            "An atomic request for one page is tested again without the boost, and at the moment of the dump that test would pass: at the failure there were fewer free pages."
+        )
     if main.rule in ("watermark", "lowmem_reserve", "empty") and any(name.endswith("min watermark is not in the log") for name in main.missing):
         certainty = PROBABLE
     if 0 < -main.margin <= max(main.drift, 8) and certainty == DECIDED:
@@ -141,11 +143,15 @@ def _passing(ask: Ask, passing: list[ZoneVerdict], notes: list[str], oom: bool) 
     unproven = [z for z in passing if "the min watermark is not in the log" in z.missing]
     if len(unproven) == len(passing):
         return "evidence_missing", UNDECIDED
-    tight = best.margin <= max(best.mark // 4, 64) or best.low is not None and best.usable <= best.low + best.reserve
+    tight = best.margin <= max(best.mark // 4, 64) or (best.low is not None and best.usable <= best.low + best.reserve)
     if tight:
-        notes.append(f"{best.zone.label} passes by {best.margin} pages at the dump and is near its watermark; {DRIFT}, so at the failure there may have been fewer.")
+        notes.append(
+            f"{best.zone.label} passes by {best.margin} pages at the dump and is near its watermark; {DRIFT}, so at the failure there may have been fewer."
+        )
         return "watermark", UNDECIDED
-    notes.append(f"By the dump {best.zone.label} could have served it (passes by {best.margin} pages): memory was freed in between, or something else than the zones refused.")
+    notes.append(
+        f"By the dump {best.zone.label} could have served it (passes by {best.margin} pages): memory was freed in between, or something else than the zones refused."
+    )
     return "not_shown", UNDECIDED
 
 
@@ -219,33 +225,83 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
     if code in ("no_block", "per_order_watermark", "highatomic_only", "isolated_only", "not_shown", "cma_only") or (code == "watermark" and order > 0):
         dma = any("dma" in name for name in request.path) or "dma" in request.caller
         if "copy_process" in request.path or "dup_task_struct" in request.path or "alloc_thread_stack_node" in request.path:
-            found.append(Remedy("kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {want}"))
+            found.append(
+                Remedy(
+                    "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {want}"
+                )
+            )
         elif reclaim and not dma and "FS" in ask.flags:
-            found.append(Remedy("caller", f"kvmalloc instead of kmalloc in {who}, if the memory need not be contiguous", f"falls back to single pages by vmalloc: no block of {want} is needed"))
+            found.append(
+                Remedy(
+                    "caller",
+                    f"kvmalloc instead of kmalloc in {who}, if the memory need not be contiguous",
+                    f"falls back to single pages by vmalloc: no block of {want} is needed",
+                )
+            )
         elif reclaim and order:
-            found.append(Remedy("caller", f"smaller pieces in {who}, or kvmalloc under memalloc_nofs_save() (5.17 and newer accept GFP_NOFS)", f"no block of {want} is needed"))
+            found.append(
+                Remedy(
+                    "caller",
+                    f"smaller pieces in {who}, or kvmalloc under memalloc_nofs_save() (5.17 and newer accept GFP_NOFS)",
+                    f"no block of {want} is needed",
+                )
+            )
         elif order:
-            found.append(Remedy("caller", f"allocate in {who} ahead of time with GFP_KERNEL, or ask for single pages (scatter-gather)", "a request that may sleep can reclaim and compact; an atomic one cannot"))
+            found.append(
+                Remedy(
+                    "caller",
+                    f"allocate in {who} ahead of time with GFP_KERNEL, or ask for single pages (scatter-gather)",
+                    "a request that may sleep can reclaim and compact; an atomic one cannot",
+                )
+            )
     if code == "cma_only" or (main is not None and main.cma_decides):
         cma = size((main.cma if main else 0) * page_kb * 1024)
         found.append(Remedy("caller", "dma_alloc_coherent or dma_alloc_contiguous, which are what CMA is for", f"may use the {cma} of free CMA"))
-        found.append(Remedy("admin", "a smaller CMA area (cma= on the command line)", "its pages become usable for every request; more RAM in CMA or drop_caches would not help"))
+        found.append(
+            Remedy(
+                "admin",
+                "a smaller CMA area (cma= on the command line)",
+                "its pages become usable for every request; more RAM in CMA or drop_caches would not help",
+            )
+        )
     if code == "highatomic_only":
         found.append(Remedy("kernel", "retry after a moment", "the reserve is given back when a request that may reclaim fails for long"))
     if reserve_zone is not None:
         found.append(_ratio(reserve_zone))
     if main is not None and main.boost_decides:
-        found.append(Remedy("admin", "vm.watermark_boost_factor=0", f"min falls from {main.mark} to {main.mark - main.boost} pages; the request would pass by {main.unboosted_margin} pages"))
+        found.append(
+            Remedy(
+                "admin",
+                "vm.watermark_boost_factor=0",
+                f"min falls from {main.mark} to {main.mark - main.boost} pages; the request would pass by {main.unboosted_margin} pages",
+            )
+        )
     if code == "no_block" and order and reclaim and order <= COSTLY_ORDER:
-        found.append(Remedy("admin", "a higher vm.min_free_kbytes", "more pages stay free, so that larger blocks survive more often; no promise for a single request"))
+        found.append(
+            Remedy("admin", "a higher vm.min_free_kbytes", "more pages stay free, so that larger blocks survive more often; no promise for a single request")
+        )
     if code in ("no_block", "per_order_watermark") and order:
-        found.append(Remedy("admin", "echo 1 > /proc/sys/vm/compact_memory (or vm.compaction_proactiveness, 5.9 and newer)", "joins movable pages to larger blocks for now; unmovable ones keep their places"))
+        found.append(
+            Remedy(
+                "admin",
+                "echo 1 > /proc/sys/vm/compact_memory (or vm.compaction_proactiveness, 5.9 and newer)",
+                "joins movable pages to larger blocks for now; unmovable ones keep their places",
+            )
+        )
     if code in ("watermark", "really_empty"):
         lack = 1 - main.margin if main is not None and main.margin <= 0 else 0
         if reclaim and main is not None and not main.cma_decides and not main.boost_decides:
-            found.append(Remedy("look", "who holds the memory (see why)", f"{lack} more free pages ({size(lack * page_kb * 1024)}) would have been enough" if lack else "the dump is at the edge"))
+            found.append(
+                Remedy(
+                    "look",
+                    "who holds the memory (see why)",
+                    f"{lack} more free pages ({size(lack * page_kb * 1024)}) would have been enough" if lack else "the dump is at the edge",
+                )
+            )
         if order and reclaim:
-            found.append(Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier"))
+            found.append(
+                Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier")
+            )
         else:
             found.append(
                 Remedy("admin", "a higher vm.min_free_kbytes (or vm.watermark_scale_factor)", "kswapd starts earlier and keeps more pages free, of which atomic requests may take a part"
@@ -254,14 +310,39 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
     if code == "no_block" and not reclaim:
         found.append(Remedy("admin", "not: vm.min_free_kbytes alone", "it keeps more pages free, not larger blocks"))
     if code == "zone_eligibility":
-        found.append(Remedy("admin", f"a node with zone {judged.highest} or lower in cpuset.mems (or the memory policy)", "the request then has zones that it may use; freeing memory or killing processes cannot help"))
+        found.append(
+            Remedy(
+                "admin",
+                f"a node with zone {judged.highest} or lower in cpuset.mems (or the memory policy)",
+                "the request then has zones that it may use; freeing memory or killing processes cannot help",
+            )
+        )
         found.append(Remedy("kernel", "Linux 5.16 or newer", "such a request fails at once and does not call the OOM killer"))
     if code == "not_shown":
-        found.append(Remedy("look", "/proc/buddyinfo over time, and whether it repeats", "a single failure of this kind has passed; a caller that falls back is not harmed"))
-    if any(z.zone.name == "HighMem" for z in judged.zones) and judged.highest != "HighMem" and judged.highest != "Movable" and code in ("watermark", "no_block", "really_empty", "lowmem_reserve"):
-        found.append(Remedy("kernel", "a 64-bit kernel, or a memory split with more lowmem", "the kernel's own requests cannot use HighMem; there is no such split on 64 bits"))
+        found.append(
+            Remedy(
+                "look", "/proc/buddyinfo over time, and whether it repeats", "a single failure of this kind has passed; a caller that falls back is not harmed"
+            )
+        )
+    if (
+        any(z.zone.name == "HighMem" for z in judged.zones)
+        and judged.highest != "HighMem"
+        and judged.highest != "Movable"
+        and code in ("watermark", "no_block", "really_empty", "lowmem_reserve")
+    ):
+        found.append(
+            Remedy(
+                "kernel",
+                "a 64-bit kernel, or a memory split with more lowmem",
+                "the kernel's own requests cannot use HighMem; there is no such split on 64 bits",
+            )
+        )
     if ask.order > COSTLY_ORDER and reclaim and code == "no_block":
-        found.append(Remedy("look", "whether anything broke", f"requests above order {COSTLY_ORDER} are allowed to fail, and many callers fall back to something smaller"))
+        found.append(
+            Remedy(
+                "look", "whether anything broke", f"requests above order {COSTLY_ORDER} are allowed to fail, and many callers fall back to something smaller"
+            )
+        )
     return tuple(found)
 
 

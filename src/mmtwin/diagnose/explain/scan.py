@@ -9,27 +9,22 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-ANCHORS = (
-    b" allocation ", b"vmalloc_node_r", b"oom-kill", b"ut of memory", b"Unable to allocate", b"Mem-", b"vmalloc error", b"sleeping function", b"scheduling while", b"BUG: K",
-    b"DMA-API", b"at mm/", b" overwritten", b"swiotlb", b"SW-IOMMU", b"cma: ", b"result of limit", b"FAULT_INJ", b"ainted): ", b"slab error in", b"Slab corruption",
-    b"DMA ma", b"usercopy: ",
-)  # fmt: skip
-"""Short strings, one of which is in every report's first line."""
-
-PHRASES = re.compile(
-    rb"page\s+allocation\s+(?:failure|stalls)|oom-killer|oom-kill:|Out of memory|out of memory: Kill|[Mm]emory cgroup out of memory|SL[AU]B: Unable to allocate"
-    rb"|Mem-[Ii]nfo:|vmap allocation for size|vmalloc_node_range for size|vmalloc: allocation fail|vmalloc error|sleeping function called|scheduling while atomic|BUG: K(?:ASAN|FENCE|CSAN)"
-    rb"|DMA-API:|(?:WARNING:|BUG|BUG:)[^\n]{0,60}\bat (?:[\w./-]*/)?mm/(?:page_alloc|slub|slab|slab_common|util|vmalloc|usercopy)\.c|[Rr]edzone overwritten|[Pp]oison overwritten"
-    rb"|adding overwritten|swiotlb buffer is full|SW-IOMMU space|swiotlb: |cma: (?:cma_alloc|__cma_alloc|number of available)|killed as a result of limit"
-    rb"|FAULT_INJECTION: forc|BUG \S+ [^\n]{0,40}ainted[^\n)]{0,60}\): |slab error in|Slab corruption|percpu: allocation failed|of DMA mask|DMA map of|usercopy: "
-)
-"""What makes a line with an anchor the start of a report, or part of one."""
+ANCHORS: dict[bytes, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {
+    b" allocation ": ((b"page", b"vmap", b"vmalloc:", b"percpu:"), (b"fail", b"stalls", b"for size")), b"vmalloc_node_r": ((), (b"ange for",)), b"oom-kill": ((), (b"er:", b":")),
+    b"ut of memory": ((b"O", b"o"), (b":", b" and no", b" (oom")), b"Unable to allocate": ((b"SLUB: ", b"SLAB: "), ()), b"Mem-": ((), (b"Info:", b"info:")),
+    b"vmalloc error: size": ((), ()), b"sleeping function": ((), (b" called",)), b"scheduling while": ((), (b" atomic",)), b"BUG: K": ((), (b"ASAN", b"FENCE", b"MSAN")),
+    b"DMA-API: ": ((), ()), b"mm/": ((b"at ", b"linux/", b"kernel/", b"/"), (b"page_alloc.", b"slub.", b"slab", b"util.c", b"vmalloc.", b"usercopy.")),
+    b"swiotlb buffer is": ((), (b" full",)), b"SW-IOMMU space": ((), ()), b"cma_alloc: ": ((), ()), b"result of limit": ((b"as a ",), ()), b"FAULT_INJ": ((), (b"ECTION: forc",)),
+    b"ainted): ": ((), ()), b"slab error in": ((), ()), b"Slab corruption": ((), ()), b"of DMA mask": ((), ()), b"DMA map of vm": ((), ()), b"usercopy: ": ((), ()),
+}  # fmt: skip
+"""Short strings, one of which is in every report's first line, and what must stand right before or behind it."""
+SLUB_DEBUG = re.compile(rb"BUG \S+[^\n]{0,160}ainted\): ")
 
 WHOLE = 256 << 10
 """A log up to so many bytes is read as a whole."""
 BEFORE, AFTER = 6_000, 60_000
 """What is read around a hit: names of a wrapped line and the kernel's messages before it; a report with its stack, memory and task table."""
-MOST = 8 << 20
+MOST = 1 << 20
 """So much is read in detail at most; the rest of the hits is counted."""
 
 
@@ -52,14 +47,14 @@ class Found(NamedTuple):
 
 
 def hits(data: bytes) -> Iterator[int]:
-    """Where a report's phrase is; not in order."""
-    for anchor in ANCHORS:
-        at = data.find(anchor)
+    """Where a report begins, as far as its first words tell; not in order."""
+    for anchor, (before, after) in ANCHORS.items():
+        at, length = data.find(anchor), len(anchor)
         while at >= 0:
-            start = max(data.rfind(b"\n", max(0, at - 300), at) + 1, at - 300, 0)
-            if PHRASES.search(data, start, at + 120):
-                yield at
-            at = data.find(anchor, at + len(anchor))
+            if (not before or data.endswith(before, max(0, at - 16), at)) and (not after or data.startswith(after, at + length)):
+                if anchor != b"ainted): " or SLUB_DEBUG.search(data, max(0, at - 200), at + length):
+                    yield at
+            at = data.find(anchor, at + length)
 
 
 def find(data: bytes) -> Found:
@@ -69,7 +64,7 @@ def find(data: bytes) -> Found:
     spans: list[list[int]] = []
     unread = total = 0
     for at in sorted(hits(data)):
-        if spans and at < spans[-1][1] - AFTER // 4 and not unread:
+        if spans and at < spans[-1][1] - AFTER // 4:
             continue
         start, end = max(0, at - BEFORE), min(len(data), at + AFTER)
         if total > MOST:

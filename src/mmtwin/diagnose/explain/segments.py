@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mmtwin.diagnose.explain.kernel_version import Kernel, find_kernel
+from mmtwin.diagnose.explain.kernel_version import Kernel, find_kernel, releases
 from mmtwin.diagnose.explain.log_lines import LogText
 from mmtwin.diagnose.explain.mem_info import HEAD
 from mmtwin.diagnose.explain.model import Segment
@@ -51,6 +51,8 @@ def cut(log: LogText, around: str = "") -> Iterator[Segment]:
     :param around: text to look for the kernel's version in, where a report does not name it.
     """
     text = log.text
+    named = releases(around)
+    kernel = find_kernel("", around) if len(set(named)) == 1 else None
     opened: list[_Open] = []
     for match in HEADERS.finditer(text):
         kind = match.lastgroup or ""
@@ -68,7 +70,7 @@ def cut(log: LogText, around: str = "") -> Iterator[Segment]:
     for n, one in enumerate(opened):
         one.end = opened[n + 1].at if n + 1 < len(opened) else len(text)
     for n, one in enumerate(opened):
-        yield _segment(log, opened, n, one, around)
+        yield _segment(log, opened, n, one, kernel)
 
 
 def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
@@ -89,7 +91,7 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
     return kind == "kasan" and last.kind == "kasan" and between.count("\n") <= 6 and "Call" not in between  # inlined functions have a line each
 
 
-def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, around: str) -> Segment:
+def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: Kernel | None) -> Segment:
     text = log.text
     line_start = text.rfind("\n", 0, one.at) + 1
     start = max(line_start, opened[n - 1].match.end() if n else 0)
@@ -117,9 +119,13 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, around: str)
             earlier += 1
         if earlier and len(set(heads)) < len(heads):
             turn, interleaved = earlier, True
-    kernel = find_kernel(body, around)
+    kernel = find_kernel(body)
+    if not kernel.known and elsewhere is not None:
+        kernel = elsewhere
     stack_at = max(0, body.find("CPU:")) if one.kind == "slub_debug" else 0  # who allocated and freed stands before
-    return Segment(one.kind, line.number, line.seconds, one.match[0], body, before, kernel, read_stack(body[stack_at:]), _comm(body, one.kind), after, turn, interleaved)
+    return Segment(
+        one.kind, line.number, line.seconds, one.match[0], body, before, kernel, read_stack(body[stack_at:]), _comm(body, one.kind), after, turn, interleaved
+    )
 
 
 def _comm(body: str, kind: str) -> str:
@@ -132,9 +138,3 @@ def _comm(body: str, kind: str) -> str:
         return match[1].strip()
     match = re.search(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)", body) or re.search(r"\bname:\s+(\S[^\n]{0,31})", body)
     return match[1].strip() if match else ""
-
-
-def kernel_around(text: str) -> Kernel | None:
-    """The first kernel that a text names."""
-    kernel = find_kernel(text)
-    return kernel if kernel.known else None

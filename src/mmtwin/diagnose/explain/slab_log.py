@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from mmtwin.diagnose.explain.common import flags_of, name_of, request_of
 from mmtwin.diagnose.explain.model import PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict
 
-CACHE = re.compile(r"cache:\s+(\S[^,\n]{0,100}?),\s+object\s+size:\s+(\d+)(?:,\s+buffer\s+size:\s+(\d+))?,?\s+(?:default\s+)?order:\s+(\d+)(?:,\s+min\s+order:\s+(\d+))?")
+CACHE = re.compile(
+    r"cache:\s+(\S[^,\n]{0,100}?),\s+object\s+size:\s+(\d+)(?:,\s+buffer\s+size:\s+(\d+))?,?\s+(?:default\s+)?order:\s+(\d+)(?:,\s+min\s+order:\s+(\d+))?"
+)
 NODE = re.compile(r"node\s+(\d+):\s+slabs:\s+(\d+)(?:/(\d+))?,\s*objs:\s+(\d+)(?:/(\d+))?,\s*free:\s+(\d+)")
 CHILD = re.compile(r"^(.*?)\((\d+):(.*)\)$")
 
@@ -51,25 +53,37 @@ def read(segment: Segment) -> Report:
     if fact and fact.nodes:
         free = sum(node[3] for node in fact.nodes)
         full = "Its slabs are full" if not free else "The slabs it may use are full, or were at that moment"
-        why.append(f"{full} ({sum(n[1] for n in fact.nodes)} slabs, {sum(n[2] for n in fact.nodes)} objects, {free} free), so it needed a new one of order {fact.order}, at least {fact.min_order}.")
+        why.append(
+            f"{full} ({sum(n[1] for n in fact.nodes)} slabs, {sum(n[2] for n in fact.nodes)} objects, {free} free), so it needed a new one of order {fact.order}, at least {fact.min_order}."
+        )
     details = {"cache": fact.cache, "memcg": fact.group, "object_size": fact.object_size, "order": fact.order, "min_order": fact.min_order} if fact else {}
     loud = request.flags is None or "NOWARN" not in request.flags
-    charged = fact is not None and (fact.group or request.flags is not None and "ACCOUNT" in request.flags)
+    charged = fact is not None and (fact.group or (request.flags is not None and "ACCOUNT" in request.flags))
     if charged and fact is not None and loud:
         group = f" {fact.group}" if fact.group else ""
-        why.append("Had the page allocator refused, its own report would stand before this one. The cache belongs to a control group, so charging the new slab to it was probably refused.")
+        why.append(
+            "Had the page allocator refused, its own report would stand before this one. The cache belongs to a control group, so charging the new slab to it was probably refused."
+        )
         atomic = request.may_sleep is False
         if atomic:
             why.append("A control group has no reserve for atomic requests, and an atomic request cannot reclaim from it.")
         remedies = [Remedy("admin", f"a higher memory (or kernel memory) limit for the group{group}", "its caches can grow again")]
         if atomic:
-            remedies.append(Remedy("kernel", "5.4 or newer, or a stable kernel with \"mm: memcontrol: fix network errors from failing __GFP_ATOMIC charges\"", "atomic charges are let through above the limit"))
+            remedies.append(
+                Remedy(
+                    "kernel",
+                    '5.4 or newer, or a stable kernel with "mm: memcontrol: fix network errors from failing __GFP_ATOMIC charges"',
+                    "atomic charges are let through above the limit",
+                )
+            )
         return Report(
             "slab", f"{allocator} failure", segment.line, segment.seconds, segment.kernel, request,
             Verdict("memcg_limit", PROBABLE, f"{what}: the limit of the control group{group} probably refused it, not the page allocator.", tuple(why), missing=tuple(missing), remedies=tuple(remedies), details=details),
             stack=segment.stack,
         )  # fmt: skip
-    why.append("A slab that the page allocator refuses is preceded by its 'page allocation failure' report; without one a control group's limit is a candidate, too.")
+    why.append(
+        "A slab that the page allocator refuses is preceded by its 'page allocation failure' report; without one a control group's limit is a candidate, too."
+    )
     remedies = [
         Remedy("look", "the kernel's log before this line", "a page allocation failure there says which zone and rule refused"),
         Remedy("look", "memory.events (or memory.kmem.failcnt) of the control groups", "a count that rises means that a group's limit refused"),
@@ -83,4 +97,6 @@ def read(segment: Segment) -> Report:
 
 def caused_by(segment: Segment, failure: Segment) -> bool:
     """Whether a failure's stack goes through the slab allocator, and the block follows it."""
-    return failure.stack.matches(r"^(?:_*slab_alloc|_*kmem_cache_alloc|new_slab|allocate_slab|___slab_alloc|kmem_getpages|cache_grow|cache_alloc|fallback_alloc|____cache_alloc|_*kmalloc)")
+    return failure.stack.matches(
+        r"^(?:_*slab_alloc|_*kmem_cache_alloc|new_slab|allocate_slab|___slab_alloc|kmem_getpages|cache_grow|cache_alloc|fallback_alloc|____cache_alloc|_*kmalloc)"
+    )

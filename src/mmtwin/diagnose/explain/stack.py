@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-FRAME = re.compile(r"(?P<guess>\?\s+)?(?<![\w.$])(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x[0-9a-f]+|\d+(?=\s|$))(?:\s*[)]?\s*\[(?P<module>[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?")
+FRAME = re.compile(
+    r"(?P<guess>\?\s+)?(?<![\w.$])(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x[0-9a-f]+|\d+(?=\s|$))(?:\s*[)]?\s*\[(?P<module>[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?"
+)
 NOT_FRAMES = re.compile(r"\b(?:RIP|EIP|PC|LR|NIP|pc|lr|epc|ra)\b(?:\s+is\s+at|\s*:)?\s*(?:[0-9a-f]{4}:)?(?:\[<[0-9a-f]+>\]\s*)?$")
 INTERNAL = re.compile(
     r"^(?:_*dump_stack(?:_lvl)?|_*show_stack(?:_log_lvl)?|_*show_trace\w*|unwind_backtrace|dump_backtrace|_*warn\w*|panic|__report_bug|report_bug|_*might_\w+|___might_sleep|__schedule_bug"

@@ -151,9 +151,15 @@ def compiled_zones(info: MemInfo, version: tuple[int, int, int], bits: int = 0) 
         for zone in info.zones:
             index = chosen.index(zone.name)
             wrong += 10 * sum(x != 0 for x in (zone.reserve or ())[: index + 1])
-        wrong += 5 * ("Normal" not in chosen) + 4 * (movable and "Movable" not in chosen) + 2 * ("DMA32" in chosen and "HighMem" in chosen) + ("Device" in chosen)
+        wrong += (
+            5 * ("Normal" not in chosen) + 4 * (movable and "Movable" not in chosen) + 2 * ("DMA32" in chosen and "HighMem" in chosen) + ("Device" in chosen)
+        )
         wrong += 6 * ("HighMem" in chosen and bits == 64) + 6 * ("DMA32" in chosen and bits == 32)
-        wrong += 3 * ("HighMem" in chosen and "HighMem" not in seen and bits != 32) + ("DMA32" in chosen and "DMA32" not in seen) + ("Device" in chosen and "DMA32" not in chosen)
+        wrong += (
+            3 * ("HighMem" in chosen and "HighMem" not in seen and bits != 32)
+            + ("DMA32" in chosen and "DMA32" not in seen)
+            + ("Device" in chosen and "DMA32" not in chosen)
+        )
         if best is None or wrong < best[0]:
             best = (wrong, chosen)
     return best[1] if best else tuple(name for name in ZONE_ORDER if name in seen)
@@ -192,7 +198,7 @@ def test_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pag
     other = (1 << order) - 1
     cma = zone.fields.get("free_cma", 0) // page_kb if rules.cma != "counted" and not ask.movable else 0
     name = "free_highatomic" if rules.highatomic == "free" and "free_highatomic" in zone.fields else "reserved_highatomic"
-    highatomic = zone.fields.get(name, 0) // page_kb if rules.highatomic and not (ask.harder or ask.version >= (6, 3, 0) and ask.high) else 0
+    highatomic = zone.fields.get(name, 0) // page_kb if rules.highatomic and not (ask.harder or (ask.version >= (6, 3, 0) and ask.high)) else 0
     if rules.highatomic and name not in zone.fields and not ask.harder and ask.version >= (4, 4, 0):
         missing.append("the highatomic reserve is not printed by this kernel; it holds up to 1 % of the zone")
     held = _atomic_only(zone, page_kb) if not highatomic and rules.highatomic and name not in zone.fields and not takes("H", ask) else 0
@@ -229,7 +235,7 @@ def test_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pag
         rule = "blocks_not_shown" if order and zone.blocks is None else rule
     if not passes:
         rule = "empty" if free - cma <= 0 else "lowmem_reserve" if reserve and usable > least else "watermark"
-        if rule == "watermark" and highatomic and usable + highatomic > least + reserve and (held or usable_blocks is False and "H" in types):
+        if rule == "watermark" and highatomic and usable + highatomic > least + reserve and (held or (usable_blocks is False and "H" in types)):
             rule = "highatomic_only"
         if boost and unboosted is not None:
             steps.append(
