@@ -44,7 +44,7 @@ def explain(
     if code:
         return terminal.write(CODE.format(path=str(log)))
     from mmtwin.diagnose.explain import explain_text
-    from mmtwin.diagnose.explain.explain_text import explanation_lines
+    from mmtwin.diagnose.explain.show import explanation_lines
 
     name, data = _read(log)
     with terminal.progress("reading"):

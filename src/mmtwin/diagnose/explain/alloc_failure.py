@@ -84,11 +84,12 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     text = f"{name_of(request)} {verb} {asked(request)}. {head}"
     certainty = judged.certainty
     missing = list(judged.missing)
-    if request.flags.agree is False:
-        missing.append(request.flags.note)
+    flags = ask.flags
+    if flags.agree is False:
+        missing.append(flags.note)
         certainty = PROBABLE if certainty == DECIDED else certainty
-    elif request.flags.note:
-        why.append(request.flags.note[0].upper() + request.flags.note[1:] + ".")
+    elif flags.note:
+        why.append(flags.note[0].upper() + flags.note[1:] + ".")
     if not segment.kernel.known:
         missing.append(f"the log does not say which kernel it is; judged as {'.'.join(map(str, segment.kernel.version[:2]))}")
         certainty = PROBABLE if certainty == DECIDED else certainty

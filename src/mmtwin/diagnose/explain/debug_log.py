@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from mmtwin.diagnose.explain.common import request_of
@@ -136,7 +137,7 @@ def _slub(segment: Segment) -> Verdict:
 def _hashed(text: str) -> bool:
     """Whether addresses are hashed: the rows of an object are 16 bytes apart otherwise."""
     rows = [int(m, 16) for m in re.findall(r"\bObject\s+(?:0x)?([0-9a-f]{8,16}):\s", text)[:6]]
-    return len(rows) > 1 and any(b - a != 16 for a, b in zip(rows, rows[1:], strict=False))
+    return len(rows) > 1 and any(b - a != 16 for a, b in pairwise(rows))
 
 
 def _wrong_bytes(text: str, want: int) -> int | None:

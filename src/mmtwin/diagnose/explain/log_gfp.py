@@ -177,11 +177,8 @@ def decode(value: int, printed: str, version: tuple[int, int, int], known: bool 
         fitting = [
             e
             for e in ERAS
-            if (printed.startswith("GFP_NOWAIT")
-            and e.first >= (6, 3, 0)
-            and parse_names(printed, e) == value & ~e.value("NOWARN"))
-            or ((read := parse_names(printed, e)) is not None
-            and not (read ^ value) & ~(UNPRINTED if e.first >= (5, 1, 0) else 0))
+            if (printed.startswith("GFP_NOWAIT") and e.first >= (6, 3, 0) and parse_names(printed, e) == value & ~e.value("NOWARN"))
+            or ((read := parse_names(printed, e)) is not None and not (read ^ value) & ~(UNPRINTED if e.first >= (5, 1, 0) else 0))
         ]
         agree = bool(fitting)
         if era not in fitting and fitting:

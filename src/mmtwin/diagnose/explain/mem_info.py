@@ -149,7 +149,7 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
         chosen.append(zone)
     first = HEAD.search(text) or next(LIST.finditer(text))
     node_line = NODE_LINE.search(text)
-    counters: dict[str, int] = {}
+    counters = {}
     for name, number in COUNTER.findall(text[: min(first.start(), node_line.start() if node_line else len(text))]):
         counters.setdefault(name.lower(), min(int(number), LARGEST))
     if len(chosen) == 1 and "free_cma" not in chosen[0].fields and counters.get("free_cma"):

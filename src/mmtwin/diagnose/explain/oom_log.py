@@ -79,7 +79,7 @@ def read(segment: Segment) -> Report:
     }
     why = list(verdict.why)
     if tasks:
-        why.append("Largest processes: " + ", ".join(f"{task['comm']} ({size(task['rss_kb'] * 1024)})" for task in tasks[:3]) + ".")
+        why.append("Largest processes: " + ", ".join(f"{task['comm']} ({size(int(task['rss_kb']) * 1024)})" for task in tasks[:3]) + ".")
     if victim and (segment.kind == "oom" or verdict.code == "memcg_limit"):
         why.append(victim.strip())
     if info is not None and verdict.code == "memcg_limit":

@@ -20,7 +20,7 @@ def mem_info(segment: Segment) -> Report:
     """A Mem-Info whose first line is not in the log: the state can be judged, the request cannot."""
     info = parse(segment.all, segment.turn)
     request = request_of(segment, info.page_kb if info else 4, None, None)
-    lost = ("the request (order and flags), who made it, and what became of it: the line above Mem-Info is not in the log",)
+    lost: tuple[str, ...] = ("the request (order and flags), who made it, and what became of it: the line above Mem-Info is not in the log",)
     look = Remedy("look", "the line before Mem-Info ('invoked oom-killer' or 'page allocation failure')", "it holds order and flags")
     if info is None or not info.zones:
         verdict = Verdict(

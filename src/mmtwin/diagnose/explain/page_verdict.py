@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mmtwin.diagnose.explain.mem_info import ZONE_ORDER, MemInfo
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Request, size
-from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict, compiled_zones, highest_zone, rules_of, test_zone
+from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict, compiled_zones, highest_zone, judge_zone, rules_of
 
 ZONE_RULE = {"empty": "watermark", "blocks_not_shown": "no_block"}
 DRIFT = "the numbers were printed after the failure"
@@ -59,7 +59,7 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
             why = f"the request is bound to node {request.nodes}"
         elif zone.node is not None and mems is not None and zone.node not in mems:
             why = f"the cpuset allows node {request.mems_allowed} only"
-        tested.append(test_zone(zone, ask, highest, compiled, info.page_kb, why))
+        tested.append(judge_zone(zone, ask, highest, compiled, info.page_kb, why))
     zones = tuple(tested)
     eligible = [z for z in zones if z.eligible and not (z.zone.fields.get("managed", z.zone.fields.get("present", 1)) == 0 and z.free == 0)]
     missing = list(dict.fromkeys(f"{z.zone.label}: {text}" for z in eligible for text in z.missing))

@@ -182,7 +182,7 @@ def highest_zone(flags: Flags, compiled: tuple[str, ...]) -> str:
     return name if name in compiled else "Normal"
 
 
-def test_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], page_kb: int, why_not: str = "") -> ZoneVerdict:
+def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], page_kb: int, why_not: str = "") -> ZoneVerdict:
     """Tests one zone at its min watermark, as the last attempt of the kernel's slow path does.
 
     :param why_not: a reason from elsewhere that the request may not use it (cpuset, nodes).
