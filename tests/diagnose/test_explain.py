@@ -100,6 +100,12 @@ def test_flags_by_version(value: int, version: tuple[int, int, int], names: str)
     assert decode(value, names, version).agree
 
 
+def test_flags_are_those_of_the_profile() -> None:
+    from mmtwin.gfp import GFP
+
+    assert next(era for era in ERAS if era.name == "5.1 to 6.2").bits == {flag.name: int(flag) for flag in GFP}
+
+
 def test_names_that_do_not_fit() -> None:
     assert decode(0x1084020, "GFP_ATOMIC", (5, 15, 0)).agree is False
     other = decode(0x14000C0, "GFP_KERNEL", (4, 19, 0))  # a vendor's kernel with older numbers

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mmtwin.gfp import GFP
-
 _FIRST = {"DMA": 0x1, "HIGHMEM": 0x2, "DMA32": 0x4, "MOVABLE": 0x8}
 _OLD = _FIRST | {
     "WAIT": 0x10, "HIGH": 0x20, "IO": 0x40, "FS": 0x80, "COLD": 0x100, "NOWARN": 0x200, "REPEAT": 0x400, "NOFAIL": 0x800, "NORETRY": 0x1000, "MEMALLOC": 0x2000,
@@ -27,7 +25,12 @@ _LATER = {name: bit for name, bit in _MIDDLE.items() if name not in ("OTHER_NODE
 _SHORT = {name: bit for name, bit in _LATER.items() if name not in ("COLD", "NOTRACK")} | {
     "DIRECT_RECLAIM": 0x200000, "KSWAPD_RECLAIM": 0x400000, "WRITE": 0x800000, "NOLOCKDEP": 0x1000000,
 }  # fmt: skip
-_NOW = {flag.name: int(flag) for flag in GFP if flag.name is not None}
+_NOW = _FIRST | {
+    "RECLAIMABLE": 0x10, "HIGH": 0x20, "IO": 0x40, "FS": 0x80, "ZERO": 0x100, "ATOMIC": 0x200, "DIRECT_RECLAIM": 0x400, "KSWAPD_RECLAIM": 0x800, "WRITE": 0x1000,
+    "NOWARN": 0x2000, "RETRY_MAYFAIL": 0x4000, "NOFAIL": 0x8000, "NORETRY": 0x10000, "MEMALLOC": 0x20000, "COMP": 0x40000, "NOMEMALLOC": 0x80000, "HARDWALL": 0x100000,
+    "THISNODE": 0x200000, "ACCOUNT": 0x400000, "ZEROTAGS": 0x800000,
+}  # fmt: skip
+"""`mmtwin.gfp.GFP`, which is not imported because it brings a compiler along; a test compares them."""
 _NEW = {name: bit for name, bit in _NOW.items() if name != "ATOMIC"}
 
 

@@ -165,8 +165,8 @@ def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
     if main is None:
         if judged.code == "zone_eligibility":
             shown = ", ".join(dict.fromkeys(z.zone.label for z in judged.zones))
-            free = sum(z.free for z in judged.zones)
-            return f"The request may use zones up to {judged.highest} only, and none of the zones it was given is one ({shown}: {size(free * page_kb * 1024)} free, out of its reach)."
+            total = sum(z.free for z in judged.zones)
+            return f"The request may use zones up to {judged.highest} only, and none of the zones it was given is one ({shown}: {size(total * page_kb * 1024)} free, out of its reach)."
         return "The log has no zone's numbers for this request."
     free = f"{main.zone.label} has {size(main.free * page_kb * 1024)} free"
     words = {
