@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 LOG = Path(__file__).parent.parent / "data" / "kernel-logs" / "p05-x86-md5sum-order4-nofs.txt"
 
@@ -34,3 +38,15 @@ def test_errors(fails: Callable[..., str], tmp_path: Path) -> None:
 
 def test_code(mmtwin: Callable[..., tuple[int, str, str]]) -> None:
     assert "explain_log" in mmtwin("explain", LOG, "--code")[1]
+
+
+def test_standard_input(mmtwin: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (("explain", "-", "--json"), ("explain", "--json")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LOG.read_bytes())))
+        code, out, _ = mmtwin(*words)
+        assert (code, json.loads(out)["file"]) == (0, "standard input")
+
+
+def test_unknown_option(fails: Callable[..., str]) -> None:
+    assert "unknown option" in fails(2, "explain", LOG, "--jsn")
+    assert "unknown option" in fails(2, "explain", "--jsn")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from mmtwin.cli.terminal import ForTerminal, UsageError
+from cyclopts import Parameter
+
+from mmtwin.cli.terminal import ForTerminal, UsageError, printable
 from mmtwin.errors import LogError
 
 NARROWEST, WIDEST, PLAIN = 60, 120, 100
@@ -21,7 +24,7 @@ for report in explanation.reports:
 
 
 def explain(
-    log: Path = Path("-"),
+    log: Annotated[Path, Parameter(allow_leading_hyphen=True)] = Path("-"),
     /,
     *,
     all: bool = False,
@@ -41,6 +44,8 @@ def explain(
     :param json: One JSON document instead of text.
     :param code: Print the Python that does the same.
     """
+    if str(log).startswith("--"):
+        raise UsageError(f"unknown option: {printable(log)}; see mmtwin explain --help")
     if code:
         return terminal.write(CODE.format(path=str(log)))
     from mmtwin.diagnose.explain import explain_text
