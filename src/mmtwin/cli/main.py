@@ -124,5 +124,5 @@ def _usage(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         text = f"unexpected argument {' '.join(error.unused_tokens or ())!r}"
     else:
-        text = " ".join(str(error).split()).rstrip(".")
+        text = " ".join(str(error).split()).rstrip("., ")  # a long list of commands ends in ", ..."
     return f"{text[:1].lower()}{text[1:]}; see {chain} --help"
