@@ -23,6 +23,10 @@ class TraceError(MmtwinError):
     """Trace text cannot be imported: not a trace, no allocator events in it, or (strictly read) a malformed line."""
 
 
+class LogError(MmtwinError):
+    """A kernel log cannot be explained: it cannot be read, is empty, or holds no report of failed or misused memory."""
+
+
 class ProfileError(MmtwinError):
     """No such kernel profile, or a machine that the profile cannot describe (too little memory for the kernel, too many CPUs)."""
 

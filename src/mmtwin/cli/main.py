@@ -15,6 +15,7 @@ from mmtwin import __version__
 from mmtwin.cli import terminal
 from mmtwin.cli.claims import claims
 from mmtwin.cli.demo import demo
+from mmtwin.cli.explain import explain
 from mmtwin.cli.help import ColumnFormatter
 from mmtwin.cli.import_ import import_
 from mmtwin.cli.info import info
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "info": info,
     "replay": replay,
     "stat": stat,
+    "explain": explain,
     "layout": layout,
     "claims": claims,
 }
@@ -122,5 +124,5 @@ def _usage(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         text = f"unexpected argument {' '.join(error.unused_tokens or ())!r}"
     else:
-        text = " ".join(str(error).split()).rstrip(".")
+        text = " ".join(str(error).split()).rstrip("., ")  # a long list of commands ends in ", ..."
     return f"{text[:1].lower()}{text[1:]}; see {chain} --help"

@@ -1,0 +1,120 @@
+"""``page allocation failure``, and ``page allocation stalls`` of 4.10 to 4.14 (warn_alloc of mm/page_alloc.c)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from mmtwin.diagnose.explain import page_verdict, slab_log
+from mmtwin.diagnose.explain.common import asked, flags_of, name_of, request_of
+from mmtwin.diagnose.explain.mem_info import MemInfo, parse
+from mmtwin.diagnose.explain.memory_use import memory_use
+from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict
+from mmtwin.diagnose.explain.zone_rules import Ask
+
+ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})\b")
+STALL = re.compile(r"stalls\s+for\s+(\d+)ms")
+INTERRUPTS = ("softirq", "hard interrupt", "interrupt")
+
+
+def read(segment: Segment, slab: Segment | None = None, injected: bool = False) -> Report:
+    """The report, judged.
+
+    :param slab: a ``SLUB: Unable to allocate`` that followed because of it.
+    :param injected: a fault injection came just before.
+    """
+    info = parse(segment.all, segment.turn)
+    page_kb = info.page_kb if info else 4
+    match = ORDER.search(segment.text[:2000])
+    order = int(match[1]) if match else None
+    request = request_of(segment, page_kb, order, flags_of(segment))
+    stall = STALL.search(segment.text[:2000])
+    title = f"page allocation {'stall' if stall else 'failure'}"
+    if injected:
+        verdict = Verdict(
+            "fault_injection", DECIDED, "The failure was made on purpose: fault injection is on (CONFIG_FAULT_INJECTION); memory plays no part in it."
+        )
+        return Report("page_allocation_failure", title, segment.line, segment.seconds, segment.kernel, request, verdict, page_kb, stack=segment.stack)
+    request, verdict = judge(segment, info, request)
+    if stall is not None:
+        verdict = replace(
+            verdict, code="stalled", certainty=DECIDED,
+            headline=f"Nothing was refused: {name_of(request)} has waited {int(stall[1]) / 1000:.0f} s for {asked(request)}, and goes on waiting. {verdict.headline}",
+            remedies=(Remedy("look", "disks and swap: reclaim waits for them", "the request is served as soon as pages are freed"), *verdict.remedies),
+        )  # fmt: skip
+    if slab is not None:
+        fact = slab_log.facts(slab)
+        text = f"The {fact.allocator} message after it (cache {fact.cache}) is a consequence: the cache got no page because of this failure." if fact else ""
+        verdict = replace(verdict, why=(*verdict.why, text) if text else verdict.why)
+    return Report(
+        "page_allocation_stall" if stall else "page_allocation_failure",
+        title,
+        segment.line,
+        segment.seconds,
+        segment.kernel,
+        request,
+        verdict,
+        page_kb,
+        stack=segment.stack,
+    )
+
+
+def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = False, constraint: str = "") -> tuple[Request, Verdict]:
+    """The verdict on a request for pages, and the request with its zones."""
+    if request.order is None or request.flags is None:
+        lost = "order" if request.order is None else "flags"
+        return request, Verdict(
+            "evidence_missing", UNDECIDED, f"The request's {lost} cannot be read from the log.", missing=("the first line of the report is damaged or cut",)
+        )
+    why = context(request)
+    if info is None or not info.zones:
+        counters = info.counters if info else {}
+        missing = [request.flags.note] if request.flags.note else []
+        missing += ["no zone's numbers (Mem-Info) belong to this report: the paste is cut, or the kernel left them out (rate limit, __GFP_NOWARN)"]
+        extra = f" {counters['free']} pages were free in all, {counters['free_cma']} of them CMA." if counters.get("free_cma") and "free" in counters else ""
+        return request, Verdict(
+            "evidence_missing", UNDECIDED, f"{name_of(request)} asked for {asked(request)} and was refused; which rule refused is not in the log.{extra}", tuple(why),
+            missing=tuple(missing), remedies=(Remedy("look", "the lines from Mem-Info: on, after this message", "they hold each zone's free pages, watermarks and blocks"),),
+        )  # fmt: skip
+    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits)
+    judged = page_verdict.judge_pages(ask, info, request, oom, constraint)
+    request = replace(request, highest_zone=judged.highest, zones=judged.allowed)
+    head = page_verdict.headline(judged, ask, info.page_kb)
+    verb = "needs" if oom else "asked for"
+    text = f"{name_of(request)} {verb} {asked(request)}. {head}"
+    certainty = judged.certainty
+    missing = list(judged.missing)
+    flags = ask.flags
+    if flags.agree is False:
+        missing.append(flags.note)
+        certainty = PROBABLE if certainty == DECIDED else certainty
+    elif flags.note:
+        why.append(flags.note[0].upper() + flags.note[1:] + ".")
+    if not segment.kernel.known:
+        missing.append(f"the log does not say which kernel it is; judged as {'.'.join(map(str, segment.kernel.version[:2]))}")
+        certainty = PROBABLE if certainty == DECIDED else certainty
+    if segment.interleaved:
+        missing.append("two dumps are in one another; the numbers were shared out in order, and may belong to the other one")
+        certainty = PROBABLE if certainty == DECIDED else certainty
+    why += judged.notes
+    use = memory_use(info)
+    if judged.code in ("watermark", "really_empty", "lowmem_reserve") or oom:
+        why += use.sentences
+    fixes = page_verdict.remedies(judged, ask, request, info.page_kb, info)
+    details = {"memory_pages": use.pages, "counters": info.counters, "totals": info.trailer}
+    return request, Verdict(judged.code, certainty, text, tuple(why), judged.zones, tuple(missing), fixes, details)
+
+
+def context(request: Request) -> list[str]:
+    """What the flags and the stack say about where it ran."""
+    said = []
+    if request.may_sleep is False and request.order is not None:
+        place = f" (it ran in a {request.place})" if request.place in INTERRUPTS else ""
+        said.append(f"It could not wait{place}: no reclaim, no compaction, only what was free at that moment.")
+    if request.may_sleep and request.flags is not None and "FS" not in request.flags and "IO" in request.flags:
+        said.append("It could wait, but not enter file systems (GFP_NOFS): reclaim and compaction get less done.")
+    if request.may_sleep and request.order is not None and request.order > 3:
+        said.append("Above order 3 the kernel tries to compact and reclaim once and then gives up, rather than calling the OOM killer.")
+    if request.may_sleep and request.place in INTERRUPTS:
+        said.append(f"Its flags allow it to sleep, but it ran in a {request.place}: that is a bug of {request.caller or 'the caller'}.")
+    return said

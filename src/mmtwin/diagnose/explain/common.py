@@ -1,0 +1,49 @@
+"""What several readers need: the request line, the process, the words for it."""
+
+from __future__ import annotations
+
+import re
+
+from mmtwin.diagnose.explain.log_gfp import Flags, decode
+from mmtwin.diagnose.explain.model import Request, Segment, size
+
+WHO = re.compile(r"CPU:\s*(\d+)\s+(?:UID:\s*\d+\s+)?PID:\s*(\d+)|\b[Pp]id:\s*(\d+),\s*(?:comm|name):")
+MODE = re.compile(r"(?:mode:|gfp_mask=|gfp=)\s*(0x[0-9a-fA-F]{1,16})\s*(?:\(([\w|\s]{0,400}?)\))?(?=[\s,)]|$)")
+MOST_ORDER = 60
+
+
+def flags_of(segment: Segment, text: str | None = None) -> Flags | None:
+    """The flags in a report's first lines; None if they are not there."""
+    match = MODE.search((segment.text if text is None else text)[:4000])
+    if match is None:
+        return None
+    return decode(int(match[1], 16) & 0xFFFFFFFFFFFF, re.sub(r"\s+", "", match[2] or ""), segment.kernel.version, segment.kernel.known)
+
+
+def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags | None) -> Request:
+    """Who asked for what."""
+    head = segment.text[:3000]
+    who = WHO.search(segment.text[:8000])
+    nodes = re.search(r"nodemask=\s*(\(null\)|[\d,-]+?)(?=[,\s]*(?:cpuset|order|oom_score|mems|global|task|$|\s))", head)
+    cpuset = re.search(r"cpuset=\s*([^\s,]+)", head)
+    mems = re.search(r"mems_allowed=\s*([\d,-]*\d)", segment.text)
+    if order is not None and not 0 <= order <= MOST_ORDER:
+        order = None
+    return Request(
+        segment.comm, int(who[2] or who[3]) if who else None, int(who[1]) if who and who[1] else None, order, (page_kb * 1024) << order if order is not None else None, None, flags,
+        nodes=nodes[1] if nodes else "", cpuset=cpuset[1] if cpuset else "", mems_allowed=mems[1] if mems else "", place=segment.stack.place, caller=segment.stack.caller,
+        module=segment.stack.module, path=segment.stack.path,
+    )  # fmt: skip
+
+
+def name_of(request: Request) -> str:
+    """The process, for sentences."""
+    return request.comm or "a process"
+
+
+def asked(request: Request) -> str:
+    """ "64 KiB in one piece (order 4, GFP_KERNEL)"."""
+    flags = f", {request.flags.names}" if request.flags is not None and request.flags.value >= 0 else ""
+    if request.order is None or request.bytes is None:
+        return f"memory (the order is not in the log{flags})"
+    return f"{size(request.bytes)}{' in one piece' if request.order else ''} (order {request.order}{flags})"

@@ -1,0 +1,78 @@
+"""``BUG: sleeping function called from invalid context`` and ``scheduling while atomic`` (kernel/sched/core.c)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mmtwin.diagnose.explain.common import request_of
+from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, Remedy, Report, Segment, Verdict
+
+PLACE = re.compile(r"invalid\s+context\s+at\s+(\S+?):(\d+)")
+STATE = re.compile(r"in_atomic\(\):\s*(\d+),\s+irqs_disabled\(\):\s*(\d+)(?:,\s+non_block:\s*(\d+))?")
+RCU = re.compile(r"RCU\s+nest\s+depth:\s*(\d+),\s+expected:\s*(\d+)")
+PREEMPT = re.compile(r"preempt_count:\s*([0-9a-f]+),\s+expected:\s*([0-9a-f]+)")
+SCHEDULING = re.compile(r"scheduling\s+while\s+atomic:\s+(.{1,40}?)/(\d+)/(0x[0-9a-f]+)")
+ALLOCATING = re.compile(r"(?:^|/)(?:mm/(?:sl[aou]b\.[ch]|page_alloc\.c|mempool\.c|vmalloc\.c|slab_common\.c)|include/linux/(?:sched/mm|percpu-rwsem|slab)\.h)$")
+ALLOCATORS = r"^(?:_*kmem_cache_alloc|_*kmalloc|_*kzalloc|__alloc_pages|_*alloc_pages|__get_free_pages|_*vmalloc|_*kvmalloc|mempool_alloc|_*alloc_skb|alloc_percpu|pcpu_alloc|slab_pre_alloc|krealloc|_*kmem_cache_create|_*alloc_percpu)"
+FREEING = r"^(?:vfree|vunmap|_*vunmap|kvfree|iounmap|free_percpu|vm_unmap_aliases)$"
+
+
+def read(segment: Segment) -> Report:
+    """The report, judged."""
+    text, stack = segment.text[:20_000], segment.stack
+    place, state, rcu, preempt, scheduling = (pattern.search(text) for pattern in (PLACE, STATE, RCU, PREEMPT, SCHEDULING))
+    request = request_of(segment, 4, None, None)
+    file = place[1] if place else ""
+    allocates = bool(ALLOCATING.search(file)) or (stack.matches(ALLOCATORS) and bool(re.search(r"mm/|sched/mm\.h", file)))
+    frees = stack.matches(FREEING) and not allocates
+    details: dict[str, Any] = {"file": file, "line": int(place[2]) if place else None, "allocation": allocates}
+    reasons = []
+    if state:
+        details |= {"in_atomic": int(state[1]), "irqs_disabled": int(state[2])}
+        if int(state[1]):
+            reasons.append("preemption is off (a spinlock, softirq or interrupt)")
+        if int(state[2]):
+            reasons.append("interrupts are off")
+        if state[3] and int(state[3]):
+            reasons.append("it is inside a non_block section")
+    if preempt:
+        details |= {"preempt_count": int(preempt[1], 16)}
+        if int(preempt[1], 16) and not any("preemption" in r for r in reasons):
+            reasons.append("preemption is off (a spinlock, softirq or interrupt)")
+    if rcu and int(rcu[1]) > int(rcu[2]):
+        details["rcu_depth"] = int(rcu[1])
+        reasons.append("it is inside rcu_read_lock()")
+    where = f" in a {request.place}" if request.place in ("softirq", "hard interrupt", "interrupt") else ""
+    caller = request.caller or "the caller"
+    if scheduling:
+        head = f"{scheduling[1]} (pid {scheduling[2]}) went to sleep where that is forbidden{where}."
+        details["preempt_count"] = int(scheduling[3], 16)
+    elif allocates:
+        head = f"{caller} allocated with a GFP flag that may sleep (GFP_KERNEL or its like){where}, where sleeping is forbidden."
+    elif frees:
+        head = f"{caller} freed virtually contiguous memory{where}, where sleeping is forbidden: vfree and vunmap may sleep."
+    else:
+        head = f"{caller} called a function that may sleep ({file}){where}, where sleeping is forbidden."
+    why = [f"Forbidden because {' and '.join(reasons)}." if reasons else "Which lock or section forbids it is not in the report.",
+           "Nothing was refused: the check (CONFIG_DEBUG_ATOMIC_SLEEP) warns, and the call went on. The state of memory does not matter."]  # fmt: skip
+    if request.path:
+        why.append("On the way: " + " <- ".join(request.path[:5]) + ".")
+    remedies = []
+    if allocates:
+        remedies.append(Remedy("caller", f"GFP_ATOMIC instead of GFP_KERNEL in {caller}", "may not sleep, but may fail: check for NULL"))
+        remedies.append(
+            Remedy(
+                "caller",
+                "allocate before taking the lock, or move the work to process context (workqueue, threaded interrupt)",
+                "GFP_KERNEL is right there, and fails less",
+            )
+        )
+    elif frees:
+        remedies.append(Remedy("caller", f"vfree_atomic or a workqueue in {caller}", "the free happens later, where it may sleep"))
+    else:
+        remedies.append(Remedy("caller", f"call it before the lock is taken, or from process context, in {caller}", "sleeping is allowed there"))
+    certainty = DECIDED if place or scheduling else PROBABLE
+    missing = () if reasons or scheduling else ("what forbids sleeping: the line with in_atomic() is missing or says 0 everywhere",)
+    verdict = Verdict("sleeping_in_atomic", certainty, head, tuple(why), missing=missing, remedies=tuple(remedies), details=details)
+    return Report("context", "sleeping in atomic context", segment.line, segment.seconds, segment.kernel, request, verdict, stack=stack)

@@ -1,0 +1,162 @@
+"""Reads a log, finds its reports, judges each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmtwin.diagnose.explain import alloc_failure, context_log, debug_log, dma_log, oom_log, other_log, oversize_log, scan, slab_log, vmalloc_log
+from mmtwin.diagnose.explain.log_lines import LogText, read_lines, streams
+from mmtwin.diagnose.explain.model import Report, Segment
+from mmtwin.diagnose.explain.segments import cut
+from mmtwin.errors import LogError
+
+MOST_REPORTS = 2_000
+"""Reports that are judged; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every report of a log.
+
+    :ivar reports: in order, equal ones together.
+    :ivar unread: places that look like further reports and were not read, because the log has too many.
+    """
+
+    source: str
+    bytes: int
+    lines: int
+    reports: tuple[Report, ...]
+    unread: int = 0
+
+    @property
+    def main(self) -> Report:
+        """The report that the summary is about: the first of those with the strongest evidence."""
+        return self.reports[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the first report's verdict at the top, all of them in "reports"."""
+        first = self.main.to_dict()
+        top = {key: first[key] for key in ("verdict", "meaning", "certainty", "headline", "request", "zones", "missing", "remedies", "kernel")}
+        return {
+            "schema": 1, "file": self.source, "bytes": self.bytes, "lines": self.lines, **top,
+            "reports_total": sum(report.repeated for report in self.reports), "reports_not_read": self.unread,
+            "verdicts": dict(Counter(code for report in self.reports for code in [report.verdict.code] * report.repeated)),
+            "reports": [report.to_dict() for report in self.reports],
+        }  # fmt: skip
+
+
+def explain_log(file: Path | str) -> Explanation:
+    """Explains a log file.
+
+    :raises LogError: it cannot be read, is empty, or holds no report.
+    """
+    try:
+        data = Path(file).read_bytes()
+    except (OSError, ValueError) as error:
+        raise LogError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return explain_text(data, str(file))
+
+
+def explain_text(data: bytes | str, source: str = "-") -> Explanation:
+    """Explains a log.
+
+    :param source: what to call it in messages.
+    :raises LogError: it is empty, or holds no report.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogateescape")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        data = data.decode("utf-16", "replace").encode()
+    if not data.strip():
+        raise LogError(f"{source}: empty; expected a kernel log (dmesg, journalctl -k or /var/log/kern.log)")
+    found = scan.find(data)
+    reports: list[Report] = []
+    unread = found.unread
+    for window in found.windows:
+        if len(reports) >= MOST_REPORTS:
+            unread += 1
+            continue
+        reports += _window(window)
+    lines = data.count(b"\n") + (not data.endswith(b"\n"))
+    if not reports:
+        raise LogError(
+            f"{source}: no memory failure found in {lines:,} line{'s' * (lines != 1)}; expected a kernel log with a page allocation failure, an OOM report or another report "
+            "that mmtwin explain --help names"
+        )
+    return Explanation(source, len(data), lines, tuple(_together(reports)), unread)
+
+
+def _window(window: scan.Window) -> list[Report]:
+    reports: list[Report] = []
+    all_lines = read_lines(window.data, window.lines_before)
+    for lines in streams(all_lines):
+        log = LogText(lines)
+        reports += _stream(list(cut(log, log.text)))
+    return sorted(reports, key=lambda report: report.line)
+
+
+def _stream(segments: list[Segment]) -> Iterator[Report]:
+    n = 0
+    while n < len(segments):
+        one = segments[n]
+        following = segments[n + 1] if n + 1 < len(segments) else None
+        if one.kind in ("page", "oom") and following is not None and following.kind == "slab" and slab_log.caused_by(following, one):
+            yield alloc_failure.read(one, following) if one.kind == "page" else read(one)
+            n += 2
+            continue
+        if one.kind == "page" and n and segments[n - 1].kind == "fault" and one.line - segments[n - 1].line < 80:
+            yield alloc_failure.read(one, injected=True)
+        else:
+            yield read(one)
+        n += 1
+
+
+def read(segment: Segment) -> Report:
+    """A report by its kind's reader."""
+    match segment.kind:
+        case "page":
+            return alloc_failure.read(segment)
+        case "oom" | "killed":
+            return oom_log.read(segment)
+        case "vmalloc":
+            return vmalloc_log.read(segment)
+        case "slab":
+            return slab_log.read(segment)
+        case "slub_debug" | "kasan" | "slab_debug" | "usercopy":
+            return debug_log.read(segment)
+        case "context":
+            return context_log.read(segment)
+        case "oversize":
+            return oversize_log.read(segment)
+        case "dma":
+            return dma_log.read(segment)
+        case "percpu":
+            return other_log.percpu(segment)
+        case "fault":
+            return other_log.fault(segment)
+    return other_log.mem_info(segment)
+
+
+def _together(reports: list[Report]) -> Iterator[Report]:
+    """Reports that say the same, word for word but for the place, become one; the order of the first ones stays."""
+    same: dict[Any, Report] = {}
+    for report in reports:
+        asked = report.request and replace(report.request, pid=None, cpu=None)
+        key = (
+            report.kind,
+            report.verdict.code,
+            report.verdict.certainty,
+            report.verdict.headline,
+            asked,
+            tuple((z.zone.label, z.steps) for z in report.verdict.zones),
+        )
+        first = same.get(key)
+        if first is None:
+            same[key] = report
+        else:
+            same[key] = replace(first, repeated=first.repeated + 1, lines=(*(first.lines or (first.line,)), report.line))
+    return iter(same.values())

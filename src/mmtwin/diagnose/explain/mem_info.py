@@ -1,0 +1,176 @@
+"""``Mem-Info``: what show_mem printed of zones, free blocks, counters and swap (mm/page_alloc.c and mm/show_mem.c of 2.6 to 6.x)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+ZONE_ORDER = ("DMA", "DMA32", "Normal", "HighMem", "Movable", "Device")
+ZONES = r"(?P<zone>DMA32|DMA|Normal|HighMem|Movable|Device)"
+HEAD = re.compile(rf"(?:Node\s+(?P<node>\d+)\s+)?\b{ZONES}\s+free:\s*(?P<free>\d+)\s*kB")
+FIELD = re.compile(r"\b([a-z_]+(?:\((?:anon|file)\))?):\s?(\d+)\s*[kK]B")
+RESERVE = re.compile(r"(?:lowmem_reserve|protections?)\[\]:((?:\s+\d+\b(?!\s*[*_:kK]))+)")
+BLOCK = r"\d+\s*[*_]\s*\d+\s*kB(?:\s*\([A-Z]+\))?"
+LIST = re.compile(rf"(?:Node\s+(?P<node>\d+)\s+)?\b{ZONES}:\s*(?P<blocks>{BLOCK}(?:\s+{BLOCK})*)(?:\s*=\s*(?P<total>\d+)\s*kB)?")
+ONE_BLOCK = re.compile(r"(\d+)\s*[*_]\s*(\d+)\s*kB(?:\s*\(([A-Z]+)\))?")
+EMPTY = re.compile(rf"(?:Node\s+(?P<node>\d+)\s+)?\b{ZONES}:\s*empty\b")
+COUNTER = re.compile(
+    r"\b([Aa]ctive_anon|inactive_anon|isolated_anon|active_file|inactive_file|isolated_file|[Aa]ctive|inactive|unevictable|dirty|writeback|unstable|slab_reclaimable"
+    r"|slab_unreclaimable|slab|mapped|shmem|pagetables|sec_pagetables|bounce|kernel_misc_reclaimable|free|free_pcp|free_cma):(\d+)(?![\dkK])"
+)
+TRAILER = {
+    "pagecache": r"(\d+)\s+total\s+pagecache\s+pages", "swapcache": r"(\d+)\s+pages\s+in\s+swap\s+cache", "swap_free_kb": r"Free\s+swap\s*[=:]\s*(\d+)\s*kB",
+    "swap_total_kb": r"Total\s+swap\s*=\s*(\d+)\s*kB", "ram": r"(\d+)\s+pages\s+(?:of\s+)?RAM", "highmem": r"(\d+)\s+pages\s+(?:of\s+)?(?:HighMem|HIGHMEM)",
+    "reserved": r"(\d+)\s+(?:pages\s+reserved|reserved\s+pages)", "cma_reserved": r"(\d+)\s+pages\s+cma\s+reserved",
+}  # fmt: skip
+NODE_LINE = re.compile(r"Node\s+(\d+)\s+active_anon:")
+LARGEST = 1 << 46
+"""kB; a larger number is damage."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Free blocks of one size.
+
+    :ivar kb: size of one.
+    :ivar types: letters of the migrate types that have some ("UME"); "" if none or not printed.
+    """
+
+    kb: int
+    count: int
+    types: str
+
+
+@dataclass(frozen=True)
+class Zone:
+    """One zone of one node; kB as printed.
+
+    :ivar node: None where the log does not say (machines without NUMA).
+    :ivar fields: every ``name:N kB`` of the zone's line, free included.
+    :ivar reserve: ``lowmem_reserve[]``, in pages; None if not in the log.
+    :ivar blocks: the free list, smallest first; None if not in the log.
+    :ivar total_kb: the sum that the log prints behind the free list.
+    """
+
+    node: int | None
+    name: str
+    fields: dict[str, int]
+    reserve: tuple[int, ...] | None = None
+    blocks: tuple[Block, ...] | None = None
+    total_kb: int | None = None
+
+    @property
+    def free_kb(self) -> int:
+        return self.fields["free"]
+
+    @property
+    def label(self) -> str:
+        """ "Node 0 Normal", or "Normal"."""
+        return self.name if self.node is None else f"Node {self.node} {self.name}"
+
+    @property
+    def listed_kb(self) -> int:
+        """What the blocks of the free list add up to."""
+        return sum(block.kb * block.count for block in self.blocks or ())
+
+
+@dataclass(frozen=True)
+class MemInfo:
+    """A whole dump.
+
+    :ivar zones: in the log's order.
+    :ivar compiled: names of zones that the kernel has, populated or not.
+    :ivar counters: machine-wide, in pages.
+    :ivar trailer: pages of RAM and the like, kB of swap.
+    :ivar page_kb: size of a page; `page_known` says whether the log shows it.
+    :ivar doubled: zones that are there more than once: two dumps in one another.
+    """
+
+    zones: tuple[Zone, ...]
+    compiled: frozenset[str]
+    counters: dict[str, int]
+    trailer: dict[str, int]
+    page_kb: int
+    page_known: bool
+    doubled: tuple[str, ...] = ()
+    starts: tuple[int, ...] = field(default=(), compare=False)
+
+
+def _key(match: re.Match[str]) -> tuple[int | None, str]:
+    return (int(match["node"]) if match["node"] is not None else None, match["zone"])
+
+
+def parse_zones(text: str) -> list[Zone]:
+    """Every zone's line in the order of the log."""
+    heads = list(HEAD.finditer(text))
+    zones = []
+    for n, head in enumerate(heads):
+        end = heads[n + 1].start() if n + 1 < len(heads) else len(text)
+        body = text[head.start() : min(end, head.start() + 6000)]
+        reserve = RESERVE.search(body)
+        listed = LIST.search(body)
+        fields_end = min(m.start() for m in (reserve, listed) if m) if reserve or listed else min(len(body), 3000)
+        fields = {name: int(number) for name, number in FIELD.findall(body[:fields_end]) if int(number) < LARGEST}
+        fields["free"] = min(int(head["free"]), LARGEST)
+        node, name = _key(head)
+        columns = tuple(min(int(x), LARGEST) for x in reserve[1].split()) if reserve else None
+        zones.append(Zone(node, name, fields, columns))
+    return zones
+
+
+def parse_blocks(text: str) -> tuple[Block, ...]:
+    """The blocks of one free list."""
+    return tuple(Block(min(int(kb), LARGEST), min(int(count), LARGEST), types) for count, kb, types in ONE_BLOCK.findall(text))
+
+
+def parse(text: str, turn: int = 0) -> MemInfo | None:
+    """The dump in a piece of text; None if there is none.
+
+    :param turn: of a zone that is there several times, which one to take: 0 is the first. Two CPUs may have printed in one another.
+    """
+    zones = parse_zones(text)
+    lists: dict[tuple[int | None, str], list[re.Match[str]]] = {}
+    for match in LIST.finditer(text):
+        lists.setdefault(_key(match), []).append(match)
+    if not zones and not lists:
+        counters = {name.lower(): int(number) for name, number in COUNTER.findall(text) if int(number) < LARGEST}
+        return MemInfo((), frozenset(), counters, _trailer(text), 4, False) if "free" in counters else None
+    groups: dict[tuple[int | None, str], list[Zone]] = {}
+    for zone in zones:
+        groups.setdefault((zone.node, zone.name), []).append(zone)
+    chosen = []
+    for key, same in groups.items():
+        zone = same[min(turn, len(same) - 1)]
+        matches = lists.get(key, [])
+        if matches:
+            match = matches[min(turn, len(matches) - 1)]
+            total = int(match["total"]) if match["total"] else None
+            zone = Zone(zone.node, zone.name, zone.fields, zone.reserve, parse_blocks(match["blocks"]), total)
+        chosen.append(zone)
+    first = HEAD.search(text) or next(LIST.finditer(text))
+    node_line = NODE_LINE.search(text)
+    counters = {}
+    for name, number in COUNTER.findall(text[: min(first.start(), node_line.start() if node_line else len(text))]):
+        counters.setdefault(name.lower(), min(int(number), LARGEST))
+    if len(chosen) == 1 and "free_cma" not in chosen[0].fields and counters.get("free_cma"):
+        kb = _page_size(chosen)[0] if chosen[0].blocks else 4  # the zone's line is cut; with one zone the machine's counter is the zone's
+        chosen[0].fields["free_cma"] = min(counters["free_cma"] * kb, chosen[0].free_kb)
+    compiled = {name for _, name in [*groups, *lists]} | {match["zone"] for match in EMPTY.finditer(text)}
+    page_kb, known = _page_size([zone for zone in chosen if zone.blocks])
+    doubled = tuple(same[0].label for same in groups.values() if len(same) > 1)
+    return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled)
+
+
+def _trailer(text: str) -> dict[str, int]:
+    found = {}
+    for name, pattern in TRAILER.items():
+        if match := re.search(pattern, text):
+            found[name] = min(int(match[1]), LARGEST)
+    return found
+
+
+def _page_size(zones: list[Zone]) -> tuple[int, bool]:
+    """A free list starts with blocks of one page."""
+    sizes = {zone.blocks[0].kb for zone in zones if zone.blocks and len(zone.blocks) > 3}
+    size = min(sizes, default=0)
+    return (size, True) if size in (4, 8, 16, 32, 64, 256) else (4, False)

@@ -1,0 +1,73 @@
+"""Where a machine's memory went, by the counters of a dump."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmtwin.diagnose.explain.mem_info import MemInfo
+from mmtwin.diagnose.explain.model import size
+
+NAMES = {
+    "anonymous": "memory of processes", "file": "file cache", "shmem": "shared memory and tmpfs", "slab_unreclaimable": "unreclaimable slab", "slab_reclaimable": "reclaimable slab",
+    "pagetables": "page tables", "unevictable": "unevictable", "unaccounted": "not in any counter (drivers, hugetlb pages, balloons, per-CPU)",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Pages by what they are used for, and sentences about what stands out."""
+
+    pages: dict[str, int]
+    sentences: tuple[str, ...]
+
+
+def memory_use(info: MemInfo) -> MemoryUse:
+    """The sums and what they say."""
+    c, t, kb = info.counters, info.trailer, info.page_kb
+    if not c or "free" not in c:
+        return MemoryUse({}, ())
+    anon = c.get("active_anon", 0) + c.get("inactive_anon", 0)
+    file = c.get("active_file", 0) + c.get("inactive_file", 0)
+    pages = {
+        "anonymous": anon, "file": file, "shmem": c.get("shmem", 0), "slab_unreclaimable": c.get("slab_unreclaimable", 0),
+        "slab_reclaimable": c.get("slab_reclaimable", c.get("slab", 0)), "pagetables": c.get("pagetables", 0), "unevictable": c.get("unevictable", 0),
+    }  # fmt: skip
+    said: list[str] = []
+    ram = t.get("ram", 0) - t.get("reserved", 0)
+    if ram > 0 and "active_anon" in c:
+        known = (
+            anon
+            + file
+            + pages["slab_unreclaimable"]
+            + pages["slab_reclaimable"]
+            + pages["pagetables"]
+            + pages["unevictable"]
+            + c["free"]
+            + c.get("free_pcp", 0)
+        )
+        if ram > known:
+            pages["unaccounted"] = ram - known
+    whole = ram if ram > 0 else sum(pages.values()) + c["free"]
+    large = sorted(((n, name) for name, n in pages.items() if n * 5 >= whole > 0 and name != "shmem" and n > 64), reverse=True)
+    if large:
+        said.append(
+            "Most of the machine's memory is "
+            + ", ".join(f"{NAMES[name]} ({size(n * kb * 1024)})" for n, name in large[:3])
+            + f", of {size(whole * kb * 1024)}."
+        )
+    if pages["shmem"] * 4 >= whole > 0:
+        said.append(f"{size(pages['shmem'] * kb * 1024)} are shared memory or tmpfs, which only swap can take.")
+    if "swap_total_kb" in t:
+        total, free = t["swap_total_kb"], t.get("swap_free_kb", 0)
+        if total == 0:
+            said.append("There is no swap, so memory of processes cannot be reclaimed.")
+        elif free * 50 < total:
+            said.append(f"Swap is full ({size(total * 1024)}).")
+        else:
+            said.append(f"{size(free * 1024)} of {size(total * 1024)} swap are free.")
+    for zone in info.zones:
+        stuck = zone.fields.get("slab_unreclaimable", 0)
+        managed = zone.fields.get("managed", zone.fields.get("present", 0))
+        if managed and stuck * 3 >= managed and zone.name != "DMA":
+            said.append(f"{size(stuck * 1024)} of {zone.label}'s {size(managed * 1024)} are unreclaimable slab; neither swap nor killing processes frees that.")
+    return MemoryUse(pages, tuple(said))

@@ -1,0 +1,156 @@
+"""Reports of the OOM killer (mm/oom_kill.c, mm/memcontrol.c)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from mmtwin.diagnose.explain.alloc_failure import ORDER, judge
+from mmtwin.diagnose.explain.common import asked, flags_of, request_of
+from mmtwin.diagnose.explain.mem_info import parse
+from mmtwin.diagnose.explain.memory_use import memory_use
+from mmtwin.diagnose.explain.model import DECIDED, UNDECIDED, Remedy, Report, Segment, Verdict, size
+
+CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
+OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+)")
+NEW_LIMIT = re.compile(r"oom_memcg=([^,\s]+)")
+USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?\s+usage\s+(\d+)kB,\s+limit\s+(\d+)kB,\s+failcnt\s+(\d+)")
+KILLED = re.compile(
+    r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
+)
+TASK = re.compile(r"(?m)^\s*\[\s*(\d+)\]\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+((?:-?\d+\s+)*)(\S.*)$")
+MEMCG_FRAMES = (
+    r"^(?:mem_cgroup_(?:out_of_memory|oom|handle_over_high|charge)\w*|try_charge\w*|pagefault_out_of_memory|__mem_cgroup_try_charge|mem_cgroup_oom_synchronize)"
+)
+SYSRQ = r"sysrq|SysRq|moom_callback"
+UNLIMITED_KB = 1 << 50
+
+
+def read(segment: Segment) -> Report:
+    """The report, judged."""
+    text = segment.text
+    info = parse(segment.all, segment.turn)
+    page_kb = info.page_kb if info else 4
+    order = ORDER.search(text[:2000]) if segment.kind == "oom" else None
+    number = int(order[1]) if order else None
+    request = request_of(segment, page_kb, number, flags_of(segment) if segment.kind == "oom" else None)
+    constraint = CONSTRAINT.search(text)
+    kind = constraint[1] if constraint else ""
+    verdict: Verdict
+    if (
+        kind == "CONSTRAINT_MEMCG"
+        or OLD_LIMIT.search(text)
+        or re.search(r"[Mm]emory cgroup out of memory", text)
+        or NEW_LIMIT.search(text)
+        or _charges(segment)
+    ):
+        verdict = memcg(segment)
+    elif number == -1 or (re.search(SYSRQ, " ".join(segment.stack.frames)) is not None and segment.kind == "oom"):
+        verdict = Verdict("manual_oom", DECIDED, "Nothing was refused: somebody asked for the OOM killer by hand (SysRq f, order -1).")
+    elif segment.kind == "killed":
+        verdict = Verdict(
+            "evidence_missing", UNDECIDED, f"{_victim(text)}The machine ran out of memory; the report that would say which request and which zone is not in the log.",
+            missing=("the lines from 'invoked oom-killer' to the task table",), remedies=(Remedy("look", "the kernel's log before this line", "it holds the request, the zones and the tasks"),),
+        )  # fmt: skip
+    elif request.flags is not None and request.flags.value == 0 and number == 0:
+        verdict = Verdict(
+            "not_shown", UNDECIDED, "A page fault ended in VM_FAULT_OOM, and the fault handler called the OOM killer; the request that failed is not in the report (its flags are printed as 0).",
+            zones=judge(segment, info, replace(request, order=0), True, kind)[1].zones if info else (),
+            missing=("which request failed, and where: a control group at its limit, or an architecture's own allocation",),
+            remedies=(Remedy("look", "memory.events of the process's control group", "counts its failures at the limit"),),
+        )  # fmt: skip
+    else:
+        request, verdict = judge(segment, info, request, True, kind)
+        if number is not None and 1 <= number <= 3 and verdict.code == "no_block":
+            verdict = replace(
+                verdict,
+                why=(
+                    f"Up to order 3 the kernel does not give up: it reclaims and compacts, and when that makes no progress calls the OOM killer, although {asked(request)} is a matter of fragmentation.",
+                    *verdict.why,
+                ),
+            )
+        verdict = replace(verdict, remedies=(*verdict.remedies, *_advice(verdict, info is not None)))
+    victim, tasks = _victim(text), _tasks(text, page_kb)
+    details = {
+        **verdict.details,
+        "constraint": kind,
+        "killed": [{"pid": int(k[1]), "comm": k[2], "anon_rss_kb": int(k[5]) if k[5] else None} for k in KILLED.finditer(text)][:20],
+        "largest_tasks": tasks,
+    }
+    why = list(verdict.why)
+    if tasks:
+        why.append("Largest processes: " + ", ".join(f"{task['comm']} ({size(int(task['rss_kb']) * 1024)})" for task in tasks[:3]) + ".")
+    if victim and (segment.kind == "oom" or verdict.code == "memcg_limit"):
+        why.append(victim.strip())
+    if info is not None and verdict.code == "memcg_limit":
+        details["memory_pages"] = memory_use(info).pages
+    verdict = replace(verdict, why=tuple(why), details=details)
+    return Report("oom", "OOM killer", segment.line, segment.seconds, segment.kernel, request, verdict, page_kb, stack=segment.stack)
+
+
+def _charges(segment: Segment) -> bool:
+    """Whether the stack shows a control group's charge, and no dump of zones says otherwise."""
+    return segment.stack.matches(r"^(?:mem_cgroup_out_of_memory|mem_cgroup_oom_synchronize)")
+
+
+def memcg(segment: Segment) -> Verdict:
+    """A control group at its limit."""
+    text = segment.text
+    old, new = OLD_LIMIT.search(text), NEW_LIMIT.search(text)
+    group = old[2] if old else new[1] if new else ""
+    usages = {match[1]: (int(match[2]), int(match[3]), int(match[4])) for match in USAGE.finditer(text)}
+    at_limit = [name for name, (usage, limit, _) in usages.items() if limit < UNLIMITED_KB and limit and usage * 100 >= limit * 98]
+    comm = segment.comm or "A process"
+    said = f"{comm} ran into the limit of the control group {group or '(not named in the log)'}"
+    if at_limit:
+        usage, limit, failcnt = usages[at_limit[0]]
+        said += f": {at_limit[0]} {usage} kB of {limit} kB ({size(limit * 1024)}), refused {failcnt} times"
+    why = ["The machine's own free memory, watermarks and fragmentation do not matter: the charge to the group failed."]
+    stats = dict(re.findall(r"(?m)\b(anon|file|cache|rss|shmem|kernel_stack|slab|slab_unreclaimable|sock|mapped_file)[ :]+(\d+)(?:KB|kB)?\b", text))
+    remedies = [
+        Remedy("admin", f"a higher memory limit for {group or 'the group'}", "the group may use more; the rest of the machine has less"),
+        Remedy(
+            "caller",
+            "less memory in the group's processes (see why)",
+            "the limit counts file cache and kernel memory, too; only cache is given back before killing",
+        ),
+    ]
+    if usages.get("swap", (0, 1, 0))[1] == 0 or "swap" not in usages:
+        remedies.append(Remedy("admin", "swap for the group, if the machine has some", "anonymous memory of the group could be written out"))
+    details = {
+        "memcg": group,
+        "usage_kb": {name: {"usage": u, "limit": limit, "failcnt": f} for name, (u, limit, f) in usages.items()},
+        "memcg_stats": {k: int(v) for k, v in stats.items()},
+    }
+    missing = () if usages else ("the group's usage and limit are not in the log",)
+    return Verdict("memcg_limit", DECIDED, said + ".", tuple(why), missing=missing, remedies=tuple(remedies), details=details)
+
+
+def _victim(text: str) -> str:
+    found = list(KILLED.finditer(text))
+    if not found:
+        return ""
+    best = max(found, key=lambda k: int(k[5] or 0))
+    held = f", which held {size(int(best[5]) * 1024)}" if best[5] else ""
+    return f"The kernel killed {best[2]} (pid {best[1]}){held}. "
+
+
+def _tasks(text: str, page_kb: int) -> list[dict[str, int | str]]:
+    """The largest processes of the task table. Its columns: pid, uid, tgid, total_vm, rss, ...; name. In pages."""
+    tasks: list[tuple[int, int, str]] = []
+    for match in TASK.finditer(text):
+        tasks.append((int(match[5]), int(match[1]), match[7].strip()[:32]))
+    tasks.sort(reverse=True)
+    return [{"pid": pid, "comm": comm, "rss_kb": rss * page_kb} for rss, pid, comm in tasks[:5]]
+
+
+def _advice(verdict: Verdict, known: bool) -> tuple[Remedy, ...]:
+    if verdict.code in ("watermark", "really_empty", "lowmem_reserve") and known:
+        return (
+            Remedy(
+                "admin",
+                "less memory for the largest processes, limits for them (cgroups), or more RAM or swap",
+                "which of them is too large only its owner can say; the dump shows sizes",
+            ),
+        )
+    return ()

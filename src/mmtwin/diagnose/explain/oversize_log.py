@@ -1,0 +1,197 @@
+"""Warnings of the allocators themselves: an order above the largest, sizes that cannot be, flags that do not go together (mm/page_alloc.c, util.c, slab_common.c)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from mmtwin.diagnose.explain.common import request_of
+from mmtwin.diagnose.explain.log_gfp import decode
+from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
+
+AT = re.compile(r"(WARNING|kernel\s+BUG)[^\n]*?\bat\s+(?:[\w./-]*/)?(mm/[\w]+\.[ch]):(\d+)!?(?:\s+([A-Za-z_][\w.]*))?")
+REGISTER = re.compile(r"\b(R[A-D]X|R[SD]I|R[BS]P|R\d\d|E[A-D]X|E[SD]I|EBP|[xr]\d{1,2})\s*:\s*([0-9a-f]{8,16})\b")
+ENTRY = ("__alloc_pages", "__alloc_pages_nodemask", "__alloc_pages_slowpath", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof", "__alloc_pages_internal")
+ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|kmalloc_order_trace|_*do_kmalloc|__kmalloc|_*dma_|_*kmalloc|kvmalloc|alloc_pages|_*kvmalloc)"
+SIZES = {"mm/util.c": "kvmalloc", "mm/slab_common.c": "kmalloc", "mm/vmalloc.c": "vmalloc"}
+LARGEST = 10
+"""Largest order where the log does not say: MAX_ORDER - 1 up to 6.3, MAX_ORDER of 6.4 to 6.7, MAX_PAGE_ORDER since."""
+
+
+def registers(text: str) -> dict[str, int]:
+    """The registers that the report prints; the first of each name (later ones are of user space)."""
+    found: dict[str, int] = {}
+    for name, value in REGISTER.findall(text):
+        found.setdefault(name, int(value, 16))
+    return found
+
+
+def read(segment: Segment) -> Report:
+    """The report, judged."""
+    text, stack = segment.text, segment.stack
+    at = AT.search(text)
+    file, line = (at[2], int(at[3])) if at else ("", 0)
+    function = _function(text, at)
+    values = registers(text)
+    request = request_of(segment, 4, None, None)
+    details: dict[str, Any] = {"file": file, "line": line, "function": function}
+    bare = function.split(".")[0]
+    where = f"{file}:{line}" + (f" in {function}" if function else "")
+    if at and at[1].startswith("kernel"):
+        verdict = _bug(segment, file, where, details)
+    elif file == "mm/page_alloc.c" and bare in ENTRY:
+        order, source = _order(values, bare)
+        if order is not None:
+            asked, register = _asked(values, order)
+            flags = _flags(values, segment)
+            request = replace(request, order=order, bytes=4096 << order, asked_bytes=asked, flags=flags)
+            details |= {"order_register": source, "size_register": register, "largest_order": LARGEST}
+            wanted = f"{size(asked)} ({asked} bytes, register {register}), rounded up to " if asked else ""
+            verdict = Verdict(
+                "order_too_large", DECIDED,
+                f"{request.comm or 'A process'} asked for {wanted}{size(4096 << order)} in one piece: order {order} (register {source}), and the page allocator's largest is {LARGEST} ({size(4096 << LARGEST)}).",
+                ("It can never succeed: no zone was looked at, so free memory, fragmentation and watermarks do not matter.", f"The warning at {where} is printed once; later refusals are silent."),
+                missing=("pages of 4 kB and the usual largest order are assumed",), remedies=_fixes(request.caller), details=details,
+            )  # fmt: skip
+        elif not values and stack.matches(ORDERING) and bare != "__alloc_pages_slowpath":
+            verdict = Verdict(
+                "order_too_large", PROBABLE, f"{request.comm or 'A process'} probably asked {request.caller or 'for memory'} for more than the page allocator's largest block ({size(4096 << LARGEST)}): that is the warning of {bare}.",
+                ("No zone was looked at.",), missing=("the order: no register holds one (they are cut, or were overwritten)",), remedies=_fixes(request.caller), details=details,
+            )  # fmt: skip
+        else:
+            verdict = _other(where, details)
+    elif file in SIZES and bare and not bare.startswith(("vunmap", "vfree", "__vunmap", "free", "vm_area")):
+        call = SIZES[file]
+        too_large = next(
+            (
+                v
+                for name, v in values.items()
+                if (1 << 31) <= v < (1 << 47) and name in ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")
+            ),
+            None,
+        )
+        large = next(
+            (
+                v
+                for name, v in values.items()
+                if (4 << 20) < v < (1 << 47) and name in ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")
+            ),
+            None,
+        )
+        number = too_large if call == "kvmalloc" else large
+        limit = "INT_MAX (2 GiB)" if call == "kvmalloc" else "the largest kmalloc" if call == "kmalloc" else "what exists"
+        verdict = Verdict(
+            "order_too_large", PROBABLE, f"{request.comm or 'A process'} asked {call} for more than {limit}: that is the warning at {where}.",
+            ("No memory was looked at; it can never succeed.",), missing=(f"the size{f' may be {number} bytes (a register)' if number else ' is in no register'}; the line number alone does not name the check",),
+            remedies=(Remedy("caller", f"check the size in {request.caller or 'the caller'}: does it come from user space, or overflow?", "a bounded size is served"),), details=details,
+        )  # fmt: skip
+    else:
+        verdict = _other(where, details)
+    return Report("oversize", "allocator warning", segment.line, segment.seconds, segment.kernel, request, verdict, stack=stack)
+
+
+def _function(text: str, at: re.Match[str] | None) -> str:
+    if at and at[4]:
+        return at[4]
+    match = re.search(r"\bRIP:\s+(?:[0-9a-f]+:)?(?:\[<[0-9a-f]+>\]\s*)?([A-Za-z_][\w.]*)\+0x", text) or re.search(
+        r"\bpc\s*:\s*(?:\[<[0-9a-f]+>\]\s*)?([A-Za-z_][\w.]*)\+0x", text
+    )
+    if match:
+        return match[1]
+    names = re.findall(r"([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x", text)
+    return next((name for name in names if name.split(".")[0] in ENTRY or name.startswith(("kvmalloc", "kmalloc_slab", "__kvmalloc"))), "")
+
+
+def _order(values: dict[str, int], function: str) -> tuple[int | None, str]:
+    """The order in a register: the second argument, or a copy of it."""
+    for name in (
+        "RSI",
+        "x1",
+        "RBP",
+        "RBX",
+        "R12",
+        "R13",
+        "R14",
+        "R15",
+        "ESI",
+        "EDX",
+        "EBX",
+        "EDI",
+        "x20",
+        "x21",
+        "x22",
+        "x19",
+        "x23",
+        "x24",
+        "r1",
+        "r5",
+        "r6",
+        "r7",
+        "r8",
+    ):
+        value = values.get(name)
+        if value is not None and LARGEST < value <= 52 - 12:
+            if name in ("RSI", "x1", "r1") or any(_fits(other, value) for key, other in values.items() if key != name):
+                return value, name
+    return None, ""
+
+
+def _fits(value: int, order: int) -> bool:
+    """Whether a request of so many bytes needs this order."""
+    return 1 << (order + 11) < value <= 1 << (order + 12)
+
+
+def _asked(values: dict[str, int], order: int) -> tuple[int | None, str]:
+    """The bytes the caller wanted, in a register that is kept across calls."""
+    for name in ("R12", "R13", "R14", "R15", "RBX", "RBP", "RDI", "RDX", "R8", "R9", "EBX", "EDI", "EBP", "x19", "x20", "x21", "x22", "x23", "x24"):
+        if name in values and _fits(values[name], order):
+            return values[name], name
+    return None, ""
+
+
+def _flags(values: dict[str, int], segment: Segment) -> Any:
+    for name in ("RDI", "R13", "R14", "R12", "RBX", "R15", "RBP", "x0", "x19", "x20", "x21"):
+        value = values.get(name, 0)
+        flags = decode(value, "", segment.kernel.version)
+        if value and value < 1 << 27 and {"IO", "DIRECT_RECLAIM"} <= flags.flags and "0x" not in flags.names:
+            return flags
+    return None
+
+
+def _fixes(caller: str) -> tuple[Remedy, ...]:
+    return (
+        Remedy(
+            "caller",
+            f"a smaller request in {caller or 'the caller'}: is the size right, or does it come from a device or user space unchecked?",
+            "up to 4 MiB (order 10) can be served",
+        ),
+        Remedy("caller", "kvmalloc (or vmalloc) if the memory need not be contiguous", "no limit by order"),
+        Remedy("caller", "CMA or memory reserved at boot if a device needs it in one piece", "larger pieces than the page allocator's are possible"),
+    )
+
+
+def _bug(segment: Segment, file: str, where: str, details: dict[str, Any]) -> Verdict:
+    stack = segment.stack
+    if file == "mm/usercopy.c" or "usercopy" in segment.before[-300:]:
+        return Verdict(
+            "out_of_bounds", DECIDED, f"A copy from or to user space crossed the bounds of an object; the kernel stopped at {where}.", details=details
+        )
+    if file in ("mm/slub.c", "mm/slab.c") and stack.matches(
+        r"^(?:kfree|_*slab_free|kmem_cache_free|_*cache_free|___cache_free|kvfree|set_freepointer|skb_free|vfree)"
+    ):
+        return Verdict(
+            "double_free", PROBABLE, f"The slab allocator stopped at {where} while freeing: usually something was freed twice, or is no slab object.", missing=("the line number alone does not name the check; the kernel's source at that line does",),
+            remedies=(Remedy("look", "the same with slub_debug=FZPU or CONFIG_KASAN", "names the object and both frees"),), details=details,
+        )  # fmt: skip
+    return Verdict(
+        "corruption", PROBABLE, f"An allocator's own check failed at {where}: its data are damaged, or it was called wrongly.", missing=("which check: the kernel's source at that line says",),
+        remedies=(Remedy("look", "the same with slub_debug=FZPU or CONFIG_KASAN", "finds what damages it"),), details=details,
+    )  # fmt: skip
+
+
+def _other(where: str, details: dict[str, Any]) -> Verdict:
+    return Verdict(
+        "allocator_warning", UNDECIDED, f"The allocator warned at {where}; which of its checks that is, the log does not say (in an allocation: the order, or flags that do not go together).",
+        missing=("the kernel's source at that line names the check",), remedies=(Remedy("look", f"{where} in the source of this very kernel", "says what it does not like"),), details=details,
+    )  # fmt: skip

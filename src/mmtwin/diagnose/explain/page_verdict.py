@@ -1,0 +1,364 @@
+"""From the zones' tests to a verdict on a request for pages: which rule refused, how sure that is, and what would change it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmtwin.diagnose.explain.mem_info import ZONE_ORDER, MemInfo
+from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Request, size
+from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict, compiled_zones, highest_zone, judge_zone, rules_of
+
+ZONE_RULE = {"empty": "watermark", "blocks_not_shown": "no_block"}
+DRIFT = "the numbers were printed after the failure"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict on a request for pages.
+
+    :ivar main: the zone whose rule counts most; None if no zone is eligible or shown.
+    """
+
+    code: str
+    certainty: str
+    zones: tuple[ZoneVerdict, ...]
+    main: ZoneVerdict | None
+    highest: str
+    allowed: tuple[str, ...]
+    notes: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def nodes_in(text: str) -> set[int] | None:
+    """The nodes of a list such as "0-1,4"; None if it is no list."""
+    nodes: set[int] = set()
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        if not low.isdigit() or (high and not high.isdigit()) or len(part) > 11:
+            return None
+        nodes |= set(range(int(low), min(int(high or low), int(low) + 4096) + 1))
+    return nodes
+
+
+def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, constraint: str = "") -> Judged:
+    """Tests every zone and says which rule refused.
+
+    :param oom: it is a report of the OOM killer, whose last attempt must leave the high watermark.
+    :param constraint: CONSTRAINT_CPUSET and the like.
+    """
+    compiled = compiled_zones(info, ask.version, ask.bits)
+    highest = highest_zone(ask.flags, compiled)
+    allowed = tuple(name for name in reversed(compiled) if ZONE_ORDER.index(name) <= ZONE_ORDER.index(highest))
+    allowed = tuple(name for name in allowed if name in info.compiled) or allowed
+    only = nodes_in(request.nodes) if request.nodes and request.nodes != "(null)" else None
+    mems = nodes_in(request.mems_allowed) if request.mems_allowed and ("HARDWALL" in ask.flags or "CPUSET" in constraint) and not ask.harder else None
+    tested = []
+    for zone in info.zones:
+        why = ""
+        if zone.node is not None and only is not None and zone.node not in only:
+            why = f"the request is bound to node {request.nodes}"
+        elif zone.node is not None and mems is not None and zone.node not in mems:
+            why = f"the cpuset allows node {request.mems_allowed} only"
+        tested.append(judge_zone(zone, ask, highest, compiled, info.page_kb, why))
+    zones = tuple(tested)
+    eligible = [z for z in zones if z.eligible and not (z.zone.fields.get("managed", z.zone.fields.get("present", 1)) == 0 and z.free == 0)]
+    missing = list(dict.fromkeys(f"{z.zone.label}: {text}" for z in eligible for text in z.missing))
+    if not info.page_known and info.zones:
+        missing.append("the page size is not shown; 4 kB is assumed")
+    if info.doubled:
+        missing.append(f"{', '.join(info.doubled[:3])} printed more than once: two dumps are in one another, and numbers may belong to the other one")
+    missing += [damage for z in eligible if (damage := damaged(z))]
+    if not eligible:
+        return Judged(*_nothing_eligible(zones, constraint, highest), zones, None, highest, allowed, (), tuple(missing))
+    main = max(eligible, key=lambda z: (z.rule == "passes", ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free))
+    notes: list[str] = []
+    code, certainty = _decide(ask, eligible, main, notes, oom)
+    if certainty == DECIDED and (info.doubled or any(damaged(z) for z in eligible)):
+        certainty = PROBABLE
+    if certainty == DECIDED and not info.page_known and ask.order:
+        certainty = PROBABLE
+    return Judged(code, certainty, zones, main, highest, allowed, tuple(notes), tuple(missing))
+
+
+def damaged(z: ZoneVerdict) -> str:
+    """What contradicts itself in a zone's numbers; ""."""
+    zone = z.zone
+    if zone.blocks and zone.total_kb is not None and zone.listed_kb != zone.total_kb:
+        return f"{zone.label}: the free list adds up to {zone.listed_kb} kB, but the log prints {zone.total_kb} kB: a number in it is damaged"
+    low, high = z.low, z.high
+    if low is not None and high is not None and not z.mark <= low <= high:
+        return f"{zone.label}: min, low and high are not in order: a number is damaged"
+    managed = zone.fields.get("managed", zone.fields.get("present", 0))
+    if managed and zone.free_kb > managed + (managed >> 3) + 1024:
+        return f"{zone.label}: more free ({zone.free_kb} kB) than the zone has ({managed} kB): a number is damaged"
+    return ""
+
+
+def _nothing_eligible(zones: tuple[ZoneVerdict, ...], constraint: str, highest: str) -> tuple[str, str]:
+    if not zones:
+        return "evidence_missing", UNDECIDED
+    restricted = constraint in ("CONSTRAINT_CPUSET", "CONSTRAINT_MEMORY_POLICY") or any("bound" in z.why_not or "cpuset" in z.why_not for z in zones)
+    return "zone_eligibility", DECIDED if restricted else PROBABLE
+
+
+def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: list[str], oom: bool) -> tuple[str, str]:
+    passing = [z for z in eligible if z.rule == "passes"]
+    if all(z.free - z.cma <= 0 for z in eligible):
+        return "really_empty", DECIDED
+    if passing:
+        return _passing(ask, passing, notes, oom)
+    code = ZONE_RULE.get(main.rule, main.rule)
+    certainty = DECIDED
+    if main.rule == "blocks_not_shown":
+        certainty = PROBABLE
+        cma = main.zone.fields.get("free_cma", 0) * 100 // max(main.zone.free_kb, 1)
+        if not ask.movable and cma >= 50:
+            code = "cma_only"
+            notes.append(
+                f"{cma} % of the free pages of {main.zone.label} are CMA. The free list is missing, so whether a block of order {ask.order} outside CMA existed is not shown; "
+                f"the other {main.free - main.cma} pages {'could' if main.free - main.cma >= 1 << ask.order else 'cannot'} hold one."
+            )
+        else:
+            notes.append(f"The watermark of {main.zone.label} passes, so there must have been no block that fits; the free list that would show it is missing.")
+    if ask.order == 0 and ask.high and rules_of(ask.version).unboosted and any(z.boost_decides for z in eligible):
+        certainty = UNDECIDED
+        notes.append(
+            "An atomic request for one page is tested again without the boost, and at the moment of the dump that test would pass: at the failure there were fewer free pages."
+        )
+    if main.rule in ("watermark", "lowmem_reserve", "empty") and any(name.endswith("min watermark is not in the log") for name in main.missing):
+        certainty = PROBABLE
+    if 0 < -main.margin <= max(main.drift, 8) and certainty == DECIDED:
+        notes.append(f"The margin of {-main.margin} pages is at the time of the dump; {DRIFT}.")
+    return code, certainty
+
+
+def _passing(ask: Ask, passing: list[ZoneVerdict], notes: list[str], oom: bool) -> tuple[str, str]:
+    best = max(passing, key=lambda z: z.margin)
+    if oom and all(z.high is not None and z.usable <= z.high + z.reserve for z in passing):
+        notes.append(
+            f"The min watermark passes by {best.margin} pages at the dump, but the last attempt before killing must leave the high watermark: "
+            f"{best.usable} <= {(best.high or 0)}{f' + {best.reserve}' if best.reserve else ''} in {best.zone.label}."
+        )
+        return "watermark", PROBABLE
+    unproven = [z for z in passing if "the min watermark is not in the log" in z.missing]
+    if len(unproven) == len(passing):
+        return "evidence_missing", UNDECIDED
+    tight = best.margin <= max(best.mark // 4, 64) or (best.low is not None and best.usable <= best.low + best.reserve)
+    if tight:
+        notes.append(
+            f"{best.zone.label} passes by {best.margin} pages at the dump and is near its watermark; {DRIFT}, so at the failure there may have been fewer."
+        )
+        return "watermark", UNDECIDED
+    notes.append(
+        f"By the dump {best.zone.label} could have served it (passes by {best.margin} pages): memory was freed in between, or something else than the zones refused."
+    )
+    return "not_shown", UNDECIDED
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
+    """The answer in a sentence or two."""
+    want = size(page_kb * 1024 << ask.order)
+    main = judged.main
+    if main is None:
+        if judged.code == "zone_eligibility":
+            shown = ", ".join(dict.fromkeys(z.zone.label for z in judged.zones))
+            total = sum(z.free for z in judged.zones)
+            return f"The request may use zones up to {judged.highest} only, and none of the zones it was given is one ({shown}: {size(total * page_kb * 1024)} free, out of its reach)."
+        return "The log has no zone's numbers for this request."
+    free = f"{main.zone.label} has {size(main.free * page_kb * 1024)} free"
+    words = {
+        "no_block": f"{free}, but no block of {want} or more: it is in smaller pieces.",
+        "watermark": f"{free}: too little to stay above its watermark.",
+        "lowmem_reserve": f"{free}, but {main.reserve} pages of it are kept for requests that can use no other zone.",
+        "per_order_watermark": f"{free} and blocks of {want}, but this old kernel also wants many pages free in the higher orders, and they are not.",
+        "cma_only": f"{free}, but what is large enough is in CMA, which only movable pages may use.",
+        "highatomic_only": f"{free}, but what is large enough is in the reserve for high-order atomic requests.",
+        "isolated_only": f"{free}, but what is large enough is isolated just now.",
+        "really_empty": "No zone that the request may use has a free page.",
+        "not_shown": f"{free}, and by the dump the request could have been served.",
+        "evidence_missing": "The numbers a verdict needs are not in the log.",
+    }
+    text = words[judged.code]
+    if main.rule == "blocks_not_shown" and judged.code == "no_block":
+        text = f"{free} and is above its watermark, so no block of {want} or more can have fitted; the free list that would show it is not in the log."
+    elif main.rule == "blocks_not_shown" and judged.code == "cma_only":
+        text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; whether a block of {want} existed outside is not in the log."
+    if judged.code == "watermark" and main.cma_decides:
+        text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; the rest does not stay above the watermark."
+    if judged.code == "watermark" and main.boost_decides:
+        text = text.rstrip(".") + f", which is boosted by {size(main.boost * page_kb * 1024)}."
+    others = [z for z in judged.zones if z.eligible and z is not main and z.rule != "passes"]
+    said = {"lowmem_reserve": "is kept back by lowmem_reserve", "watermark": "is below its watermark", "no_block": "has no block that fits", "cma_only": "has fitting blocks in CMA only",
+            "per_order_watermark": "has too few pages in the higher orders", "highatomic_only": "has fitting blocks in the atomic reserve only", "empty": "has nothing free",
+            "blocks_not_shown": "passes its watermark, its blocks are not shown", "isolated_only": "has isolated blocks only"}  # fmt: skip
+    parts: dict[str, list[str]] = {}
+    for z in others:
+        parts.setdefault(said[z.rule], []).append(z.zone.label)
+    return " ".join([text, *(f"{_and(labels)} {_plural(phrase, labels)}." for phrase, labels in parts.items())])
+
+
+def _and(labels: list[str]) -> str:
+    return labels[0] if len(labels) == 1 else ", ".join(labels[:-1]) + " and " + labels[-1] if len(labels) < 5 else f"{len(labels)} other zones"
+
+
+def _plural(phrase: str, labels: list[str]) -> str:
+    if len(labels) == 1:
+        return phrase
+    for one, many in (("is ", "are "), ("has ", "have "), ("passes its", "pass their")):
+        if phrase.startswith(one):
+            return many + phrase.removeprefix(one)
+    return phrase
+
+
+def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: MemInfo) -> tuple[Remedy, ...]:
+    """What would have helped, the best first."""
+    found: list[Remedy] = []
+    main, order, want = judged.main, ask.order, size(page_kb * 1024 << ask.order)
+    reclaim = "DIRECT_RECLAIM" in ask.flags
+    kept = [z for z in judged.zones if z.eligible and z.rule == "lowmem_reserve" and (order == 0 or z.usable_blocks)]
+    reserve_zone = min(kept, key=_times, default=None)
+    code = judged.code
+    who = request.caller or "the caller"
+    if code in ("no_block", "per_order_watermark", "highatomic_only", "isolated_only", "not_shown", "cma_only") or (code == "watermark" and order > 0):
+        dma = any("dma" in name for name in request.path) or "dma" in request.caller
+        if "copy_process" in request.path or "dup_task_struct" in request.path or "alloc_thread_stack_node" in request.path:
+            found.append(
+                Remedy(
+                    "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {want}"
+                )
+            )
+        elif reclaim and not dma and "FS" in ask.flags:
+            found.append(
+                Remedy(
+                    "caller",
+                    f"kvmalloc instead of kmalloc in {who}, if the memory need not be contiguous",
+                    f"falls back to single pages by vmalloc: no block of {want} is needed",
+                )
+            )
+        elif reclaim and order:
+            found.append(
+                Remedy(
+                    "caller",
+                    f"smaller pieces in {who}, or kvmalloc under memalloc_nofs_save() (5.17 and newer accept GFP_NOFS)",
+                    f"no block of {want} is needed",
+                )
+            )
+        elif order:
+            found.append(
+                Remedy(
+                    "caller",
+                    f"allocate in {who} ahead of time with GFP_KERNEL, or ask for single pages (scatter-gather)",
+                    "a request that may sleep can reclaim and compact; an atomic one cannot",
+                )
+            )
+    if code == "cma_only" or (main is not None and main.cma_decides):
+        cma = size((main.cma if main else 0) * page_kb * 1024)
+        found.append(Remedy("caller", "dma_alloc_coherent or dma_alloc_contiguous, which are what CMA is for", f"may use the {cma} of free CMA"))
+        found.append(
+            Remedy(
+                "admin",
+                "a smaller CMA area (cma= on the command line)",
+                "its pages become usable for every request; more RAM in CMA or drop_caches would not help",
+            )
+        )
+    if code == "highatomic_only":
+        found.append(Remedy("kernel", "retry after a moment", "the reserve is given back when a request that may reclaim fails for long"))
+    if reserve_zone is not None:
+        found.append(_ratio(reserve_zone))
+    if main is not None and main.boost_decides:
+        found.append(
+            Remedy(
+                "admin",
+                "vm.watermark_boost_factor=0",
+                f"min falls from {main.mark} to {main.mark - main.boost} pages; the request would pass by {main.unboosted_margin} pages",
+            )
+        )
+    if code == "no_block" and order and reclaim and order <= COSTLY_ORDER:
+        found.append(
+            Remedy("admin", "a higher vm.min_free_kbytes", "more pages stay free, so that larger blocks survive more often; no promise for a single request")
+        )
+    if code in ("no_block", "per_order_watermark") and order:
+        found.append(
+            Remedy(
+                "admin",
+                "echo 1 > /proc/sys/vm/compact_memory (or vm.compaction_proactiveness, 5.9 and newer)",
+                "joins movable pages to larger blocks for now; unmovable ones keep their places",
+            )
+        )
+    if code in ("watermark", "really_empty"):
+        lack = 1 - main.margin if main is not None and main.margin <= 0 else 0
+        if reclaim and main is not None and not main.cma_decides and not main.boost_decides:
+            found.append(
+                Remedy(
+                    "look",
+                    "who holds the memory (see why)",
+                    f"{lack} more free pages ({size(lack * page_kb * 1024)}) would have been enough" if lack else "the dump is at the edge",
+                )
+            )
+        if order and reclaim:
+            found.append(
+                Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier")
+            )
+        else:
+            found.append(
+                Remedy("admin", "a higher vm.min_free_kbytes (or vm.watermark_scale_factor)", "kswapd starts earlier and keeps more pages free, of which atomic requests may take a part"
+                       + (f"; {lack} pages more were needed" if lack else ""))
+            )  # fmt: skip
+    if code == "no_block" and not reclaim:
+        found.append(Remedy("admin", "not: vm.min_free_kbytes alone", "it keeps more pages free, not larger blocks"))
+    if code == "zone_eligibility":
+        found.append(
+            Remedy(
+                "admin",
+                f"a node with zone {judged.highest} or lower in cpuset.mems (or the memory policy)",
+                "the request then has zones that it may use; freeing memory or killing processes cannot help",
+            )
+        )
+        found.append(Remedy("kernel", "Linux 5.16 or newer", "such a request fails at once and does not call the OOM killer"))
+    if code == "not_shown":
+        found.append(
+            Remedy(
+                "look", "/proc/buddyinfo over time, and whether it repeats", "a single failure of this kind has passed; a caller that falls back is not harmed"
+            )
+        )
+    if (
+        any(z.zone.name == "HighMem" for z in judged.zones)
+        and judged.highest != "HighMem"
+        and judged.highest != "Movable"
+        and code in ("watermark", "no_block", "really_empty", "lowmem_reserve")
+    ):
+        found.append(
+            Remedy(
+                "kernel",
+                "a 64-bit kernel, or a memory split with more lowmem",
+                "the kernel's own requests cannot use HighMem; there is no such split on 64 bits",
+            )
+        )
+    if ask.order > COSTLY_ORDER and reclaim and code == "no_block":
+        found.append(
+            Remedy(
+                "look", "whether anything broke", f"requests above order {COSTLY_ORDER} are allowed to fail, and many callers fall back to something smaller"
+            )
+        )
+    return tuple(found)
+
+
+def _times(z: ZoneVerdict) -> int:
+    """By which power of two the zone's reserve must be divided for the request to pass."""
+    times = 1
+    while z.usable <= z.least + z.reserve // times and times < 1024:
+        times *= 2
+    return times
+
+
+def _ratio(z: ZoneVerdict) -> Remedy:
+    reserve, times = z.reserve, _times(z)
+    left = z.usable - z.least - reserve // times
+    index = ("DMA", "DMA32", "Normal").index(z.zone.name) if z.zone.name in ("DMA", "DMA32", "Normal") else 0
+    return Remedy(
+        "admin", f"a {times} times larger entry for {z.zone.name} in vm.lowmem_reserve_ratio (the {('first', 'second', 'third')[index]} number where all zones exist)",
+        f"its reserve falls from {reserve} to {reserve // times} pages; this request would then pass by {left}",
+    )  # fmt: skip

@@ -1,0 +1,140 @@
+"""Cuts a log into reports: where each begins, which lines belong to it, and what was printed into it by another CPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mmtwin.diagnose.explain.kernel_version import Kernel, find_kernel, releases
+from mmtwin.diagnose.explain.log_lines import LogText
+from mmtwin.diagnose.explain.mem_info import HEAD
+from mmtwin.diagnose.explain.model import Segment
+from mmtwin.diagnose.explain.stack import read_stack
+
+HEADERS = re.compile(
+    r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b))"
+    r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
+    r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
+    r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of memory(?::\s+Kill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
+    r"|(?P<mem_info>\bMem-[Ii]nfo:)"
+    r"|(?P<slab>\bSL[AU]B:\s+Unable\s+to\s+allocate\s+memory\s+on)"
+    r"|(?P<slub_debug>\bBUG\s+(?!:)(?:\S+)(?:\s+\S+){0,3}?\s+\((?:Not\s+tainted|Tainted:[^)]{0,120}|[A-Z ]*tainted[^)]{0,80})\):\s)"
+    r"|(?P<kasan>\bBUG:\s+K(?:ASAN|FENCE|MSAN):\s)"
+    r"|(?P<slab_debug>\bslab\s+error\s+in\s+\w+\(\)|\bSlab\s+corruption\b)"
+    r"|(?P<context>\bBUG:\s+(?:sleeping\s+function\s+called\s+from\s+invalid\s+context|scheduling\s+while\s+atomic))"
+    r"|(?P<oversize>\bWARNING:\s+(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
+    r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory)"
+    r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\bcma:\s+(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed)"
+    r"|(?P<percpu>\bpercpu:\s+allocation\s+failed)"
+    r"|(?P<fault>\bFAULT_INJECTION:\s+forcing\s+a\s+failure)"
+)
+"""First words of each kind of report; the group's name is its kind."""
+DUMPING = ("page", "oom", "vmalloc")
+"""Kinds that are followed by Mem-Info."""
+NEAR = 20_000
+"""Characters: a Mem-Info further behind belongs to nobody known."""
+MOST = 4_000
+"""Reports of one window that are looked at."""
+
+
+class _Open:
+    """A report while its end is not known."""
+
+    def __init__(self, kind: str, match: re.Match[str]) -> None:
+        self.kind, self.at, self.end, self.match = kind, match.start(), 0, match
+        self.waits = kind in DUMPING
+
+
+def cut(log: LogText, around: str = "") -> Iterator[Segment]:
+    """Every report of a stream, in order.
+
+    :param around: text to look for the kernel's version in, where a report does not name it.
+    """
+    text = log.text
+    named = releases(around)
+    kernel = find_kernel("", around) if len(set(named)) == 1 else None
+    opened: list[_Open] = []
+    for match in HEADERS.finditer(text):
+        kind = match.lastgroup or ""
+        last = opened[-1] if opened else None
+        if kind == "mem_info":
+            waiting = [o for o in opened[-4:] if o.waits and match.start() - o.at < NEAR]
+            if waiting:
+                waiting[0].waits = False
+                continue
+        if last is not None and _belongs(kind, last, match, text):
+            continue
+        opened.append(_Open(kind, match))
+        if len(opened) >= MOST:
+            break
+    for n, one in enumerate(opened):
+        one.end = opened[n + 1].at if n + 1 < len(opened) else len(text)
+    for n, one in enumerate(opened):
+        yield _segment(log, opened, n, one, kernel)
+
+
+def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
+    """Whether a header is only a further line of the report before it."""
+    near = match.start() - last.at < NEAR
+    between = text[last.at : match.start()]
+    if kind == "killed":
+        another = "Killed process" in between and not match[0].startswith("Out of memory")
+        return near and last.kind in ("oom", "killed") and not another
+    if kind == "vmalloc":  # the allocator of addresses speaks first, then vmalloc itself
+        return last.kind == "vmalloc" and between.count("\n") <= 3 and not match[0].startswith(("vmap", "vmalloc_node")) and not between.startswith("vmalloc")
+    if kind == "page":  # 3.x: "vmalloc: allocation failure: N bytes" and then the page allocator's words, though it refused nothing
+        return last.kind == "vmalloc" and between.count("\n") <= 2
+    if kind == "oversize":
+        return last.kind in ("slub_debug", "usercopy") and between.count("\n") < 60
+    if kind == "dma":  # a bounce buffer that is full, and then the map's own warning
+        return last.kind == "dma" and between.count("\n") <= 2 and "full" not in match[0]
+    return kind == "kasan" and last.kind == "kasan" and between.count("\n") <= 6 and "Call" not in between  # inlined functions have a line each
+
+
+def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: Kernel | None) -> Segment:
+    text = log.text
+    line_start = text.rfind("\n", 0, one.at) + 1
+    start = max(line_start, opened[n - 1].match.end() if n else 0)
+    body = text[start : one.end]
+    before = text[max(0, start - 3_000) : start]
+    line = log.line(one.at)
+    after, turn, interleaved = "", 0, False
+    if one.kind in DUMPING and not HEAD.search(body):
+        # the zones are behind the next header: dumps of several CPUs in one another
+        for other in opened[n + 1 : n + 4]:
+            if other.kind not in DUMPING or other.at - one.at > NEAR:
+                break
+            piece = text[other.at : other.end]
+            heads = [match[0].split("free")[0] for match in HEAD.finditer(piece)]
+            if heads:
+                if len(set(heads)) < len(heads):
+                    after, interleaved = piece, True
+                break
+    elif one.kind in DUMPING:
+        heads = [match[0].split("free")[0] for match in HEAD.finditer(body)]
+        earlier = 0
+        for other in reversed(opened[max(0, n - 3) : n]):
+            if other.kind not in DUMPING or one.at - other.at > NEAR or HEAD.search(text[other.at : other.end]):
+                break
+            earlier += 1
+        if earlier and len(set(heads)) < len(heads):
+            turn, interleaved = earlier, True
+    kernel = find_kernel(body)
+    if not kernel.known and elsewhere is not None:
+        kernel = elsewhere
+    stack_at = max(0, body.find("CPU:")) if one.kind == "slub_debug" else 0  # who allocated and freed stands before
+    return Segment(
+        one.kind, line.number, line.seconds, one.match[0], body, before, kernel, read_stack(body[stack_at:]), _comm(body, one.kind), after, turn, interleaved
+    )
+
+
+def _comm(body: str, kind: str) -> str:
+    """The process's name, as the report's first line has it."""
+    patterns = {
+        "page": r"\A\s*(.{1,64}?):\s+(?:vmalloc:.{0,80}?)?page\s+allocation", "oom": r"\A\s*(.{1,64}?)\s+invoked\s+oom-killer",
+        "vmalloc": r"(?m)^\s*([^:\n]{1,32}?):\s+(?:vmalloc|page alloc)",
+    }  # fmt: skip
+    if kind in patterns and (match := re.search(patterns[kind], body[:2000])):
+        return match[1].strip()
+    match = re.search(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)", body) or re.search(r"\bname:\s+(\S[^\n]{0,31})", body)
+    return match[1].strip() if match else ""

@@ -1,0 +1,104 @@
+"""A report's stack: who asked, and from where (process, interrupt, softirq)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+FRAME = re.compile(
+    r"(?P<guess>\?\s+)?(?<![\w.$])(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x[0-9a-f]+|\d+(?=\s|$))(?:\s*[)]?\s*\[(?P<module>[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?"
+)
+NOT_FRAMES = re.compile(r"\b(?:RIP|EIP|PC|LR|NIP|pc|lr|epc|ra)\b(?:\s+is\s+at|\s*:)?\s*(?:[0-9a-f]{4}:)?(?:\[<[0-9a-f]+>\]\s*)?$")
+INTERNAL = re.compile(
+    r"^(?:_*dump_stack(?:_lvl)?|_*show_stack(?:_log_lvl)?|_*show_trace\w*|unwind_backtrace|dump_backtrace|_*warn\w*|panic|__report_bug|report_bug|_*might_\w+|___might_sleep|__schedule_bug"
+    r"|__?_?alloc_pages\w*|_*alloc_frozen_pages\w*|_*folio_alloc\w*|alloc_page\w*|__?get_free_pages\w*|get_zeroed_page\w*|_*kv?m?alloc\w*|_*kv?zalloc\w*|_*kv?calloc\w*|_*krealloc\w*"
+    r"|_*kmem_cache_\w+|kmem_getpages|kmem_freepages|fallback_alloc|cache_grow\w*|_*cache_alloc\w*|cache_alloc_refill|_*do_cache_alloc|_*do_kmalloc\w*|new_slab\w*|_*slab_alloc\w*|allocate_slab|alloc_slab_page"
+    r"|slab_out_of_memory|slab_pre_alloc\w*|_*alloc_large_kmalloc\w*|_*kmalloc_large\w*|kmalloc_order\w*|_*vmalloc\w*|_*vzalloc\w*|vmalloc_user|alloc_vmap_area|__get_vm_area\w*|get_vm_area\w*|module_alloc|module_memory_alloc|execmem_alloc\w*|vm_area_alloc_pages"
+    r"|_*dma_alloc\w*|dma_generic_alloc\w*|dma_direct_alloc\w*|dmam_alloc\w*|pci_alloc_consistent|_*dma_\w*map\w*|debug_dma\w*|check_for_\w+|check_unmap|check_sync|dma_map\w*|_*pci_map\w*|swiotlb\w*|x86_swiotlb\w*|intel_alloc\w*|arm_dma_\w+|__dma_\w+|add_dma_entry|err_printk"
+    r"|out_of_memory\w*|oom_kill\w*|dump_header\w*|dump_unreclaimable_slab|show_free_areas|show_mem|_*show_mem|try_to_free\w*|mem_cgroup\w*|try_charge\w*|_*mem_cgroup\w*|_*memcg\w*|charge_memcg|__mem_cgroup_charge|__mem_cgroup_try_charge|obj_cgroup\w*|pagefault_out_of_memory|mm_fault_error|do_try_to_free\w*|shrink_\w+|page_frag_\w+|_*netdev_alloc\w*|_*napi_alloc\w*|alloc_skb\w*|_*alloc_skb\w*|kmalloc_reserve"
+    r"|kasan\w*|_*asan\w*|print_report|print_address_description\w*|_*kfence\w*|save_stack|set_track\w*|stack_trace_save|check_bytes\w*|check_object|check_slab|slab_err|slab_bug|object_err|print_trailer|alloc_debug_processing|free_debug_processing|alloc_single_from\w*|free_to_partial_list|alloc_consistency\w*|on_freelist|report_bug|fixup_bug|do_error_trap|do_invalid_op|exc_invalid_op|asm_exc_invalid_op|invalid_op|handle_bug|should_fail\w*|fail_dump|should_failslab|_*should_fail_\w+|mempool_alloc\w*|mempool_kmalloc|kmemdup\w*|_*memdup\w*|_*slab_free|kfree|kvfree|vfree|_*do_slab_free|panic|_*kmalloc_track\w*|alloc_pages_exact\w*|make_alloc_exact|_*pskb_\w*|skb_\w*expand_head|pagecache_get_page|_*filemap_get_folio|grow_dev_page|get_page_from_freelist|rmqueue\w*|_*rmqueue\w*|cma_alloc\w*|dma_alloc_from_cont\w*|print_unlock_imbalance_bug|lock_acquire|__ubsan\w*)"
+    r"(?:\.(?:part|constprop|isra|cold|llvm)[\w.]*)*$"
+)
+"""The allocators' own functions, and those that print: whoever is behind them asked."""
+ROOTS = re.compile(
+    r"^(?:entry_\w+|system_call\w*|sysenter\w*|do_syscall\w*|ret_from\w*|ret_fast\w*|syscall_\w+|el0_\w+|el0t_\w+|el1\w*|invoke_syscall|[xX]?64_sys_\w*|__x64_sys_\w+|__arm64_sys\w+|__se_sys\w*|[sS]y[sS]_\w+|ksys_\w+|do_one_initcall|kthread|worker_thread|process_one_work|start_secondary|secondary_startup\w*|cpu_startup_entry|do_idle|start_kernel|x86_64_start\w*|kernel_thread\w*|child_rip|int_ret\w*|page_fault|asm_\w+|exc_page_fault|async_page_fault|do_page_fault|common_interrupt|ret_from_intr)$"
+)
+PLACES = (
+    ("hard interrupt", r"^(?:do_IRQ|handle_irq\w*|_*handle_irq_event\w*|handle_(?:edge|level|fasteoi)_irq|gic_handle_irq|generic_handle\w*irq\w*|asm_common_interrupt|__irq_svc|el1_irq)$"),
+    ("softirq", r"^(?:_*do_softirq\w*|call_softirq|handle_softirqs|tasklet_action\w*|tasklet_hi_action\w*|net_rx_action|run_timer_softirq|run_ksoftirqd|call_timer_fn|irq_exit\w*|__irq_exit\w*|rcu_core|rcu_do_batch)$"),
+    ("workqueue", r"^(?:process_one_work|worker_thread)$"),
+    ("kernel start", r"^(?:start_kernel|kernel_init\w*|do_initcalls)$"),
+    ("system call", r"^(?:entry_SYSCALL\w*|entry_INT80\w*|system_call\w*|sysenter\w*|do_syscall\w*|ret_fast_syscall|syscall_\w+|el0_svc\w*|invoke_syscall|[xX]?64_sys\w*|__x64_sys\w*|[sS]y[sS]_\w+|sys_\w+|csky_systemcall|do_sys\w*)$"),
+    ("page fault", r"^(?:page_fault|async_page_fault|do_page_fault|exc_page_fault|asm_exc_page_fault|do_user_addr_fault|do_mem_abort|do_translation_fault|handle_mm_fault)$"),
+    ("kernel thread", r"^(?:kthread|kernel_thread\w*|child_rip|ret_from_fork\w*|ret_from_kernel_thread|start_kernel_thread)$"),
+)  # fmt: skip
+"""Where a request came from, by functions below it on the stack; the first kind found wins."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Functions from the innermost outwards, those that are only left-overs on the stack ("?") left out where others exist.
+
+    :ivar caller: who asked the allocator; "" if not known.
+    :ivar module: of the caller; "".
+    :ivar place: where it ran: one of `PLACES`, or "".
+    """
+
+    frames: tuple[str, ...]
+    caller: str
+    module: str
+    place: str
+    path: tuple[str, ...] = ()
+
+    def has(self, *names: str) -> bool:
+        """Whether one of the functions is on the stack, with or without what the compiler adds to names."""
+        return any(frame.split(".")[0] in names for frame in self.frames)
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a function's name matches."""
+        return any(re.search(pattern, frame) for frame in self.frames)
+
+
+NONE = Stack((), "", "", "")
+
+
+def read_stack(text: str, limit: int = 24_000) -> Stack:
+    """The stack in a report's text."""
+    text = text[:limit]
+    sure: list[tuple[str, str]] = []
+    guesses: list[tuple[str, str]] = []
+    for match in FRAME.finditer(text):
+        line_start = text.rfind("\n", 0, match.start()) + 1
+        if NOT_FRAMES.search(text[line_start : match.start()]):
+            continue
+        frame = (match["name"], match["module"] or "")
+        guesses.append(frame)
+        if not match["guess"]:
+            sure.append(frame)
+    frames = sure if len(sure) >= 3 else guesses
+    # unwinders of ARM print "(callee+..) from [<..>] (caller+..)": every function twice
+    frames = [frame for n, frame in enumerate(frames) if n == 0 or frame[0] != frames[n - 1][0]]
+    names = tuple(name for name, _ in frames)
+    caller = module = ""
+    path: list[str] = []
+    for name, owner in frames:
+        bare = name.split(".")[0]
+        if not caller and (INTERNAL.match(name) or INTERNAL.match(bare)):
+            continue
+        if ROOTS.match(bare):
+            break
+        if not caller:
+            caller, module = bare, owner
+        if len(path) < 10:
+            path.append(bare)
+    bare_names = [name.split(".")[0] for name in names]
+    place = next((label for label, pattern in PLACES if any(re.match(pattern, name) for name in bare_names)), "")
+    if re.search(r"<\s*(?:IRQ|SOFTIRQ)\s*>", text) and place not in ("hard interrupt", "softirq"):
+        place = "interrupt"
+    if place == "hard interrupt" and any(re.match(PLACES[1][1], name) for name in bare_names[: _first(bare_names, PLACES[0][1])]):
+        place = "softirq"
+    return Stack(names, caller, module, place, tuple(path))
+
+
+def _first(names: list[str], pattern: str) -> int:
+    return next((n for n, name in enumerate(names) if re.match(pattern, name)), len(names))

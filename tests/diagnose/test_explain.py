@@ -1,0 +1,249 @@
+"""Reports of real kernels as their owners published them (sources: docs/explain.md), judged; damaged logs; arithmetic by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmtwin.diagnose.explain import Explanation, explain_log, explain_text
+from mmtwin.diagnose.explain.log_gfp import ERAS, decode, parse_names, spell
+from mmtwin.diagnose.explain.log_lines import strip
+from mmtwin.diagnose.explain.model import VERDICTS
+from mmtwin.diagnose.explain.show import explanation_lines
+from mmtwin.errors import LogError
+
+LOGS = Path(__file__).parent.parent / "data" / "kernel-logs"
+SLUB = Path(__file__).parent.parent / "data" / "slub-debug-reports.txt"
+EXPECTED: dict[str, list[tuple[str, str, dict[str, tuple[str, int]]]]] = {
+    "p01": [("no_block", "decided", {"DMA": ("lowmem_reserve", -7), "Normal": ("no_block", 546)})] * 2,
+    "p02": [
+        (
+            "per_order_watermark",
+            "decided",
+            {"DMA": ("lowmem_reserve", -2123), "DMA32": ("per_order_watermark", 30373), "Normal": ("per_order_watermark", 12736)},
+        )
+    ],
+    "p03": [("no_block", "decided", {"Normal": ("no_block", 631)})],
+    "p04": [("cma_only", "probable", {"Normal": ("blocks_not_shown", 599)})],
+    "p05": [
+        ("no_block", "decided", {"DMA": ("lowmem_reserve", -12512), "DMA32": ("lowmem_reserve", -6), "Normal": ("no_block", 15713)}),
+        ("no_block", "decided", {"DMA": ("lowmem_reserve", -12512), "DMA32": ("lowmem_reserve", -15), "Normal": ("no_block", 5679)}),
+    ],
+    "p06": [("cma_only", "decided", {"Normal": ("cma_only", 4716), "HighMem": ("not_eligible", 0)})],
+    "p07": [("watermark", "undecided", {"DMA": ("watermark", -288)})],
+    "p08": [("watermark", "decided", {"Normal": ("watermark", -4)})] * 2,
+    "p09": [("zone_eligibility", "decided", {"Movable": ("not_eligible", 0)})],
+    "p10": [("watermark", "undecided", {"DMA": ("lowmem_reserve", -48), "Normal": ("watermark", -188), "HighMem": ("not_eligible", 0)})],
+    "p11": [("vmalloc_address_space", "decided", {})],
+    "p12": [("memcg_limit", "probable", {})],
+    "p13": [("order_too_large", "decided", {})],
+    "p14": [("use_after_free", "decided", {})],
+    "p15": [("sleeping_in_atomic", "decided", {})],
+    "p16": [("dma_from_stack", "decided", {})],
+}
+
+
+def log(name: str) -> Path:
+    return next(LOGS.glob(f"{name}-*.txt"))
+
+
+def text(explanation: Explanation) -> str:
+    return "\n".join(line for line, _ in explanation_lines(explanation, 100, True))
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_verdicts(name: str) -> None:
+    explanation = explain_log(log(name))
+    got = [(r.verdict.code, r.verdict.certainty, {z.zone.name: (z.rule, z.margin) for z in r.verdict.zones}) for r in explanation.reports]
+    assert got == EXPECTED[name]
+    assert json.loads(json.dumps(explanation.to_dict()))["verdict"] == EXPECTED[name][0][0]
+    assert all(code in VERDICTS for code in explanation.to_dict()["verdicts"])
+
+
+def test_details() -> None:
+    p13 = explain_log(log("p13")).main
+    assert p13.request is not None
+    assert (p13.request.order, p13.request.asked_bytes, p13.request.caller) == (11, 5734080, "sbitmap_init_node")
+    p14 = explain_log(log("p14")).main.verdict.details
+    assert (p14["cache"], p14["offset_in_object"], p14["byte"], p14["wrong_bytes"], p14["hashed_addresses"]) == ("kmalloc-128", 16, 0x6C, 1, True)
+    p08 = explain_log(log("p08")).main.verdict.zones[0]
+    assert (p08.boost, p08.unboosted_margin, p08.usable, p08.mark) == (1024, 1020, 1722, 1726)
+    p10 = explain_log(log("p10")).main
+    assert p10.request is not None
+    assert p10.request.order is None
+    p11 = explain_log(log("p11")).main.verdict
+    assert any(remedy.what.startswith("not: vmalloc=") for remedy in p11.remedies)
+
+
+def test_real_slub_reports() -> None:
+    codes = [report.verdict.code for report in explain_log(SLUB).reports]
+    assert codes[:4] == ["out_of_bounds", "out_of_bounds", "out_of_bounds", "use_after_free"]
+    assert {"double_free", "invalid_free", "corruption", "objects_remaining"} <= set(codes)
+
+
+@pytest.mark.parametrize(
+    ("value", "version", "names"),
+    [
+        (0x20, (2, 6, 32), "GFP_ATOMIC"), (0xD0, (3, 8, 0), "GFP_KERNEL"), (0x2080020, (4, 9, 0), "GFP_ATOMIC"), (0x24000C0, (4, 6, 0), "GFP_KERNEL"),
+        (0x1080020, (4, 14, 0), "GFP_ATOMIC"), (0x14000C0, (4, 15, 0), "GFP_KERNEL"), (0x480020, (4, 19, 0), "GFP_ATOMIC"), (0x6200CA, (4, 19, 0), "GFP_HIGHUSER_MOVABLE"),
+        (0xA20, (6, 1, 0), "GFP_ATOMIC"), (0x820, (6, 8, 9), "GFP_ATOMIC"), (0x100CCA, (6, 12, 0), "GFP_HIGHUSER_MOVABLE"), (0x201DA, (3, 2, 0), "GFP_HIGHUSER_MOVABLE|__GFP_COLD"),
+    ],
+)  # fmt: skip
+def test_flags_by_version(value: int, version: tuple[int, int, int], names: str) -> None:
+    flags = decode(value, "", version)
+    assert flags.names == names
+    assert decode(value, names, version).agree
+
+
+def test_flags_are_those_of_the_profile() -> None:
+    from mmtwin.gfp import GFP
+
+    assert next(era for era in ERAS if era.name == "5.1 to 6.2").bits == {flag.name: int(flag) for flag in GFP}
+
+
+def test_names_that_do_not_fit() -> None:
+    assert decode(0x1084020, "GFP_ATOMIC", (5, 15, 0)).agree is False
+    other = decode(0x14000C0, "GFP_KERNEL", (4, 19, 0))  # a vendor's kernel with older numbers
+    assert other.agree
+    assert other.note
+
+
+@given(st.integers(0, 0xFFFFFF), st.sampled_from(ERAS))
+@settings(max_examples=100, deadline=None)
+def test_names_and_back(value: int, era: object) -> None:
+    from mmtwin.diagnose.explain.log_gfp import Era
+
+    assert isinstance(era, Era)
+    assert parse_names(spell(value, era), era) == value
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "[  838.952607] ", "Jun 11 11:50:17 crowies kernel: [  838.952607] ", "kernel: [ 5720.362941] ", "> [  141.863780] ", ">> <4>[    1.000000] ", "[Fri Apr 17 19:56:16 2026] ",
+        "2024-05-08T20:21:11.768+0200 host kernel: ", "[   36.234447] [03-19 10:05:52.234] ", "6,1234,5678,-;", "[  12.345678][ T1234] ", "kern  :warn  : [    1.000000] ",
+    ],
+)  # fmt: skip
+def test_decoration(prefix: str) -> None:
+    assert strip(f"{prefix}Mem-Info:", 1).text == "Mem-Info:"
+
+
+HEAD = "x: page allocation failure: order:{order}, mode:{mode}, nodemask=(null)\nCPU: 0 PID: 1 Comm: x Not tainted {version} #1\nCall Trace:\n f+0x1/0x2\nMem-Info:\n"
+ZONE = "Node 0 Normal free:{free}kB min:{min}kB low:{low}kB high:{high}kB reserved_highatomic:0KB present:4194304kB managed:4000000kB free_cma:{cma}kB\nlowmem_reserve[]: 0 0 0 0\n"
+LIST = "Node 0 Normal: {blocks} = {free}kB\n"
+
+
+def made(version: str, order: int, mode: str, blocks: str, cma: int = 0, low: int = 20000) -> str:
+    free = sum(int(n) * int(kb) for n, kb in re.findall(r"(\d+)\*(\d+)kB", blocks))
+    return (
+        HEAD.format(order=order, mode=mode, version=version)
+        + ZONE.format(free=free, min=low, low=low * 5 // 4, high=low * 3 // 2, cma=cma)
+        + LIST.format(blocks=blocks, free=free)
+    )
+
+
+@pytest.mark.parametrize(
+    ("log", "code"),
+    [
+        (made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 0*16kB 0*32kB"), "no_block"),
+        (made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 9*16kB (C) 0*32kB"), "cma_only"),
+        (made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 9*16kB (H) 0*32kB"), "highatomic_only"),
+        (made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 9*16kB (M) 0*32kB"), "not_shown"),
+        (made("5.10.1", 2, "0xa20(GFP_ATOMIC)", "30000*4kB (UME) 5000*8kB (UM) 9*16kB (H) 0*32kB"), "not_shown"),
+        (made("5.10.1", 0, "0xcc0(GFP_KERNEL)", "3000*4kB (UME) 5*8kB (UM) 9*16kB (M) 0*32kB"), "watermark"),
+        (made("5.10.1", 0, "0xcc0(GFP_KERNEL)", "0*4kB 0*8kB 0*16kB 0*32kB"), "really_empty"),
+        (made("4.8.0", 0, "0x2280020(GFP_ATOMIC|__GFP_NOTRACK)", "9000*4kB (H) 5*8kB (H) 9*16kB (H) 0*32kB"), "highatomic_only"),
+        (made("3.2.0", 2, "0x4020", "30000*4kB 5000*8kB 1*16kB 0*32kB"), "per_order_watermark"),
+    ],
+)  # fmt: skip
+def test_rules(log: str, code: str) -> None:
+    assert explain_text(log).main.verdict.code == code
+
+
+def test_interleaved_dumps() -> None:
+    a = made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 0*16kB 0*32kB").split("\n")
+    b = [line.replace("x: page", "y: page") for line in a]
+    mixed = explain_text("\n".join(line for pair in zip(a, b, strict=True) for line in pair))
+    assert [(r.request.comm if r.request else "", r.verdict.code, r.verdict.certainty) for r in mixed.reports] == [
+        ("x", "no_block", "probable"),
+        ("y", "no_block", "probable"),
+    ]
+    tagged = "\n".join(f"[    1.000000][    T{n}] {line}" for pair in zip(a, b, strict=True) for n, line in enumerate(pair))
+    assert [r.verdict.certainty for r in explain_text(tagged).reports] == ["decided", "decided"]
+
+
+def test_damaged_numbers_are_said() -> None:
+    log = made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 0*16kB 0*32kB").replace(" = 160000kB", " = 999kB")
+    verdict = explain_text(log).main.verdict
+    assert verdict.certainty == "probable"
+    assert any("damaged" in sentence for sentence in verdict.missing)
+
+
+@pytest.mark.parametrize(
+    ("log", "code"),
+    [
+        ("Task in /a killed as a result of limit of /a\nmemory: usage 1000kB, limit 1000kB, failcnt 7\nMemory cgroup out of memory: Kill process 1 (x) score 1", "memcg_limit"),
+        ("sd 0: swiotlb buffer is full (sz: 294912 bytes), total 32768 (slots), used 4 (slots)", "swiotlb_full"),
+        ("x: vmalloc error: size 0, page order 9, failed to allocate pages, mode:0xcc2(GFP_KERNEL|__GFP_HIGHMEM), nodemask=(null)", "vmalloc_pages"),
+        ("BUG: KASAN: use-after-free in f+0x1/0x2 [m]\nRead of size 8 at addr ffff888 by task t/1", "use_after_free"),
+        ("BUG: scheduling while atomic: swapper/8/0/0x00010003", "sleeping_in_atomic"),
+        ("FAULT_INJECTION: forcing a failure.\nname failslab, interval 1", "fault_injection"),
+        ("percpu: allocation failed, size=64 align=8 atomic=0, failed to allocate new chunk", "percpu_space"),
+        ("cma: cma_alloc: reserved: alloc failed, req-size: 256 pages, ret: -12", "cma_failed"),
+        ("SLUB: Unable to allocate memory on node -1 (gfp=0x20)\n  cache: kmalloc-192, object size: 192, buffer size: 192, default order: 0, min order: 0", "slab_refused"),
+    ],
+)  # fmt: skip
+def test_other_kinds(log: str, code: str) -> None:
+    assert explain_text(log).main.verdict.code == code
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"\0\0\0", b"hello\n", b"\xff\xfe\x00", b"\x80" * 1000])
+def test_nothing_to_explain(data: bytes) -> None:
+    with pytest.raises(LogError) as error:
+        explain_text(data, "x.log")
+    assert "\n" not in str(error.value)
+
+
+def test_noise_around_a_report() -> None:
+    noise = b"Jun 11 11:50:17 host kernel: [    1.000000] eth0: link up\n" * 20_000
+    crlf = log("p05").read_bytes().replace(b"\n", b"\r\n")
+    explanation = explain_text(noise + crlf + noise)
+    assert [report.verdict.code for report in explanation.reports] == ["no_block", "no_block"]
+    assert explanation.main.line == 20_001
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    log = made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 0*8kB 0*16kB 0*32kB").replace("x: page", "\x1b]0;<script>\x07: page")
+    shown = text(explain_text(log))
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_damage_never_ends_in_a_traceback(data: st.DataObject) -> None:
+    lines = data.draw(st.sampled_from(sorted(LOGS.glob("*.txt")))).read_bytes().split(b"\n")
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(lines) - 1))
+        match data.draw(st.integers(0, 4)):
+            case 0:
+                del lines[at + 1 :]
+            case 1:
+                lines[at] = lines[at][: data.draw(st.integers(0, 80))]
+            case 2:
+                lines[at:at] = lines[at // 2 : at]
+            case 3:
+                lines[at] = re.sub(rb"\d+", data.draw(st.sampled_from([b"99999999999999999999", b"0", b"-1", b""])), lines[at])
+            case 4:
+                lines[at] += data.draw(st.binary(max_size=20))
+    try:
+        explanation = explain_text(b"\n".join(lines))
+    except LogError:
+        return
+    json.dumps(explanation.to_dict())
+    assert text(explanation)
