@@ -20,6 +20,7 @@ settings.load_profile("mmtwin")  # compiling and busy machines take their time; 
 RECORDINGS = Path(os.environ.get("MMTWIN_TEST_RECORDINGS") or Path(__file__).parent / "recordings")
 
 
+@pytest.hookimpl(tryfirst=True)  # the workers' own loop is the same hook
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Before a whole run the two workers compile different halves of what most tests need; each then reads the other's from the cache."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")

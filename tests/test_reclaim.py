@@ -46,7 +46,7 @@ def in_blocks(m: Machine) -> int:
 @given(seed=st.integers(0, 1 << 32))
 def test_pages_go_out_and_come_back_as_they_were(rotational: bool, synchronous: bool, seed: int) -> None:
     rnd, m = random.Random(seed), short_of_memory(900, 2)
-    area = m.swapon(8 << 20, rotational=rotational, synchronous=synchronous)
+    area = m.swapon(16 << 20, rotational=rotational, synchronous=synchronous)
     first, n = m.spawn("first"), 1200
     private, shared = first.mmap(n * PAGE), first.mmap(100 * PAGE, flags=MAP_SHARED | MAP_ANONYMOUS)
     alive: list[tuple[Process, dict[int, bytes]]] = [(first, {})]

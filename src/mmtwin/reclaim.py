@@ -208,7 +208,7 @@ class Reclaim:
         drain_pages_kernel(self.state, 0, self.cpus - 1, cpu)
 
     def _unreserve_highatomic(self, gfp: int, force: bool) -> bool:
-        return bool(self._pressure(UNRESERVE_HIGHATOMIC, 0, 0, gfp_migratetype(gfp), self._highest_zone(gfp), force))
+        return bool(self._pressure(UNRESERVE_HIGHATOMIC, 0, 0, gfp_migratetype(gfp), self._highest_zone(gfp), int(force)))
 
     def _should_reclaim_retry(self, order: int, gfp: int, top: int) -> bool:
         """``should_reclaim_retry`` behind its counter: whether, with all that could be reclaimed, a zone would pass."""
