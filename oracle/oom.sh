@@ -18,13 +18,7 @@ mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys"
 cp "$(command -v busybox)" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"
 gcc -O2 -static -o "$root/oom-user" "$here/oom-user.c"
-for module in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
-  file=$(find "$kernel/modules" -name "$module.ko*" | head -n 1)
-  case $file in
-    *.xz) xz -dc "$file" > "$root/$module.ko" ;;
-    ?*) cp "$file" "$root/$module.ko" ;;
-  esac
-done
+"$here/copy-modules.sh" "$kernel" "$root" virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk
 cat > "$root/init" << 'INIT'
 #!/bin/sh
 b=/bin/busybox

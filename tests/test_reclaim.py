@@ -141,10 +141,13 @@ def test_the_kernel_requests_reclaim_too() -> None:
     process, a = some(m, "app", 1000)
     process.touch(a, 1000 * PAGE)
     v = m.vmalloc(600 * PAGE)
+    cache = m.kmem_cache_create("large", 4096)
+    objects = m.kmem_cache_alloc_bulk(cache, 100)
     held = [m.kmalloc(8192) for _ in range(60)]
     assert m.vm_events()["pswpout"] > 500
     for address in held:
         m.kfree(address)
+    m.kmem_cache_free_bulk(cache, objects)
     m.vfree(v)
     m.validate()
 
@@ -241,6 +244,8 @@ def test_swap_devices_and_sysctls() -> None:
     app.touch(a, 950 * PAGE)
     used = [device["used"] for device in m.swaps()]
     assert min(used) > 0 and m.swaps()[0]["priority"] == 5
+    with pytest.raises(RequestError, match="priority 40000: expected 0 to 32767"):
+        m.swapon(1 << 20, priority=40000)
     with pytest.raises(RequestError, match="swappiness 300"):
         m.swappiness = 300
     m.swappiness = 100

@@ -5,15 +5,16 @@
 set -euo pipefail
 kernel=${1:?usage: run-contexts.sh KERNEL_DIR MODULE.ko OUT.txt} module=${2:?} out=${3:?}
 scratch=$(mktemp -d)
+root=$scratch/root
 trap 'rm -rf "$scratch"' EXIT
 tests='table sleep-preempt sleep-bh sleep-irqs_off sleep-rcu sleep-softirq kmalloc-preempt kmalloc-softirq kmalloc-hardirq vmalloc-process vmalloc-preempt
 vmalloc-irqs_off vmalloc-bh vmalloc-softirq vmalloc-hardirq vmalloc_atomic-hardirq vfree-preempt vfree-bh vfree-softirq vfree-hardirq vfree-nmi
 vunmap-softirq'
-mkdir -p "$scratch/root/bin" "$scratch/root/proc"
-cp "$(command -v busybox)" "$scratch/root/bin/busybox"
-ln -s busybox "$scratch/root/bin/sh"
-cp "$module" "$scratch/root/contexts.ko"
-cat > "$scratch/root/init" << 'INIT'
+mkdir -p "$root/bin" "$root/proc"
+cp "$(command -v busybox)" "$root/bin/busybox"
+ln -s busybox "$root/bin/sh"
+cp "$module" "$root/contexts.ko"
+cat > "$root/init" << 'INIT'
 #!/bin/sh
 b=/bin/busybox
 $b mount -t proc proc /proc
@@ -23,8 +24,8 @@ $b insmod /contexts.ko test=$t
 $b sleep 1
 $b poweroff -f
 INIT
-chmod +x "$scratch/root/init"
-(cd "$scratch/root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
+chmod +x "$root/init"
+(cd "$root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
 : > "$scratch/all"
 for t in $tests; do
   timeout 120 qemu-system-x86_64 -M pc -accel tcg -cpu max -m 256M -smp 1 -nographic -nodefaults -no-reboot -serial stdio \

@@ -44,7 +44,7 @@ class InvariantError(MmtwinError):
 class AllocationFailure(MmtwinError, MemoryError):
     """A request that is not satisfied.
 
-    :ivar errno: -12 (ENOMEM) when Linux returns NULL, -11 (EAGAIN) when it would now reclaim or compact memory, which is not built yet.
+    :ivar errno: -12 (ENOMEM) when Linux returns NULL, -11 (EAGAIN) when it would now reclaim or compact memory and there is nothing that could be taken from anybody.
     :ivar order: order of the request.
     :ivar gfp: its flags.
     :ivar status: "failed", "needs reclaim" or "order too large".

@@ -155,7 +155,7 @@ class Machine(OutOfMemory, Processes, Reclaim, Contexts, Devices, SwapAreas, Vma
         """``alloc_pages``: 2^order adjacent page frames.
 
         :returns: the first page frame.
-        :raises AllocationFailure: Linux would return NULL, or would reclaim or compact memory first, which is not built yet (``.status``).
+        :raises AllocationFailure: Linux would return NULL, after reclaim and compaction if the request may wait for them; or it would wait, and no process has memory that could be reclaimed (``.status``).
         :raises RequestError: no such order, flags or CPU.
         """
         order, gfp, cpu = self._order(order), self._gfp(gfp), self._cpu(cpu)

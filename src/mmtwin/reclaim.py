@@ -66,7 +66,6 @@ if TYPE_CHECKING:
 
 GFP_IO, GFP_NORETRY, GFP_RETRY_MAYFAIL, GFP_THISNODE, GFP_FS = 0x40, 0x10000, 0x4000, 0x200000, 0x80
 MAX_COMPACT_RETRIES = 16
-MAX_SWAP_DEVICES = 16
 LRU_NAMES = {
     "nr_inactive_anon": LRU_INACTIVE_ANON, "nr_active_anon": LRU_ACTIVE_ANON, "nr_inactive_file": LRU_INACTIVE_FILE, "nr_active_file": LRU_ACTIVE_FILE,
     "nr_unevictable": LRU_UNEVICTABLE,
@@ -158,7 +157,7 @@ class Reclaim:
             if progress:
                 yield
                 self._unreserve_highatomic(gfp, False)
-                self._drain_all(cpu)
+                drain_pages_kernel(self.state, 0, self.cpus - 1, cpu)
                 yield
             result = COMPACT_SKIPPED
             if order and may_compact:
@@ -204,9 +203,6 @@ class Reclaim:
                 self._pressure(COMPACT_ZONE, self._cpu(cpu), z)
         return int(self.users.lruvec[0]["pgmigrate_success"]) - before
 
-    def _drain_all(self, cpu: int) -> None:
-        drain_pages_kernel(self.state, 0, self.cpus - 1, cpu)
-
     def _unreserve_highatomic(self, gfp: int, force: bool) -> bool:
         return bool(self._pressure(UNRESERVE_HIGHATOMIC, 0, 0, gfp_migratetype(gfp), self._highest_zone(gfp), int(force)))
 
@@ -250,10 +246,9 @@ class Reclaim:
         config = self.state.config[0]
         if not int(config["kswapd_pending"]) or self._users is None:
             return False
-        while True:
+        while int(config["kswapd_pending"]):
             self._pressure(KSWAPD, cpu)
-            if not int(config["kswapd_pending"]):
-                return True
+        return True
 
     # Contents of pages that are on a disk
 
@@ -292,8 +287,6 @@ class Reclaim:
         users = self.users
         free = np.flatnonzero(users.swap["used"] == 0)
         d = int(free[0]) if len(free) else len(users.swap)
-        if d >= MAX_SWAP_DEVICES:
-            raise RequestError(f"swapon: {MAX_SWAP_DEVICES} devices are in use; that is all this machine can tell apart")
         clusters = 512 if self.profile.word_bits == 64 else 256
         info = np.zeros(1, dtype=SWAP_INFO)
         info["used"], info["first"], info["max"], info["pages"] = 1, len(users.swap_map), area.slots, area.slots - 1

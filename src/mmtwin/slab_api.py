@@ -422,11 +422,18 @@ class SlabAllocator:
             done += int(alloc_bulk_entry(self._handle, number, gfp, cpu, out[done:]))
             if done < n and int(out[done]) == NO_ROOM:
                 self._grow()
+            elif done < n and self._bulk_may_go_on(number, gfp, cpu, out, done):
+                done += 1
             elif done < n:
                 error = int(out[done])
                 self._free_bulk(number, (out[:done] + self.PAGE_OFFSET if done else []), cpu)
                 raise self._slab_failure(error, f"kmem_cache_alloc_bulk({cache.name!r}, {n})", number, cache.object_size, gfp, cpu)
         return [int(p) + self.PAGE_OFFSET for p in out]
+
+    def _bulk_may_go_on(self, number: int, gfp: int, cpu: int, out: npt.NDArray[np.int64], done: int) -> bool:
+        """A bulk request came to an object for which there was no memory: whether it got this one after waiting."""
+        out[done] = self.wait_for_memory(int(out[done]), cpu, lambda: int(cache_alloc_entry(self._handle, number, gfp, cpu)))
+        return int(out[done]) >= 0
 
     def kmem_cache_free_bulk(self, cache: KmemCache, addresses: Iterable[int], cpu: int = 0) -> None:
         """``kmem_cache_free_bulk``; errors as `kfree_bulk`, and WrongCache."""

@@ -22,6 +22,7 @@ CLUSTER_INFO = 8
 SC_PER_PAGE = PAGE_SIZE // 2
 """Owners of slots (``struct swap_cgroup``) in a page."""
 SWAP_ADDRESS_SPACE_PAGES = 1 << 14
+MAX_PRIORITY, MAX_SWAP_DEVICES = 32767, 16
 SMALLEST = 10
 """Pages; mkswap makes no smaller device."""
 
@@ -93,6 +94,10 @@ class SwapAreas:
         slots = size // PAGE_SIZE
         if not SMALLEST <= slots <= (1 << 32) - 1:
             raise RequestError(f"swapon of {size} bytes: expected at least {SMALLEST} pages, and fewer than 2^32")
+        if priority is not None and not 0 <= priority <= MAX_PRIORITY:
+            raise RequestError(f"swapon: priority {priority}: expected 0 to {MAX_PRIORITY}")
+        if len(self._swap_devices) == MAX_SWAP_DEVICES:
+            raise RequestError(f"swapon: {MAX_SWAP_DEVICES} devices are in use; that is all this machine can tell apart")
         sizes = SIZES[self.space.bits]
         taken: list[int] = []
         pages: list[int] = []

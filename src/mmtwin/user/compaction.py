@@ -37,18 +37,12 @@ from mmtwin.user.lru import lru_add, lru_del, lru_head
 from mmtwin.user.mm_tables import ANON, IO_COPY, L_FREEPAGES, L_MIGRATE, LRU_UNEVICTABLE, REF, SHMEM
 from mmtwin.user.pages import lru_add_drain, note_request
 from mmtwin.user.rmap import area_address, find_entry, first_mapping, mapping_area, maps, next_mapping
-from mmtwin.user.swap import note_io
+from mmtwin.user.swap import io_full, note_io
 
 ASYNC, SYNC_LIGHT, SYNC = range(3)
 """``enum migrate_mode``, from the weakest."""
 COMPACT_CLUSTER_MAX = 32
 GFP_IO = 0x40
-
-
-@inner
-def block_start(b: Any, z: int, pfn: int) -> int:
-    """First frame of a pageblock, within the zone."""
-    return max(pfn & -(1 << pageblock_order(b)), int(b.zone[z]["start_pfn"]))
 
 
 @inner
@@ -231,7 +225,7 @@ def compact_zone(h: int, cpu: int, z: int, order: int, migratetype: int, mode: i
             drain_pages_zone(b, z, cpu, cpu)
             if order >= 0 and compact_finished(b, z, order, migratetype):
                 result = COMPACT_SUCCESS
-        if int(s.lruvec[0]["contents"]) and int(s.lruvec[0]["io"]) > 28000:
+        if io_full(s):
             result = COMPACT_PARTIAL_SKIPPED
     give_back(h, cpu)
     return result

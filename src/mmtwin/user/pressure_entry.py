@@ -17,9 +17,9 @@ from mmtwin.user.compact_rules import compact_gap
 from mmtwin.user.handles import page_state, pages_and_users, users_state
 from mmtwin.user.mm_tables import REF
 from mmtwin.user.pages import lru_add_drain, put_page
-from mmtwin.user.swap import folio_free_swap
+from mmtwin.user.swap import folio_free_swap, io_full
 from mmtwin.user.swapfile import drain_slots_cache
-from mmtwin.user.vmscan import balance_pgdat, io_full, zone_reclaimable_pages
+from mmtwin.user.vmscan import balance_pgdat, zone_reclaimable_pages
 
 KSWAPD, DIRECT_RECLAIM, COMPACT, COMPACT_ZONE, RECLAIM_RETRY, COMPACT_RETRY, UNRESERVE_HIGHATOMIC, DRAIN_SLOTS, DROP_SWAP_CACHE = range(9)
 

@@ -25,7 +25,6 @@ from mmtwin.user.pages import add_rss
 from mmtwin.user.swap import exclusive_bit, make_entry, swap_duplicate
 
 PRESENT = PAGE_PRESENT | PAGE_PROTNONE
-ALL_AREAS = -1
 
 
 @routine

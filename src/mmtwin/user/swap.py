@@ -73,6 +73,12 @@ def note_io(s: Any, kind: int, place: int, pfn: int) -> None:
         lruvec["io"] = n + 1
 
 
+@inner
+def io_full(s: Any) -> bool:
+    """The caller must look at the contents before more is written: a batch of reclaim still has room."""
+    return int(s.lruvec[0]["contents"]) != 0 and int(s.lruvec[0]["io"]) > IO_ROWS - 4096
+
+
 # The swap cache
 
 

@@ -36,7 +36,6 @@ from mmtwin.user.lru import (
 from mmtwin.user.mm_tables import (
     ANON,
     IO_FILE_OUT,
-    IO_ROWS,
     IO_SWAP_OUT,
     L_ACTIVE,
     L_FOLIOS,
@@ -64,7 +63,7 @@ from mmtwin.user.mm_tables import (
 )
 from mmtwin.user.pages import free_large, lru_add_drain, note_request
 from mmtwin.user.rmap import folio_pages, folio_referenced, split_huge_page, try_to_unmap
-from mmtwin.user.swap import add_to_swap_cache, folio_free_swap, note_io
+from mmtwin.user.swap import add_to_swap_cache, folio_free_swap, io_full, note_io
 from mmtwin.user.swapfile import NO_SLOT, device_of, folio_alloc_swap, swap_duplicate, swapcache_free, vm_swap_full
 
 SWAP_CLUSTER_MAX = 32
@@ -466,9 +465,6 @@ def prepare_scan_count(h: int) -> None:
     sc["file_is_tiny"] = 1 if file + free <= high and not may & DEACTIVATE_ANON and anon >> priority else 0
 
 
-SCAN_EQUAL, SCAN_FRACT, SCAN_ANON, SCAN_FILE = range(4)
-
-
 @routine
 def scan_count(h: int, lru: int) -> int:
     """``get_scan_count`` of one list: how many of its pages this priority looks at."""
@@ -489,12 +485,6 @@ def scan_count(h: int, lru: int) -> int:
     total = anon_cost + file_cost
     anon_part, file_part = swappiness * (total + 1) // (anon_cost + 1), (200 - swappiness) * (total + 1) // (file_cost + 1)
     return scan * (file_part if file else anon_part) // (anon_part + file_part)
-
-
-@inner
-def io_full(s: Any) -> bool:
-    """The caller must look at the contents before more is written."""
-    return int(s.lruvec[0]["contents"]) != 0 and int(s.lruvec[0]["io"]) > IO_ROWS - 4096
 
 
 @routine

@@ -19,9 +19,6 @@ KILLED = re.compile(
     r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
 )
 TASK = re.compile(r"(?m)^\s*\[\s*(\d+)\]\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+((?:-?\d+\s+)*)(\S.*)$")
-MEMCG_FRAMES = (
-    r"^(?:mem_cgroup_(?:out_of_memory|oom|handle_over_high|charge)\w*|try_charge\w*|pagefault_out_of_memory|__mem_cgroup_try_charge|mem_cgroup_oom_synchronize)"
-)
 SYSRQ = r"sysrq|SysRq|moom_callback"
 UNLIMITED_KB = 1 << 50
 
