@@ -258,3 +258,22 @@ def test_swap_devices_and_sysctls() -> None:
         if device.info in m._swap_devices:
             m.swapoff(device)
     m.validate()
+
+
+def test_swapoff_of_pages_that_nobody_may_read_says_so_and_loses_nothing() -> None:
+    m = short_of_memory(900)
+    area = m.swapon(8 << 20)
+    app, a = some(m, "app", 100)
+    app.write(a, b"kept")
+    app.mprotect(a, 100 * PAGE, 0)
+    other, b = some(m, "other", 1200)
+    other.touch(b, 1200 * PAGE)
+    assert app.swapped() >= 1
+    with pytest.raises(SyscallError, match="PROT_NONE"):
+        m.swapoff(area)
+    app.mprotect(a, 100 * PAGE, 3)
+    assert app.read(a, 4) == b"kept"
+    m.validate()
+    other.exit()
+    m.swapoff(area)
+    assert app.read(a, 4) == b"kept" and m.swaps() == []
