@@ -33,6 +33,7 @@ from mmtwin.gfp import (
     ALLOC_WMARK_MASK,
     ALLOC_WMARK_MIN,
     MIGRATE_TYPES,
+    MIGRATETYPE_NAMES,
     gfp_to_alloc_flags,
 )
 from mmtwin.mm.buddy import page_zone
@@ -92,7 +93,8 @@ class Room:
 
     :ivar order: of the aligned ranges: that of the request.
     :ivar compaction: "not needed", "worth trying", "too little free memory, or it is not in pieces" (compaction_suitable); "" for single pages.
-    :ivar blocks: pageblocks that have such a range; `emptiable`: in which one is not pinned by any unmovable page; `cheapest` fewest pages to move in one of those (None: none).
+    :ivar blocks: pageblocks that have such a range; `emptiable`: in which one is not pinned by any unmovable page; `cheapest` fewest pages to move in one of those (None: none), and
+        `elsewhere` the zone's free pages outside it, which they would have to go to.
     :ivar best: the best ranges: first frame, migrate type of the pageblock, free, movable and pinned frames, and who pins them.
     """
 
@@ -102,6 +104,7 @@ class Room:
     blocks: int
     emptiable: int
     cheapest: int | None
+    elsewhere: int
     best: tuple[tuple[int, str, int, int, int, tuple[pins.Pin, ...]], ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +112,7 @@ class Room:
         names = ("pfn", "block_type", "free", "movable", "pinned")
         return {
             "zone": self.zone, "order": self.order, "compaction": self.compaction, "pageblocks": self.blocks, "pageblocks_not_pinned": self.emptiable, "fewest_pages_to_move": self.cheapest,
+            "free_elsewhere": self.elsewhere,
             "best": [dict(zip(names, row[:5], strict=True)) | {"pins": [pin.to_dict() for pin in row[5]]} for row in self.best],
         }  # fmt: skip
 
@@ -355,7 +359,7 @@ def explain_many(recording: Recording, places: Iterable[Place], symbols: Symbols
         owners: tuple[pins.Pin, ...] = ()
         if groups is not None:
             frames = pins.frames_at(moment, recording, requests, named)
-            rooms = tuple(_room(place, zone, moment, frames, recording, groups, symbols) for zone in judged.zones if zone.eligible)
+            rooms = tuple(_room(place, zone, moment, frames, recording, groups, symbols) for zone in judged.zones if zone.eligible) if place.order else ()
             holders, owners = _holders(judged.zones, names, moment, frames, recording, groups)
         yield _explained(recording, place, ask, info, judged, twin, rooms, holders, owners)
 
@@ -412,29 +416,45 @@ def _why(place: Place, ask: Ask, rooms: tuple[Room, ...], judged: page_verdict.J
         said.append(f"The kernel's own test was at the {('min', 'low', 'high')[place.flags & ALLOC_WMARK_MASK]} watermark; the numbers are those of min.")
     if not ask.order or any(z.rule == "passes" for z in judged.zones):
         return said
+    rule = {z.zone.name: z for z in judged.zones}
     for room in rooms:
-        said.append(_room_text(room, ask))
+        said.append(_room_text(room, ask, rule[room.zone]))
     return said
 
 
-def _room_text(room: Room, ask: Ask) -> str:
+def lacks_block(zone: ZoneVerdict) -> bool:
+    """Whether it is a block that the zone lacks, rather than free pages."""
+    return zone.rule in ("no_block", "highatomic_only", "isolated_only", "cma_only") or not zone.fitting
+
+
+def _room_text(room: Room, ask: Ask, zone: ZoneVerdict) -> str:
     want = size(PAGE_SIZE << room.order)
+    if not lacks_block(zone):
+        return (
+            f"{room.zone} has {zone.fitting:,} free block{'s' * (zone.fitting != 1)} of {want} or more: compaction would not help, only more free pages would."
+        )
     if not room.blocks:
         return f"{room.zone} has no range of {want}."
     wait = "" if "DIRECT_RECLAIM" in ask.flags else " (this request could not wait for it)"
+    if room.emptiable and room.cheapest is not None and room.cheapest > room.elsewhere:
+        return (
+            f"Compaction could not have made room in {room.zone}: {room.emptiable:,} of {room.blocks:,} pageblocks have a range of {want} that no unmovable page pins, but the cheapest needs "
+            f"{room.cheapest:,} pages moved, and elsewhere only {room.elsewhere:,} are free."
+        )
     if room.emptiable:
-        text = f"{room.emptiable:,} of {room.blocks:,} places in {room.zone} have a range of {want} that no unmovable page pins; the cheapest needs {room.cheapest:,} pages moved"
+        text = f"{room.emptiable:,} of {room.blocks:,} pageblocks of {room.zone} have a range of {want} that no unmovable page pins; the cheapest needs {room.cheapest:,} pages moved, for which {room.elsewhere:,} are free elsewhere"
         return f"Compaction could have made room{wait}: {text}. The kernel's own test calls it {room.compaction}."
     fewest = min(row[4] for row in room.best)
-    return f"Compaction could not have made room: each of the {room.blocks:,} places in {room.zone} has unmovable pages in every range of {want}; the best is pinned by {fewest:,}."
+    return f"Compaction could not have made room: each of the {room.blocks:,} pageblocks of {room.zone} has unmovable pages in every range of {want}; the best is pinned by {fewest:,}."
 
 
 def _remedies(judged: page_verdict.Judged, ask: Ask, request: Request, info: MemInfo, rooms: tuple[Room, ...]) -> tuple[Remedy, ...]:
     """Those of a log, less compaction where nothing can be emptied."""
     found = page_verdict.remedies(judged, ask, request, PAGE_KB, info)
-    if ask.order and rooms and not any(room.emptiable for room in rooms):
+    lacking = [room for room in rooms for zone in judged.zones if zone.zone.name == room.zone and lacks_block(zone)]
+    if lacking and not any(room.emptiable for room in lacking):
         found = tuple(remedy for remedy in found if "compact_memory" not in remedy.what)
-        pinned = [row for room in rooms for row in room.best if row[5]]
+        pinned = [row for room in lacking for row in room.best if row[5]]
         if pinned:
             best = min(pinned, key=lambda row: row[4])
             holders = ", ".join(f"{pin.who} ({pin.frames})" for pin in best[5][:3])
@@ -462,12 +482,11 @@ def _room(place: Place, zone: ZoneVerdict, moment: Moment, frames: pins.Frames, 
         held = held[frames.pinned[held]]
         objects = pins.live_objects(recording, moment.event, held[frames.what[held] == pins.SLAB].tolist())
         who = tuple(pins.pins_in(frames, held, moment, recording, groups, symbols, objects)) if len(held) else ()
-        kind = LETTER_NAMES.get(int(moment.state.pageblock[room.block]), "?")
+        kind = MIGRATETYPE_NAMES[int(moment.state.pageblock[room.block])]
         best.append((room.pfn, kind, room.free, room.movable, room.pinned, who))
-    return Room(zone.zone.name, place.order, suitable, len(found), len(emptiable), min((room.movable for room in emptiable), default=None), tuple(best))
-
-
-LETTER_NAMES = {0: "Unmovable", 1: "Movable", 2: "Reclaimable", 3: "HighAtomic", 4: "Isolate"}
+    cheapest = min(emptiable, key=lambda room: room.movable, default=None)
+    elsewhere = max(0, zone.free - (cheapest.free if cheapest else 0))
+    return Room(zone.zone.name, place.order, suitable, len(found), len(emptiable), cheapest.movable if cheapest else None, elsewhere, tuple(best))
 
 
 def _holders(

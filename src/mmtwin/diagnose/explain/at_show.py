@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from mmtwin.diagnose.explain.at import AtExplanation, Room
+from mmtwin.diagnose.explain.at import AtExplanation, Room, lacks_block
 from mmtwin.diagnose.explain.model import VERDICTS, size
 from mmtwin.diagnose.explain.show import WHO, _fill, _request_lines, _wrapped, _zone
 from mmtwin.diagnose.pins import Pin
@@ -47,9 +47,11 @@ def at_lines(result: AtExplanation, total: int, width: int) -> Lines:
             for sentence in sentences:
                 yield from _wrapped(label, sentence, width, "warn" if label == "open" else "")
                 label = ""
-    if place.order and not result.passes:
+    if not result.passes:
+        lacking = {zone.zone.name for zone in v.zones if lacks_block(zone)}
         for room in result.rooms:
-            yield from _room(room, width)
+            if room.zone in lacking:
+                yield from _room(room, width)
     yield from _memory(result, width)
     if v.remedies:
         yield "", ""
