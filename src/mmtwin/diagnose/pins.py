@@ -6,7 +6,7 @@ not free stays where it is until its owner frees it. Whose it is: the slab cache
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from mmtwin.diagnose.cache_names import BULK, KMALLOCS
 from mmtwin.diagnose.stat import BULK_SITE, CACHE_ALLOCS, FREES, call_sites
 from mmtwin.diagnose.symbols import Symbols
 from mmtwin.gfp import gfp_names
@@ -242,7 +243,7 @@ def owners(recording: Recording, by: str = "callsite", symbols: Symbols | None =
     """
     events = recording.events
     some = events.lazy().select("kind", "gfp", "order", "pid", "call_site").with_row_index("row").filter(pl.col("kind") == "mm_page_alloc").collect()
-    sites = call_sites(recording)
+    site = site_names(recording, symbols)
     keys = {"callsite": ["call_site", "gfp", "order"], "pid": ["pid"], "gfp": ["gfp"]}[by]
     if by == "callsite":
         named = pl.col("call_site") != 0
@@ -251,20 +252,20 @@ def owners(recording: Recording, by: str = "callsite", symbols: Symbols | None =
     found = Owners(by, np.full(len(events), -1, dtype=np.int32), [], {})
     numbers = []
     for row in some.unique("group").sort("group").select(keys).iter_rows():
-        numbers.append(found.number(_request_name(by, row, sites, symbols)))
+        numbers.append(found.number(_request_name(by, row, site)))
     if numbers:
         found.of_row[some["row"].to_numpy()] = np.array(numbers, dtype=np.int32)[some["group"].to_numpy()]
     return found
 
 
-def _request_name(by: str, key: tuple[Any, ...], sites: dict[int, str], symbols: Symbols | None) -> str:
+def _request_name(by: str, key: tuple[Any, ...], site_name: Callable[[int], str]) -> str:
     if by == "pid":
         return f"pid {key[0]}" if key[0] else "idle task or interrupt"
     if by == "gfp":
         return gfp_names(key[0] & 0xFFFF_FFFF)
     site, gfp, order = key
     if site:
-        return sites.get(site) or (symbols.resolve(site) if symbols else None) or f"{site & (1 << 64) - 1:#x}"
+        return site_name(site)
     what = int(held_by_flags(np.array([gfp]), np.array([order]))[0])
     text = f"order {order} {gfp_names(gfp & 0xFFFF_FFFF)}"
     return f"{WHAT[what]}: {text}" if what in (PAGE_TABLE, VMALLOC, HUGETLB) else text
@@ -310,7 +311,7 @@ def pins_in(
     group = groups.groups(frames, some)
     rows = frames.owner[some]
     pid = recording.events["pid"]
-    names = call_sites(recording)
+    site_name = site_names(recording, symbols)
     found = []
     for number in np.unique(group).tolist():
         mine = rows[group == number]
@@ -324,16 +325,28 @@ def pins_in(
                 .len()
                 .sort("len", "call_site", descending=[True, False])
             )
-            callers = tuple((site_name(site, names, symbols), count) for site, count in here.head(3).iter_rows())
+            callers = tuple((site_name(site), count) for site, count in here.head(3).iter_rows())
         found.append(Pin(groups.names[number], int((group == number).sum()), pids, int(moment.event - known.min()) if len(known) else None, callers))
     return sorted(found, key=lambda pin: (-pin.frames, pin.who))
 
 
-def site_name(site: int, names: dict[int, str], symbols: Symbols | None) -> str:
-    """A caller for people."""
-    if site == 0 and not names:
-        return BULK_SITE
-    return names.get(site) or (symbols.resolve(site) if symbols else None) or f"{site & (1 << 64) - 1:#x}"
+def site_names(recording: Recording, symbols: Symbols | None = None) -> Callable[[int], str]:
+    """How callers are named: as the trace text named them, else by symbols, else by their address."""
+    printed = call_sites(recording)
+
+    def name(site: int) -> str:
+        if site == 0 and not printed:
+            return BULK_SITE
+        return printed.get(site) or (symbols.resolve(site) if symbols else None) or f"{site & (1 << 64) - 1:#x}"
+
+    return name
+
+
+def function_of(site: str) -> str:
+    """A caller's function: without offset and size, with its module."""
+    name, plus, rest = site.partition("+")
+    _, space, module = rest.partition(" ")
+    return f"{name}{space}{module}" if plus else site
 
 
 def live_objects(recording: Recording, event: int, pfns: Iterable[int]) -> pl.DataFrame:
@@ -347,18 +360,20 @@ def live_objects(recording: Recording, event: int, pfns: Iterable[int]) -> pl.Da
     if base is None or not wanted:
         return pl.DataFrame(schema=schema)
     base = base - (1 << 64) if base >> 63 else base
-    kinds = ["kmalloc", "kmalloc_node", *CACHE_ALLOCS, *FREES]
+    some = [*KMALLOCS, *CACHE_ALLOCS, *FREES, *BULK]
+    role = pl.when(pl.col("kind") != "slab_bulk_object").then(pl.col("kind")).forward_fill().over("cpu")  # an object stands behind its call's row, on that CPU
     return (
         recording.events.lazy()
         .slice(0, event)
-        .select("kind", "ptr", "call_site")
+        .select("cpu", "kind", "ptr", "call_site")
         .with_row_index("row")
-        .filter(pl.col("kind").is_in(kinds))
+        .filter(pl.col("kind").is_in(some))
+        .with_columns(pl.when(pl.col("kind") == "slab_bulk_object").then(role).otherwise("kind").alias("role"))
         .with_columns(((pl.col("ptr") - base) // (1 << PAGE_SHIFT)).alias("pfn"), pl.col("row").cast(pl.Int64))
-        .filter(pl.col("pfn").is_in(wanted))
+        .filter(pl.col("pfn").is_in(wanted) & ((pl.col("kind") == "slab_bulk_object") | ~pl.col("kind").is_in(list(BULK))))
         .group_by("ptr", maintain_order=True)
         .last()
-        .filter(~pl.col("kind").is_in(list(FREES)))
+        .filter(pl.col("role").is_in([*KMALLOCS, *CACHE_ALLOCS, "slab_bulk_got"]))
         .select(list(schema))
         .collect()
     )

@@ -12,8 +12,8 @@ import polars as pl
 from mmtwin.diagnose.cache_names import cache_label, with_caches
 from mmtwin.diagnose.malloc_stat import objects as malloc_objects
 from mmtwin.diagnose.page_stat import HIGHEST_ORDER, _frames
-from mmtwin.diagnose.pins import Owners, site_name
-from mmtwin.diagnose.stat import CACHE_ALLOCS, FREED, FREES, LIVE, REUSED, ZERO_SIZE_PTR, _function, _is_allocation, _slab_events, call_sites, following
+from mmtwin.diagnose.pins import Owners, function_of, site_names
+from mmtwin.diagnose.stat import CACHE_ALLOCS, FREED, FREES, LIVE, REUSED, ZERO_SIZE_PTR, _is_allocation, _slab_events, following
 from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
 from mmtwin.recording.model import Recording
@@ -75,7 +75,7 @@ def object_lives(recording: Recording, by: str, end: int, symbols: Symbols | Non
 
 
 def _grouped(table: pl.DataFrame, recording: Recording, by: str, symbols: Symbols | None, unmatched: int) -> Lives:
-    sites = call_sites(recording)
+    site_name = site_names(recording, symbols)
     keys: Sequence[str] = {"callsite": ("call_site",), "function": ("call_site",), "cache": ("kmalloc", "type", "class", "cache"), "pid": ("pid",)}[by]
     table = table.with_columns(pl.struct(keys).rank("dense").cast(pl.Int64).alias("group") - 1)
     names = []
@@ -85,8 +85,8 @@ def _grouped(table: pl.DataFrame, recording: Recording, by: str, symbols: Symbol
         elif by == "pid":
             names.append(f"pid {row[0]}" if row[0] else "idle task or interrupt")
         else:
-            name = site_name(row[0], sites, symbols)
-            names.append(_function(name) if by == "function" else name)
+            name = site_name(row[0])
+            names.append(function_of(name) if by == "function" else name)
     return _merged(table, names, unmatched)
 
 

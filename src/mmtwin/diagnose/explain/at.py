@@ -23,7 +23,6 @@ from mmtwin.diagnose.explain.log_gfp import Flags, decode
 from mmtwin.diagnose.explain.mem_info import ZONE_ORDER, Block, MemInfo, Zone
 from mmtwin.diagnose.explain.model import DECIDED, VERDICTS, Remedy, Request, Verdict, size, zone_dict
 from mmtwin.diagnose.explain.zone_rules import Ask, ZoneVerdict
-from mmtwin.diagnose.stat import call_sites
 from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
 from mmtwin.gfp import (
@@ -219,18 +218,21 @@ def place_of(recording: Recording, event: int) -> Place:
     )
 
 
-LOOK_BACK = 1 << 18
+LOOK_BACK = (1 << 12, 1 << 20)
+"""Events in which a request's beginning is looked for: a request may reclaim for long."""
 
 
 def _walks(events: pl.DataFrame, event: int, order: int) -> list[tuple[int, int]]:
-    """Rows and alloc_flags of a request's walks over the zones, in order."""
-    first = max(0, event - LOOK_BACK)
-    some = events.slice(first, event - first + 1).select("pid", "cpu", "context", "kind", "order", "arg")
-    ids, _ = context_ids(some, bool((some["kind"] == "pcp_free").any()))
-    mine = some.with_row_index("row").filter(pl.Series(ids == ids[-1])).slice(0).filter(pl.col("kind").is_in(["walk", "mm_page_alloc"]))
-    before = mine.head(len(mine) - 1)
-    ended = before.with_row_index("n").filter(pl.col("kind") == "mm_page_alloc")["n"]
-    own = before.slice(int(ended[-1]) + 1 if len(ended) else 0).filter(pl.col("order") == order)
+    """Rows and alloc_flags of a request's walks over the zones, in order: those of its task or interrupt since the request before it."""
+    for back in LOOK_BACK:
+        first = max(0, event - back)
+        some = events.slice(first, event - first + 1).select("pid", "cpu", "context", "kind", "order", "arg")
+        ids, _ = context_ids(some, bool((some["kind"] == "pcp_free").any()))
+        before = some.with_row_index("row").filter(pl.Series(ids == ids[-1]) & pl.col("kind").is_in(["walk", "mm_page_alloc"])).head(-1)
+        requests = before.with_row_index("n").filter(pl.col("kind") == "mm_page_alloc")["n"]
+        if len(requests) or not first:
+            break
+    own = before.slice(int(requests[-1]) + 1 if len(requests) else 0).filter(pl.col("order") == order)
     return [(first + int(row), int(flags)) for row, flags in own.select("row", "arg").iter_rows()]
 
 
@@ -361,15 +363,16 @@ def explain_many(recording: Recording, places: Iterable[Place], symbols: Symbols
             frames = pins.frames_at(moment, recording, requests, named)
             rooms = tuple(_room(place, zone, moment, frames, recording, groups, symbols) for zone in judged.zones if zone.eligible) if place.order else ()
             holders, owners = _holders(judged.zones, names, moment, frames, recording, groups)
-        yield _explained(recording, place, ask, info, judged, twin, rooms, holders, owners)
+        yield _explained(recording, place, ask, info, judged, twin, rooms, holders, owners, symbols)
 
 
 def _explained(
     recording: Recording, place: Place, ask: Ask, info: MemInfo, judged: page_verdict.Judged, twin: Twin, rooms: tuple[Room, ...], holders: dict[str, dict[str, int]], owners: tuple[pins.Pin, ...],
+    symbols: Symbols | None,
 ) -> AtExplanation:  # fmt: skip
     release = recording.provenance.kernel_release
     version = parse_release(release) if release else (6, 1, 0)
-    site = call_sites(recording).get(place.call_site) or (f"{place.call_site & (1 << 64) - 1:#x}" if place.call_site else "")
+    site = pins.site_names(recording, symbols)(place.call_site) if place.call_site else ""
     request = Request(
         comm=f"pid {place.pid}" if place.pid else "", pid=place.pid, cpu=place.cpu, order=place.order,
         bytes=PAGE_SIZE << place.order, flags=decode(place.gfp & 0xFFFF_FFFF, "", (6, 1, 0)), highest_zone=judged.highest, zones=judged.allowed, caller=site,
