@@ -34,12 +34,12 @@ recording": not named by any event, so allocated before it, the kernel's own ima
 NO_RAM, FREE_LIST, PCP_LIST, MOVABLE, MOVABLE_OFF_LRU, SLAB, PAGE_TABLE, VMALLOC, HUGETLB, PAGES, NO_EVENT, BEFORE = range(len(WHAT))
 PINS = (MOVABLE_OFF_LRU, SLAB, PAGE_TABLE, VMALLOC, HUGETLB, PAGES, NO_EVENT, BEFORE)
 """What keeps a block from being emptied."""
-GFP_HIGHMEM, GFP_MOVABLE, GFP_HARDWALL = 0x2, 0x8, 0x100000
+GFP_HIGHMEM, GFP_MOVABLE, GFP_COMP, GFP_HARDWALL = 0x2, 0x8, 0x40000, 0x100000
 GFP_HUGETLB = 0x244000
 """__GFP_RETRY_MAYFAIL | __GFP_COMP | __GFP_THISNODE: what mm/hugetlb.c asks for pages of its pool with."""
 HUGETLB_ORDER = 9
 GFP_PGTABLE_USER = 0x400DC0
-"""GFP_KERNEL_ACCOUNT | __GFP_ZERO (include/asm-generic/pgalloc.h)."""
+"""GFP_KERNEL_ACCOUNT | __GFP_ZERO (include/asm-generic/pgalloc.h); newer kernels add __GFP_COMP."""
 BY = {"callsite": "who", "pid": "PID", "gfp": "GFP flags"}
 """What pages can be added up by; "callsite" is the slab cache, the caller where the event names one, else flags and order."""
 E820_RAM = (1, 128)
@@ -82,7 +82,7 @@ def held_by_flags(gfp: Int, order: Int) -> npt.NDArray[np.int8]:
     """
     found = np.full(len(gfp), PAGES, dtype=np.int8)
     found[(gfp & GFP_HIGHMEM != 0) & (gfp & (GFP_MOVABLE | GFP_HARDWALL) == 0)] = VMALLOC
-    found[(gfp & 0xFFFF_FFFF == GFP_PGTABLE_USER) & (order == 0)] = PAGE_TABLE
+    found[(gfp & 0xFFFF_FFFF & ~GFP_COMP == GFP_PGTABLE_USER) & (order == 0)] = PAGE_TABLE
     found[gfp & (GFP_MOVABLE | 0x10) == GFP_MOVABLE] = MOVABLE_OFF_LRU
     found[(gfp & GFP_HUGETLB == GFP_HUGETLB) & (order >= HUGETLB_ORDER)] = HUGETLB
     return found
