@@ -131,7 +131,7 @@ def test_owners_of_pinned_frames_add_up(ends: dict[str, tuple[Recording, Moment,
 
 def test_what_flags_say() -> None:
     told = {
-        (0xCC0, 0): PAGES, (0x100CCA, 0): MOVABLE_OFF_LRU, (0x1C24CA, 9): MOVABLE_OFF_LRU, (0x400DC0, 0): PAGE_TABLE, (0x440DC0, 0): PAGE_TABLE, (0x400DC0, 1): PAGES, (0xCC2, 0): VMALLOC,
+        (0xCC0, 0): PAGES, (0x100CCA, 0): MOVABLE_OFF_LRU, (0x1C24CA, 9): MOVABLE_OFF_LRU, (0x400DC0, 0): PAGE_TABLE, (0x440DC0, 0): PAGE_TABLE, (0x400DC0, 1): PAGE_TABLE, (0x400DC0, 2): PAGES, (0xCC2, 0): VMALLOC,
         (0x400DC2, 0): VMALLOC, (0x100CC2, 0): PAGES, (0x346CCA, 9): HUGETLB, (0x346CCA, 0): MOVABLE_OFF_LRU, (0xCD0, 0): PAGES,
     }  # fmt: skip
     gfp, order = (np.array(column) for column in zip(*told, strict=True))

@@ -78,11 +78,11 @@ def held_by_flags(gfp: Int, order: Int) -> npt.NDArray[np.int8]:
     """What a request's flags say that its pages are for.
 
     vmalloc adds __GFP_HIGHMEM to its callers' flags (mm/vmalloc.c, __vmalloc_area_node), which only user memory has besides (with __GFP_HARDWALL); page tables of processes are single
-    pages for GFP_PGTABLE_USER; hugetlb asks for its pool with __GFP_RETRY_MAYFAIL | __GFP_COMP | __GFP_THISNODE. Conclusions, not facts: a driver may ask with the same flags.
+    pages for GFP_PGTABLE_USER (two for the uppermost table where the kernel has one of its own, mitigating Meltdown); hugetlb asks for its pool with __GFP_RETRY_MAYFAIL | __GFP_COMP | __GFP_THISNODE. Conclusions, not facts: a driver may ask with the same flags.
     """
     found = np.full(len(gfp), PAGES, dtype=np.int8)
     found[(gfp & GFP_HIGHMEM != 0) & (gfp & (GFP_MOVABLE | GFP_HARDWALL) == 0)] = VMALLOC
-    found[(gfp & 0xFFFF_FFFF & ~GFP_COMP == GFP_PGTABLE_USER) & (order == 0)] = PAGE_TABLE
+    found[(gfp & 0xFFFF_FFFF & ~GFP_COMP == GFP_PGTABLE_USER) & (order <= 1)] = PAGE_TABLE
     found[gfp & (GFP_MOVABLE | 0x10) == GFP_MOVABLE] = MOVABLE_OFF_LRU
     found[(gfp & GFP_HUGETLB == GFP_HUGETLB) & (order >= HUGETLB_ORDER)] = HUGETLB
     return found

@@ -6,7 +6,7 @@ A request that finds no block of its own type takes one of another (`__rmqueue_f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from mmtwin.diagnose.blame.steps import Steps
-from mmtwin.diagnose.pins import FREE_LIST, PCP_LIST, Frames, Owners
-from mmtwin.gfp import MIGRATETYPE_NAMES, MOVABLE
+from mmtwin.diagnose.pins import FREE_LIST, GFP_MOVABLE, PCP_LIST, Frames, Owners
+from mmtwin.gfp import MIGRATETYPE_NAMES, MOVABLE, RECLAIMABLE
 from mmtwin.recording.model import Recording
 from mmtwin.replay.placement import context_ids
 
@@ -134,13 +134,18 @@ def fallbacks(recording: Recording, groups: Owners, steps: Steps) -> pl.DataFram
     group = np.where(some["request"].is_not_null().to_numpy(), groups.of_row[some["request"].fill_null(0).to_numpy()], groups.number("(unknown)"))
     step = np.clip(np.searchsorted(steps.times, some["time"].to_numpy(), side="left") - 1, 0, len(steps.times) - 2)
     table = some.with_columns(pl.Series("group", group.astype(np.int64)), pl.Series("step", step.astype(np.int64)))
+    types = _types(events)
     rows = []
     for key, part in table.group_by("group", "migratetype", "bytes_req", "order"):
         number, wanted, got, order = key
         series = np.bincount(part["step"].to_numpy(), minlength=len(steps.times) - 1).tolist()
-        rows.append((groups.names[int(number)], _type(wanted), _type(got), order, len(part), int(part["bytes_alloc"].sum()), series))
+        rows.append((groups.names[int(number)], types(wanted), types(got), order, len(part), int(part["bytes_alloc"].sum()), series))
     return pl.DataFrame(rows, schema=schema, orient="row").sort("events", "label", "order", "wanted", "got", descending=[True, False, False, False, False])
 
 
-def _type(number: Any) -> str:
-    return MIGRATETYPE_NAMES[number] if 0 <= number < len(MIGRATETYPE_NAMES) else f"type {number}"
+def _types(events: pl.DataFrame) -> Callable[[Any], str]:
+    """Names of migrate types. Linux before 4.4 numbered two of them the other way round, which the requests' flags show."""
+    movable = events.filter((pl.col("kind") == "mm_page_alloc") & (pl.col("gfp") & 0x18 == GFP_MOVABLE))["migratetype"]
+    old = int((movable == RECLAIMABLE).sum()) > int((movable == MOVABLE).sum())
+    names = ("Unmovable", "Reclaimable", "Movable", "Reserve") if old else MIGRATETYPE_NAMES
+    return lambda number: names[number] if 0 <= number < len(names) else f"type {number}"
