@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import polars as pl
 import pytest
@@ -127,6 +129,20 @@ def test_owners_of_pinned_frames_add_up(ends: dict[str, tuple[Recording, Moment,
             mine = owner[owner >= 0]
             assert pin.frames == int((events["pid"].to_numpy()[mine] == pin.pids[0]).sum())
             assert pin.oldest == moment.event - int(mine[events["pid"].to_numpy()[mine] == pin.pids[0]].min())
+
+
+def test_callers_go_before_flags(recording: Callable[..., Recording]) -> None:
+    """Where the event names a caller, requests with different flags are one group; else flags and order are the name."""
+    request = {"kind": "mm_page_alloc", "pfn": 0, "order": 0, "gfp": 0xCC0}
+    made = recording(
+        request | {"call_site": 77},
+        request | {"call_site": 77, "gfp": 0xDC0, "order": 2},
+        request,
+        request | {"order": 3},
+        {"kind": "mm_page_free", "pfn": 0, "order": 0},
+    )
+    found = pins.owners(made)
+    assert [found.names[group] if group >= 0 else None for group in found.of_row.tolist()] == ["0x4d", "0x4d", "order 0 GFP_KERNEL", "order 3 GFP_KERNEL", None]
 
 
 def test_what_flags_say() -> None:

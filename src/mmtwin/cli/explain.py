@@ -128,6 +128,7 @@ def _explain_recording(
     from mmtwin.diagnose.explain import at as moment
     from mmtwin.diagnose.explain.at_show import at_lines, failure_lines
     from mmtwin.diagnose.symbols import read_symbols
+    from mmtwin.gfp import gfp_names
     from mmtwin.recording import store
 
     with terminal.progress("reading"):
@@ -136,7 +137,15 @@ def _explain_recording(
         failed = moment.failures(recording)
         requests = int((recording.events["kind"] == "mm_page_alloc").sum())
         if json:
-            return terminal.json({"schema": 1, "file": str(file), "requests": requests, "failures_total": len(failed), "failures": failed.to_dicts()})
+            return terminal.json(
+                {
+                    "schema": 1,
+                    "file": str(file),
+                    "requests": requests,
+                    "failures_total": len(failed),
+                    "failures": [row | {"gfp_names": gfp_names(row["gfp"] & 0xFFFF_FFFF)} for row in failed.to_dicts()],
+                }
+            )
         return terminal.write(_styled(lambda width: failure_lines(failed, requests, printable(file), width)))
     names = read_symbols(symbols) if symbols is not None else None
     try:

@@ -48,12 +48,15 @@ class Fragments:
 
     :ivar samples: one for each moment; empty where the recording has no snapshot to replay from.
     :ivar rows: who holds unmovable pages in movable blocks: label, pages (at the end), blocks, pages_start, series.
+    :ivar reserved: pages that were never given to the page allocator (present less managed: the kernel's image, its table of page frames); most lie in movable blocks, as all blocks begin
+        so, and none can ever be moved. None without a snapshot.
     :ivar fallbacks: label, wanted and got (migrate types), order, events, taken_over (the block changed its type), series (events in each step).
     """
 
     samples: tuple[Sample, ...]
     rows: pl.DataFrame
     fallbacks: pl.DataFrame
+    reserved: int | None = None
 
     @property
     def events(self) -> int:
@@ -66,7 +69,7 @@ class Fragments:
         few = {f"blocks_pinned_by_up_to_{limit}": [sample.few[i] for sample in self.samples] for i, limit in enumerate(FEW)}
         return {
             "unmovable_in_movable": self.samples[-1].pinned if self.samples else None,
-            "over_time": {name: [getattr(sample, name) for sample in self.samples] for name in names} | few,
+            "reserved_at_boot": self.reserved, "over_time": {name: [getattr(sample, name) for sample in self.samples] for name in names} | few,
             "rows_total": len(self.rows), "rows": (self.rows.head(lines) if lines else self.rows).to_dicts(),
             "fallback_events": self.events, "fallbacks": (self.fallbacks.head(lines) if lines else self.fallbacks).to_dicts(),
         }  # fmt: skip
@@ -99,7 +102,9 @@ def fragments(recording: Recording, samples: Sequence[Sample], groups: Owners, s
         rows.append((groups.names[number], series[-1], samples[-1].by_group.get(number, (0, 0))[1], series[0], series))
     schema: Schema = {"label": pl.String, "pages": pl.Int64, "blocks": pl.Int64, "pages_start": pl.Int64, "series": pl.List(pl.Int64)}
     table = pl.DataFrame(rows, schema=schema, orient="row").sort("pages", "label", descending=[True, False])
-    return Fragments(tuple(samples), table, fallbacks(recording, groups, steps))
+    before = recording.before
+    reserved = int((before.zones["present_pages"] - before.zones["managed_pages"]).sum()) if before is not None and before.has_pages else None
+    return Fragments(tuple(samples), table, fallbacks(recording, groups, steps), reserved)
 
 
 def fallbacks(recording: Recording, groups: Owners, steps: Steps) -> pl.DataFrame:

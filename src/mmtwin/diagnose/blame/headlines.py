@@ -31,7 +31,7 @@ def _fragments(result: Blame) -> str:
     text = f"{last.pinned:,} unmovable pages pin {last.mixed:,} of {last.blocks:,} movable pageblocks"
     known = f.rows.filter((pl.col("label") != OLDER) & (pl.col("pages") > 0))
     older = last.pinned - int(known["pages"].sum())
-    text += f", {older:,} of them from before the recording" if older else ""
+    text += f", {older:,} of them from before the recording (the kernel keeps {f.reserved:,} pages for itself since boot)" if older else ""
     if len(known):
         text += f"; since then most by {known['label'][0]}: {known['pages'][0]:,} in {known['blocks'][0]:,} block{'s' * (known['blocks'][0] != 1)}"
     return f"{text}; {events}"

@@ -361,7 +361,7 @@ def explain_many(recording: Recording, places: Iterable[Place], symbols: Symbols
         owners: tuple[pins.Pin, ...] = ()
         if groups is not None:
             frames = pins.frames_at(moment, recording, requests, named)
-            rooms = tuple(_room(place, zone, moment, frames, recording, groups, symbols) for zone in judged.zones if zone.eligible) if place.order else ()
+            rooms = _rooms(place, judged.zones, names, moment, frames, recording, groups, symbols) if place.order else ()
             holders, owners = _holders(judged.zones, names, moment, frames, recording, groups)
         yield _explained(recording, place, ask, info, judged, twin, rooms, holders, owners, symbols)
 
@@ -467,29 +467,33 @@ def _remedies(judged: page_verdict.Judged, ask: Ask, request: Request, info: Mem
     return found
 
 
-def _room(place: Place, zone: ZoneVerdict, moment: Moment, frames: pins.Frames, recording: Recording, groups: pins.Owners, symbols: Symbols | None) -> Room:
-    assert recording.before is not None
-    names = recording.before.zones.sort("index")["name"].to_list()
-    z = names.index(zone.zone.name)
-    row = moment.state.zone[z]
-    found = pins.rooms(frames, place.order, int(row["start_pfn"]), int(row["end_pfn"]))
-    suitable = ""
-    if place.order:
-        flags = gfp_to_alloc_flags(place.gfp, place.order)
-        state = compaction_suitable(moment.state, z, place.order, flags, int(highest_zone(moment.state, place.gfp)))
-        suitable = SUITABLE.get(int(state), "not worth trying: too little free memory, or it is not in pieces")
-    emptiable = [room for room in found if not room.pinned]
-    best = []
-    for room in found[:BEST]:
-        held = np.arange(room.pfn, room.pfn + (1 << place.order), dtype=np.int64)
-        held = held[frames.pinned[held]]
-        objects = pins.live_objects(recording, moment.event, held[frames.what[held] == pins.SLAB].tolist())
-        who = tuple(pins.pins_in(frames, held, moment, recording, groups, symbols, objects)) if len(held) else ()
-        kind = MIGRATETYPE_NAMES[int(moment.state.pageblock[room.block])]
-        best.append((room.pfn, kind, room.free, room.movable, room.pinned, who))
-    cheapest = min(emptiable, key=lambda room: room.movable, default=None)
-    elsewhere = max(0, zone.free - (cheapest.free if cheapest else 0))
-    return Room(zone.zone.name, place.order, suitable, len(found), len(emptiable), cheapest.movable if cheapest else None, elsewhere, tuple(best))
+def _rooms(
+    place: Place, zones: tuple[ZoneVerdict, ...], names: list[str], moment: Moment, frames: pins.Frames, recording: Recording, groups: pins.Owners, symbols: Symbols | None
+) -> tuple[Room, ...]:  # fmt: skip
+    """Where the request could have been, in each zone it may use."""
+    found = []
+    for zone in zones:
+        if zone.eligible:
+            row = moment.state.zone[names.index(zone.zone.name)]
+            found.append((zone, pins.rooms(frames, place.order, int(row["start_pfn"]), int(row["end_pfn"]))))
+    shown = [np.arange(room.pfn, room.pfn + (1 << place.order), dtype=np.int64) for _, rooms in found for room in rooms[:BEST]]
+    shown = [held[frames.pinned[held]] for held in shown]
+    slabs = [frame for held in shown for frame in held[frames.what[held] == pins.SLAB].tolist()]
+    objects = pins.live_objects(recording, moment.event, slabs)
+    who = iter([tuple(pins.pins_in(frames, held, moment, recording, groups, symbols, objects)) if len(held) else () for held in shown])
+    flags, top = gfp_to_alloc_flags(place.gfp, place.order), int(highest_zone(moment.state, place.gfp))
+    told = []
+    for zone, rooms in found:
+        state = int(compaction_suitable(moment.state, names.index(zone.zone.name), place.order, flags, top))
+        suitable = SUITABLE.get(state, "not worth trying: too little free memory, or it is not in pieces")
+        best = tuple(
+            (room.pfn, MIGRATETYPE_NAMES[int(moment.state.pageblock[room.block])], room.free, room.movable, room.pinned, next(who)) for room in rooms[:BEST]
+        )
+        emptiable = [room for room in rooms if not room.pinned]
+        cheapest = min(emptiable, key=lambda room: room.movable, default=None)
+        elsewhere = max(0, zone.free - (cheapest.free if cheapest else 0))
+        told.append(Room(zone.zone.name, place.order, suitable, len(rooms), len(emptiable), cheapest.movable if cheapest else None, elsewhere, best))
+    return tuple(told)
 
 
 def _holders(
