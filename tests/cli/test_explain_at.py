@@ -21,6 +21,8 @@ def test_failures_are_listed(mmtwin: Run) -> None:
     assert (document["schema"], document["failures_total"], len(document["failures"]), document["failures"][0]["row"]) == (1, 321, 321, 53994)
     code, out, _ = mmtwin("explain", CALM)
     assert code == 0 and "None of the 6,742 page requests" in " ".join(out.split()) and "--order 4 --gfp GFP_KERNEL" in out
+    code, out, _ = mmtwin("explain", RECORDINGS / "virtual/areas-6.12-1cpu.mmrec")
+    assert code == 0 and "holds no requests for pages" in " ".join(out.split())
 
 
 def test_a_failure_is_explained(mmtwin: Run) -> None:

@@ -101,6 +101,9 @@ def _memory(result: AtExplanation, width: int) -> Lines:
 
 def failure_lines(failed: pl.DataFrame, requests: int, name: str, width: int, kinds: int = 20) -> Lines:
     """The failed requests of a recording, alike ones together, and what to type to have one explained."""
+    if not requests:
+        yield from ((line, "bold") for line in _fill(f"{name} holds no requests for pages: mm_page_alloc was not recorded.", width))
+        return
     if not len(failed):
         yield from ((line, "bold") for line in _fill(f"None of the {requests:,} page requests of {name} failed.", width))
         yield "", ""
