@@ -12,7 +12,7 @@ from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict
 from mmtwin.diagnose.explain.zone_rules import Ask
 
-ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})\b")
+ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})\b|\b(?P<old>\d{1,2})-order\b")
 STALL = re.compile(r"stalls\s+for\s+(\d+)ms")
 INTERRUPTS = ("softirq", "hard interrupt", "interrupt")
 
@@ -26,7 +26,7 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
     info = parse(segment.all, segment.turn)
     page_kb = info.page_kb if info else 4
     match = ORDER.search(segment.text[:2000])
-    order = int(match[1]) if match else None
+    order = int(match["old"] or match[1]) if match else None
     request = request_of(segment, page_kb, order, flags_of(segment))
     stall = STALL.search(segment.text[:2000])
     title = f"page allocation {'stall' if stall else 'failure'}"

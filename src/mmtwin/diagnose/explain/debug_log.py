@@ -34,7 +34,7 @@ SLUB_CODES: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 KASAN_CODES = (
     ("use-after-free", "use_after_free"), ("double-free", "double_free"), ("invalid-free", "invalid_free"), ("out-of-bounds", "out_of_bounds"), ("null-ptr", "null_pointer"),
-    ("wild-memory", "null_pointer"), ("user-memory", "null_pointer"), ("uninit", "uninitialised"), ("memory corruption", "out_of_bounds"), ("invalid read", "use_after_free"), ("invalid write", "use_after_free"), ("slab-use", "use_after_free"),
+    ("wild-memory", "null_pointer"), ("user-memory", "null_pointer"), ("uninit", "uninitialised"), ("memory corruption", "out_of_bounds"), ("invalid read", "null_pointer"), ("invalid write", "null_pointer"), ("slab-use", "use_after_free"),
 )  # fmt: skip
 
 
@@ -197,9 +197,10 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
     }.get(code, ("see the access and the two stacks above", "they name the places that do not agree"))
     verdict = Verdict(
         code,
-        DECIDED if head else PROBABLE,
+        DECIDED if head and not message.startswith("invalid ") else PROBABLE,
         said + " Nothing was refused; this is a bug in the code that made the access.",
         tuple(why),
+        missing=("which mistake: KFENCE knows no object at that address; the pointer is wild, or far from its object",) if message.startswith("invalid ") else (),
         remedies=(Remedy("caller", f"{fix[0]}{f' in {function}' if function else ''}", fix[1]),),
         details=details,
     )

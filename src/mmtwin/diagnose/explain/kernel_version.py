@@ -20,7 +20,7 @@ SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
     (r"writepending:", (4, 8), (99, 0)),
     (r"nodemask=", (4, 8), (99, 0)),
     (r"(?:mode:|gfp_mask=|gfp=)0x[0-9a-f]+\([\w|]", (4, 6), (99, 0)),
-    (r"(?:mode:|gfp_mask=)0x[0-9a-f]+\b(?!\()", (2, 6), (4, 5)),
+    (r"(?:mode:|gfp_mask=)0x[0-9a-f]+\b(?![(*])", (2, 6), (4, 5)),
     (r"free_pcp:", (4, 1), (99, 0)),
     (r"\bmanaged:\d+kB", (3, 8), (99, 0)),
     (r"free_cma:", (3, 7), (99, 0)),

@@ -83,6 +83,7 @@ class MemInfo:
     :ivar counters: machine-wide, in pages.
     :ivar trailer: pages of RAM and the like, kB of swap.
     :ivar page_kb: size of a page; `page_known` says whether the log shows it.
+    :ivar lost: zones of which only the free list is in the log; the line with their watermarks is not.
     :ivar doubled: zones that are there more than once: two dumps in one another.
     """
 
@@ -93,6 +94,7 @@ class MemInfo:
     page_kb: int
     page_known: bool
     doubled: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     starts: tuple[int, ...] = field(default=(), compare=False)
 
 
@@ -158,7 +160,8 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
     compiled = {name for _, name in [*groups, *lists]} | {match["zone"] for match in EMPTY.finditer(text)}
     page_kb, known = _page_size([zone for zone in chosen if zone.blocks])
     doubled = tuple(same[0].label for same in groups.values() if len(same) > 1)
-    return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled)
+    lost = tuple(match[0].split(":")[0] for key, (match, *_) in lists.items() if key not in groups)
+    return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled, lost)
 
 
 def _trailer(text: str) -> dict[str, int]:

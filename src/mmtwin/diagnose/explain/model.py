@@ -28,7 +28,7 @@ VERDICTS = {
     "vmalloc_address_space": "no free range of kernel addresses large enough; physical memory does not matter",
     "vmalloc_too_large": "a vmalloc of more than all memory, or of nothing",
     "vmalloc_pages": "vmalloc got addresses, but not all page frames",
-    "order_too_large": "above the largest block the page allocator has: it can never succeed",
+    "order_too_large": "larger than the largest piece the allocator has: it can never succeed",
     "allocator_warning": "an allocator warns about how it was called, or about its own data",
     "slab_refused": "a slab cache got no page; which rule refused is not in the log",
     "percpu_space": "the per-CPU allocator's chunks are full",

@@ -14,6 +14,8 @@ from mmtwin.diagnose.explain.model import DECIDED, UNDECIDED, Remedy, Report, Se
 CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
 OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+)")
 NEW_LIMIT = re.compile(r"oom_memcg=([^,\s]+)")
+HOST = "host"
+"""Alibaba's kernels name the whole machine so where others name a control group."""
 USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?\s+usage\s+(\d+)kB,\s+limit\s+(\d+)kB,\s+failcnt\s+(\d+)")
 KILLED = re.compile(
     r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
@@ -29,14 +31,14 @@ def read(segment: Segment) -> Report:
     info = parse(segment.all, segment.turn)
     page_kb = info.page_kb if info else 4
     order = ORDER.search(text[:2000]) if segment.kind == "oom" else None
-    number = int(order[1]) if order else None
+    number = int(order["old"] or order[1]) if order else None
     request = request_of(segment, page_kb, number, flags_of(segment) if segment.kind == "oom" else None)
     constraint = CONSTRAINT.search(text)
     kind = constraint[1] if constraint else ""
     verdict: Verdict
     if (
         kind == "CONSTRAINT_MEMCG"
-        or OLD_LIMIT.search(text)
+        or ((old := OLD_LIMIT.search(text)) is not None and old[2] != HOST)
         or re.search(r"[Mm]emory cgroup out of memory", text)
         or NEW_LIMIT.search(text)
         or _charges(segment)

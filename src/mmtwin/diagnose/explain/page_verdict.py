@@ -65,6 +65,9 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     missing = list(dict.fromkeys(f"{z.zone.label}: {text}" for z in eligible for text in z.missing))
     if not info.page_known and info.zones:
         missing.append("the page size is not shown; 4 kB is assumed")
+    lost = [label for label in info.lost if label.split()[-1] in allowed]
+    if lost:
+        missing.append(f"{_and(lost)}: the line with free pages and watermarks is not in the log, so why {'it' if len(lost) == 1 else 'they'} did not serve the request is not shown")
     if info.doubled:
         missing.append(f"{', '.join(info.doubled[:3])} printed more than once: two dumps are in one another, and numbers may belong to the other one")
     missing += [damage for z in eligible if (damage := damaged(z))]
@@ -73,7 +76,7 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     main = max(eligible, key=lambda z: (z.rule == "passes", ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free))
     notes: list[str] = []
     code, certainty = _decide(ask, eligible, main, notes, oom)
-    if certainty == DECIDED and (info.doubled or any(damaged(z) for z in eligible)):
+    if certainty == DECIDED and (lost or info.doubled or any(damaged(z) for z in eligible)):
         certainty = PROBABLE
     if certainty == DECIDED and not info.page_known and ask.order:
         certainty = PROBABLE

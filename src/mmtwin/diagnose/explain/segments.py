@@ -12,19 +12,20 @@ from mmtwin.diagnose.explain.model import Segment
 from mmtwin.diagnose.explain.stack import read_stack
 
 HEADERS = re.compile(
-    r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b))"
+    r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
     r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
     r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
-    r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of memory(?::\s+Kill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
+    r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of [Mm]emory(?::\s+Kill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
     r"|(?P<mem_info>\bMem-[Ii]nfo:)"
+    r"|(?P<zone>\b(?:DMA32|DMA|Normal|HighMem|Movable)\s+free:\s*\d+\s*kB\s+(?:boost|min):)"
     r"|(?P<slab>\bSL[AU]B:\s+Unable\s+to\s+allocate\s+memory\s+on)"
     r"|(?P<slub_debug>\bBUG\s+(?!:)(?:\S+)(?:\s+\S+){0,3}?\s+\((?:Not\s+tainted|Tainted:[^)]{0,120}|[A-Z ]*tainted[^)]{0,80})\):\s)"
     r"|(?P<kasan>\bBUG:\s+K(?:ASAN|FENCE|MSAN):\s)"
     r"|(?P<slab_debug>\bslab\s+error\s+in\s+\w+\(\)|\bSlab\s+corruption\b)"
     r"|(?P<context>\bBUG:\s+(?:sleeping\s+function\s+called\s+from\s+invalid\s+context|scheduling\s+while\s+atomic))"
-    r"|(?P<oversize>\bWARNING:\s+(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
+    r"|(?P<oversize>\bWARNING:\s+(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|percpu)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
     r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory)"
-    r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\bcma:\s+(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed)"
+    r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\b(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed|\balloc_contig_range:\s+\[[0-9a-f]+,\s*[0-9a-f]+\)\s+PFNs\s+busy)"
     r"|(?P<percpu>\bpercpu:\s+allocation\s+failed)"
     r"|(?P<fault>\bFAULT_INJECTION:\s+forcing\s+a\s+failure)"
 )
@@ -42,7 +43,7 @@ class _Open:
 
     def __init__(self, kind: str, match: re.Match[str]) -> None:
         self.kind, self.at, self.end, self.match = kind, match.start(), 0, match
-        self.waits = kind in DUMPING
+        self.waits, self.named = kind in DUMPING, False
 
 
 def cut(log: LogText, around: str = "") -> Iterator[Segment]:
@@ -57,12 +58,18 @@ def cut(log: LogText, around: str = "") -> Iterator[Segment]:
     for match in HEADERS.finditer(text):
         kind = match.lastgroup or ""
         last = opened[-1] if opened else None
-        if kind == "mem_info":
+        if kind in ("mem_info", "zone"):
             waiting = [o for o in opened[-4:] if o.waits and match.start() - o.at < NEAR]
-            if waiting:
+            if waiting and kind == "mem_info":
                 waiting[0].waits = False
+            if waiting:
                 continue
+        if kind == "zone":  # a dump whose head is not in the log
+            if any(o.kind in (*DUMPING, "killed", "mem_info") and match.start() - o.at < NEAR for o in opened[-4:]):
+                continue
+            kind = "mem_info"
         if last is not None and _belongs(kind, last, match, text):
+            last.named |= "cma_alloc" in match[0]
             continue
         opened.append(_Open(kind, match))
         if len(opened) >= MOST:
@@ -86,6 +93,8 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
         return last.kind == "vmalloc" and between.count("\n") <= 2
     if kind == "oversize":
         return last.kind in ("slub_debug", "usercopy") and between.count("\n") < 60
+    if kind == "dma" and last.match[0].endswith("busy"):  # a line for each range that is tried, then the area's own
+        return near and (match[0].endswith("busy") or ("cma_alloc" in match[0] and not last.named))
     if kind == "dma":  # a bounce buffer that is full, and then the map's own warning
         return last.kind == "dma" and between.count("\n") <= 2 and "full" not in match[0]
     return kind == "kasan" and last.kind == "kasan" and between.count("\n") <= 6 and "Call" not in between  # inlined functions have a line each
