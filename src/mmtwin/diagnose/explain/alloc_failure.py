@@ -14,6 +14,8 @@ from mmtwin.diagnose.explain.zone_rules import Ask
 
 ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})\b|\b(?P<old>\d{1,2})-order\b")
 STALL = re.compile(r"stalls\s+for\s+(\d+)ms")
+HEADLESS_LINES = 60
+"""A dump's lines, at most, before the message that follows it."""
 INTERRUPTS = ("softirq", "hard interrupt", "interrupt")
 
 
@@ -56,6 +58,21 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
         verdict,
         page_kb,
         stack=segment.stack,
+    )
+
+
+def headless(segment: Segment, slab: Segment) -> Report | None:
+    """A dump whose first lines are not in the log, and the slab allocator's message right behind it, which says the request; None if it does not."""
+    fact, flags, info = slab_log.facts(slab), flags_of(slab), parse(segment.all, segment.turn)
+    if fact is None or flags is None or info is None or not info.zones or segment.text.count("\n") > HEADLESS_LINES:
+        return None
+    request = request_of(slab, info.page_kb, fact.min_order, flags)
+    request, verdict = judge(segment, info, request)
+    why = f"The {fact.allocator} message after the dump says the request: cache {fact.cache}, order {fact.min_order} at least."
+    missing = ("the failure's first lines: order and flags are those of the message after the dump", *verdict.missing)
+    verdict = replace(verdict, certainty=PROBABLE if verdict.certainty == DECIDED else verdict.certainty, why=(*verdict.why, why), missing=missing)
+    return Report(
+        "page_allocation_failure", "page allocation failure without its head", segment.line, segment.seconds, segment.kernel, request, verdict, info.page_kb, stack=segment.stack
     )
 
 

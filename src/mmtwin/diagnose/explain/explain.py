@@ -108,6 +108,10 @@ def _stream(segments: list[Segment]) -> Iterator[Report]:
             yield alloc_failure.read(one, following) if one.kind == "page" else read(one)
             n += 2
             continue
+        if one.kind == "mem_info" and following is not None and following.kind == "slab" and (report := alloc_failure.headless(one, following)) is not None:
+            yield report
+            n += 2
+            continue
         if one.kind == "page" and n and segments[n - 1].kind == "fault" and one.line - segments[n - 1].line < 80:
             yield alloc_failure.read(one, injected=True)
         else:

@@ -60,6 +60,11 @@ def read(segment: Segment) -> Report:
         )  # fmt: skip
     else:
         request, verdict = judge(segment, info, request, True, kind)
+        if kind == "CONSTRAINT_CPUSET" and request.mems_allowed and verdict.code != "zone_eligibility":
+            verdict = replace(
+                verdict, why=(f"The cpuset allows node {request.mems_allowed} only; what is free on other nodes is out of its reach, and is not printed.", *verdict.why),
+                remedies=(Remedy("admin", f"more nodes than {request.mems_allowed} in the cpuset's cpuset.mems", "their free memory becomes usable"), *verdict.remedies),
+            )  # fmt: skip
         if number is not None and 1 <= number <= 3 and verdict.code == "no_block":
             verdict = replace(
                 verdict,
@@ -99,6 +104,7 @@ def memcg(segment: Segment) -> Verdict:
     group = old[2] if old else new[1] if new else ""
     usages = {match[1]: (int(match[2]), int(match[3]), int(match[4])) for match in USAGE.finditer(text)}
     at_limit = [name for name, (usage, limit, _) in usages.items() if limit < UNLIMITED_KB and limit and usage * 100 >= limit * 98]
+    at_limit.sort(key=lambda name: -usages[name][2])  # the one that refused
     comm = segment.comm or "A process"
     said = f"{comm} ran into the limit of the control group {group or '(not named in the log)'}"
     if at_limit:

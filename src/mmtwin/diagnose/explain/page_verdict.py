@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mmtwin.diagnose.explain.mem_info import ZONE_ORDER, MemInfo
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Request, size
 from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict, compiled_zones, highest_zone, judge_zone, rules_of
 
+INSTEAD = (
+    (r"^(?:_*(?:pte|pmd|pud|p4d|pgd)_alloc\w*|crst_table_alloc|get_pgd_slow|mm_init)$", Remedy("", "", "")),
+    (r"^(?:sock_alloc_send\w*|unix_\w*sendmsg|netlink_\w+|nlmsg_\w+)$",
+     Remedy("caller", "smaller messages (on UNIX sockets a smaller SO_SNDBUF, on netlink smaller dumps)", "a socket buffer's linear part has to be contiguous; a smaller one needs no large block")),
+)  # fmt: skip
+"""What to advise where the memory has to be contiguous (page tables: nothing), by functions on the way to the allocator."""
 ZONE_RULE = {"empty": "watermark", "blocks_not_shown": "no_block"}
 DRIFT = "the numbers were printed after the failure"
 
@@ -73,6 +80,11 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     missing += [damage for z in eligible if (damage := damaged(z))]
     if not eligible:
         return Judged(*_nothing_eligible(zones, constraint, highest), zones, None, highest, allowed, (), tuple(missing))
+    cut = zones[-1].zone.reserve is None and all(z.zone.blocks is None for z in zones)
+    top = ZONE_ORDER.index(highest if highest in ("DMA", "DMA32") else "Normal")
+    if cut and all(ZONE_ORDER.index(z.zone.name) < top for z in zones) and any(z.rule in ("passes", "blocks_not_shown") for z in eligible):
+        missing.append(f"the dump breaks off after {zones[-1].zone.label}: the zones above it, its reserve and the free lists are not in the log")
+        return Judged("evidence_missing", UNDECIDED, zones, None, highest, allowed, (), tuple(missing))
     main = max(eligible, key=lambda z: (z.rule == "passes", ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free))
     notes: list[str] = []
     code, certainty = _decide(ask, eligible, main, notes, oom)
@@ -122,7 +134,8 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
                 f"the other {main.free - main.cma} pages {'could' if main.free - main.cma >= 1 << ask.order else 'cannot'} hold one."
             )
         else:
-            notes.append(f"The watermark of {main.zone.label} passes, so there must have been no block that fits; the free list that would show it is missing.")
+            old = ", or too few pages in the higher orders (kernels up to 4.3 want min >> k of them)" if rules_of(ask.version).per_order else ""
+            notes.append(f"The watermark of {main.zone.label} passes, so there must have been no block that fits{old}; the free list that would show it is missing.")
     if ask.order == 0 and ask.high and rules_of(ask.version).unboosted and any(z.boost_decides for z in eligible):
         certainty = UNDECIDED
         notes.append(
@@ -166,6 +179,8 @@ def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
     want = size(page_kb * 1024 << ask.order)
     main = judged.main
     if main is None:
+        if judged.code == "evidence_missing" and judged.zones:
+            return "The dump breaks off before the zone that counts."
         if judged.code == "zone_eligibility":
             shown = ", ".join(dict.fromkeys(z.zone.label for z in judged.zones))
             total = sum(z.free for z in judged.zones)
@@ -186,7 +201,8 @@ def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
     }
     text = words[judged.code]
     if main.rule == "blocks_not_shown" and judged.code == "no_block":
-        text = f"{free} and is above its watermark, so no block of {want} or more can have fitted; the free list that would show it is not in the log."
+        old = ", or had too few pages in the higher orders" if rules_of(ask.version).per_order else ""
+        text = f"{free} and is above its watermark, so it had no block of {want} or more that fits{old}; the free list that would show it is not in the log."
     elif main.rule == "blocks_not_shown" and judged.code == "cma_only":
         text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; whether a block of {want} existed outside is not in the log."
     if judged.code == "watermark" and main.cma_decides:
@@ -227,7 +243,13 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
     who = request.caller or "the caller"
     if code in ("no_block", "per_order_watermark", "highatomic_only", "isolated_only", "not_shown", "cma_only") or (code == "watermark" and order > 0):
         dma = any("dma" in name for name in request.path) or "dma" in request.caller
-        if "copy_process" in request.path or "dup_task_struct" in request.path or "alloc_thread_stack_node" in request.path:
+        low = next((name for name in ("DMA", "DMA32") if name in ask.flags and judged.highest == name), "")
+        special = next((fix for pattern, fix in INSTEAD if any(re.match(pattern, name) for name in request.path)), None)
+        if low:
+            found.append(Remedy("caller", f"no GFP_{low} in {who} if the device reaches more (a larger DMA mask), or dma_alloc_coherent", f"the request is not bound to the zone {low} then"))
+        elif special is not None:
+            found += [special] if special.what else []
+        elif "copy_process" in request.path or "dup_task_struct" in request.path or "alloc_thread_stack_node" in request.path:
             found.append(
                 Remedy(
                     "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {want}"
@@ -297,7 +319,7 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
             found.append(
                 Remedy(
                     "look",
-                    "who holds the memory (see why)",
+                    f"who holds the memory{' (see why)' if info.counters else ''}",
                     f"{lack} more free pages ({size(lack * page_kb * 1024)}) would have been enough" if lack else "the dump is at the edge",
                 )
             )
@@ -305,7 +327,7 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
             found.append(
                 Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier")
             )
-        else:
+        elif not reclaim:
             found.append(
                 Remedy("admin", "a higher vm.min_free_kbytes (or vm.watermark_scale_factor)", "kswapd starts earlier and keeps more pages free, of which atomic requests may take a part"
                        + (f"; {lack} pages more were needed" if lack else ""))

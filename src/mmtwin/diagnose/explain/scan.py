@@ -12,7 +12,8 @@ from typing import NamedTuple
 ANCHORS: dict[bytes, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {
     b" allocation ": ((b"page", b"vmap", b"vmalloc:", b"percpu:"), (b"fail", b"stalls", b"for size")), b"vmalloc_node_r": ((), (b"ange for",)), b"oom-kill": ((), (b"er:", b":")),
     b"ut of Memory": ((b"O",), (b": Kill",)), b"ut of memory": ((b"O", b"o"), (b":", b" and no", b" (oom")), b"Unable to allocate": ((b"SLUB: ", b"SLAB: "), ()), b"B min:": ((), ()), b"B boost:": ((), ()), b"PFNs busy": ((), ()), b"-order alloc": ((), (b"ation failed",)), b"Mem-": ((), (b"Info:", b"info:")),
-    b"vmalloc error: size": ((), ()), b"sleeping function": ((), (b" called",)), b"scheduling while": ((), (b" atomic",)), b"BUG: K": ((), (b"ASAN", b"FENCE", b"MSAN")),
+    b"vmalloc error: size": ((), ()), b"sleeping function": ((), (b" called",)), b"scheduling while": ((), (b" atomic",)), b"KASAN: ": ((), (b"null-ptr", b"prob", b"maybe", b"user-", b"wild-")), b"zone overwritten": ((), ()), b"oison overwritten": ((), ()), b"adding overwritten": ((), ()),
+    b"bject already free": ((), ()), b"BUG: K": ((), (b"ASAN", b"FENCE", b"MSAN")),
     b"DMA-API: ": ((), ()), b"mm/": ((b"at ", b"linux/", b"kernel/", b"/"), (b"page_alloc.", b"slub.", b"slab", b"util.c", b"vmalloc.", b"usercopy.", b"percpu.")),
     b"swiotlb buffer is": ((), (b" full",)), b"SW-IOMMU space": ((), ()), b"cma_alloc: ": ((), ()), b"result of limit": ((b"as a ",), ()), b"FAULT_INJ": ((), (b"ECTION: forc",)),
     b"ainted): ": ((), ()), b"slab error in": ((), ()), b"Slab corruption": ((), ()), b"of DMA mask": ((), ()), b"DMA map of vm": ((), ()), b"usercopy: ": ((), ()),
