@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,13 @@ from mmtwin.diagnose.explain.model import Report, Segment
 from mmtwin.diagnose.explain.segments import cut
 from mmtwin.errors import LogError
 
-MOST_REPORTS = 2_000
-"""Reports that are judged; the rest is counted."""
-
 
 @dataclass(frozen=True)
 class Explanation:
     """Every report of a log.
 
     :ivar reports: in order, equal ones together.
-    :ivar unread: places that look like further reports and were not read, because the log has too many.
+    :ivar unread: further reports, as far as their first words tell, that were not read because the log has too many; `unread_kinds` by kind.
     """
 
     source: str
@@ -31,6 +28,7 @@ class Explanation:
     lines: int
     reports: tuple[Report, ...]
     unread: int = 0
+    unread_kinds: dict[str, int] = field(default_factory=dict)
 
     @property
     def main(self) -> Report:
@@ -43,7 +41,7 @@ class Explanation:
         top = {key: first[key] for key in ("verdict", "meaning", "certainty", "headline", "request", "zones", "missing", "remedies", "kernel")}
         return {
             "schema": 1, "file": self.source, "bytes": self.bytes, "lines": self.lines, **top,
-            "reports_total": sum(report.repeated for report in self.reports), "reports_not_read": self.unread,
+            "reports_total": sum(report.repeated for report in self.reports), "reports_not_read": self.unread, "not_read": self.unread_kinds,
             "verdicts": dict(Counter(code for report in self.reports for code in [report.verdict.code] * report.repeated)),
             "reports": [report.to_dict() for report in self.reports],
         }  # fmt: skip
@@ -71,32 +69,28 @@ def explain_text(data: bytes | str, source: str = "-") -> Explanation:
         data = data.encode("utf-8", "surrogateescape")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         data = data.decode("utf-16", "replace").encode()
-    if not data.strip():
+    if not data or data.isspace():
         raise LogError(f"{source}: empty; expected a kernel log (dmesg, journalctl -k or /var/log/kern.log)")
     found = scan.find(data)
     reports: list[Report] = []
-    unread = found.unread
     for window in found.windows:
-        if len(reports) >= MOST_REPORTS:
-            unread += 1
-            continue
-        reports += _window(window)
+        reports += _window(window, len(data) > scan.WHOLE)
     lines = data.count(b"\n") + (not data.endswith(b"\n"))
     if not reports:
         raise LogError(
             f"{source}: no memory failure found in {lines:,} line{'s' * (lines != 1)}; expected a kernel log with a page allocation failure, an OOM report or another report "
             "that mmtwin explain --help names"
         )
-    return Explanation(source, len(data), lines, tuple(_together(reports)), unread)
+    return Explanation(source, len(data), lines, tuple(_together(reports)), sum(found.unread.values()), found.unread)
 
 
-def _window(window: scan.Window) -> list[Report]:
+def _window(window: scan.Window, long: bool) -> list[Report]:
     reports: list[Report] = []
     all_lines = read_lines(window.data, window.lines_before)
     for lines in streams(all_lines):
         log = LogText(lines)
-        reports += _stream(list(cut(log, log.text)))
-    return sorted(reports, key=lambda report: report.line)
+        reports += _stream(list(cut(log, log.text, long)))
+    return sorted((report for report in reports if report.line >= window.first_line), key=lambda report: report.line)
 
 
 def _stream(segments: list[Segment]) -> Iterator[Report]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mmtwin.diagnose.explain import scan
 from mmtwin.diagnose.explain.kernel_version import Kernel, find_kernel, releases
 from mmtwin.diagnose.explain.log_lines import LogText
 from mmtwin.diagnose.explain.mem_info import HEAD
@@ -20,11 +21,11 @@ HEADERS = re.compile(
     r"|(?P<zone>\b(?:DMA32|DMA|Normal|HighMem|Movable)\s+free:\s*\d+\s*kB\s+(?:boost|min):)"
     r"|(?P<slab>\bSL[AU]B:\s+Unable\s+to\s+allocate\s+memory\s+on)"
     r"|(?P<slub_debug>\bBUG\s+(?!:)(?:\S+)(?:\s+\S+){0,3}?\s+\((?:Not\s+tainted|Tainted:[^)]{0,120}|[A-Z ]*tainted[^)]{0,80})\):\s|\bBUG\s+[\w.:-]+:\s+(?:(?:Left\s+|Right\s+|kmalloc\s+)?Redzone|(?:End\s+)?Poison|(?:Object\s+|Alignment\s+)?[Pp]adding)\s+overwritten|\bBUG\s+[\w.:-]+:\s+Object\s+already\s+free)"
-    r"|(?P<kasan>\bBUG:\s+K(?:ASAN|FENCE|MSAN):\s|\bKASAN:\s+(?:null-ptr-deref|(?:probably\s+)?user-memory-access|(?:maybe\s+)?wild-memory-access)\s+in\s+range\b)"
+    r"|(?P<kasan>\bBUG:\s+K(?:AS[Aa][Nn]|FENCE|MSAN):\s|\bKASAN:\s+(?:null-ptr-deref|(?:probably\s+)?user-memory-access|(?:maybe\s+)?wild-memory-access)\s+in\s+range\b)"
     r"|(?P<slab_debug>\bslab\s+error\s+in\s+\w+\(\)|\bSlab\s+corruption\b)"
     r"|(?P<context>\bBUG:\s+(?:sleeping\s+function\s+called\s+from\s+invalid\s+context|scheduling\s+while\s+atomic))"
     r"|(?P<oversize>\bWARNING:\s+(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|percpu)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
-    r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory)"
+    r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory|\busercopy\s+whitelist\?\s+Kernel\s+memory)"
     r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\b(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed|\balloc_contig_range:\s+\[[0-9a-f]+,\s*[0-9a-f]+\)\s+PFNs\s+busy)"
     r"|(?P<percpu>\bpercpu:\s+allocation\s+failed)"
     r"|(?P<fault>\bFAULT_INJECTION:\s+forcing\s+a\s+failure)"
@@ -34,6 +35,8 @@ DUMPING = ("page", "oom", "vmalloc")
 """Kinds that are followed by Mem-Info."""
 NEAR = 20_000
 """Characters: a Mem-Info further behind belongs to nobody known."""
+HEADER_BEFORE, HEADER_AFTER = 250, 300
+"""Characters around a header's words that belong to it."""
 MOST = 4_000
 """Reports of one window that are looked at."""
 
@@ -46,16 +49,31 @@ class _Open:
         self.waits, self.named = kind in DUMPING, False
 
 
-def cut(log: LogText, around: str = "") -> Iterator[Segment]:
+def _headers(text: str, long: bool) -> Iterator[re.Match[str]]:
+    """Every header; in a piece of a long log only near the words that the search looks for, which is much faster."""
+    if not long:
+        yield from HEADERS.finditer(text)
+        return
+    end = 0
+    for at in sorted(at for at, _ in scan.hits(text.encode("latin-1", "replace"))):  # one byte for each character
+        if at < end:
+            continue
+        for match in HEADERS.finditer(text, max(end, at - HEADER_BEFORE), at + HEADER_AFTER):
+            end = match.end()
+            yield match
+
+
+def cut(log: LogText, around: str = "", long: bool = False) -> Iterator[Segment]:
     """Every report of a stream, in order.
 
+    :param long: it is a piece of a long log.
     :param around: text to look for the kernel's version in, where a report does not name it.
     """
     text = log.text
     named = releases(around)
     kernel = find_kernel("", around) if len(set(named)) == 1 else None
     opened: list[_Open] = []
-    for match in HEADERS.finditer(text):
+    for match in _headers(text, long):
         kind = match.lastgroup or ""
         last = opened[-1] if opened else None
         if kind in ("mem_info", "zone"):
