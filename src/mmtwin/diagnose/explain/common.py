@@ -15,7 +15,7 @@ MOST_ORDER = 60
 
 def flags_of(segment: Segment, text: str | None = None) -> Flags | None:
     """The flags in a report's first lines; None if they are not there."""
-    match = MODE.search((segment.text if text is None else text)[:4000])
+    match = MODE.search((segment.said if text is None else text)[:4000])
     if match is None:
         return None
     value = -1 if "*" in match[1] else int(match[1], 16) & 0xFFFFFFFFFFFF
@@ -38,9 +38,9 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
     )  # fmt: skip
 
 
-def name_of(request: Request) -> str:
-    """The process, for sentences."""
-    return request.comm or "a process"
+def name_of(request: Request, first: bool = False) -> str:
+    """The process, for sentences; `first` in them."""
+    return request.comm or ("A process" if first else "a process")
 
 
 def asked(request: Request) -> str:

@@ -24,7 +24,11 @@ def read(segment: Segment) -> Report:
     place, state, rcu, preempt, scheduling = (pattern.search(text) for pattern in (PLACE, STATE, RCU, PREEMPT, SCHEDULING))
     request = request_of(segment, 4, None, None)
     file = place[1] if place else ""
-    allocates = (scheduling is not None and stack.matches(ALLOCATORS)) or bool(ALLOCATING.search(file)) or (stack.matches(ALLOCATORS) and bool(re.search(r"mm/|sched/mm\.h", file)))
+    allocates = (
+        (scheduling is not None and stack.matches(ALLOCATORS))
+        or bool(ALLOCATING.search(file))
+        or (stack.matches(ALLOCATORS) and bool(re.search(r"mm/|sched/mm\.h", file)))
+    )
     frees = stack.matches(FREEING) and not allocates
     details: dict[str, Any] = {"file": file, "line": int(place[2]) if place else None, "allocation": allocates}
     reasons = []

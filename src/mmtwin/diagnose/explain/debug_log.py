@@ -9,7 +9,7 @@ from typing import Any
 from mmtwin.diagnose.explain.common import request_of
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, Remedy, Report, Segment, Verdict
 
-SLUB_HEAD = re.compile(r"BUG\s+(\S+(?:\s+\S+){0,3}?)(?:\s+\((?:[^)]{0,120})\))?:\s+([^\n]{1,200})")
+SLUB_HEAD = re.compile(r"BUG\s+(\S+?(?:\s+\S+){0,3}?)(?:\s+\((?:[^)]{0,120})\))?:\s+([^\n]{1,200})")
 BYTES = re.compile(
     r"(?:\[(?P<what>[\w ]+? overwritten)\]\s+)?(?:INFO:\s+)?0x(?P<first>[0-9a-f]+)-0x(?P<last>[0-9a-f]+)(?:\s+@offset=(?P<offset>\d+))?\.?\s+First\s+byte\s+(?:0x)?(?P<got>[0-9a-f]+)\s+instead\s+of\s+(?:0x)?(?P<want>[0-9a-f]+)"
 )
@@ -18,7 +18,9 @@ LARGEST_OBJECT = 1 << 16
 """Bytes; addresses further apart are not of one object, but hashed."""
 TRACK = re.compile(r"(Allocated|Freed)\s+in\s+(\S+?)(?:\+0x[0-9a-f]+/0x[0-9a-f]+)?(?:\s+\[([\w-]+)[^\]]*\])?\s+age=(\d+)\s+cpu=(\d+)\s+pid=(-?\d+)")
 DUMP = re.compile(r"(Redzone|Object|Padding|Bytes\s+b4)\s+(?:0x)?[0-9a-f]{6,16}:\s+((?:[0-9a-f]{2}\s+){1,16})")
-KASAN = re.compile(r"(?:BUG:\s+)?\b(KASAN|KFENCE|KMSAN):\s+([\w/ -]+?)\s+(?:in\s+([\w.$]+)(?:\+0x\S*)?(?:[ \t]+\[(?!inline)([\w-]+)[^\]]*\])?|(?=\n|$))")
+KASAN = re.compile(
+    r"(?:BUG:\s+)?\b(KAS[Aa][Nn]|KFENCE|KMSAN):\s+([\w/ -]+?)\s+(?:on\s+address|in\s+([\w.$]+)(?:\+0x\S*)?(?:[ \t]+\[(?!inline)([\w-]+)[^\]]*\])?|(?=\n|$))"
+)
 ACCESS = re.compile(r"\b([Rr]ead|[Ww]rite|[Ff]ree)\s+(?:of\s+size\s+(\d+)\s+)?(?:at|of)\s+(?:addr\s+)?(?:0x)?([0-9a-f*]+)\s+by\s+task\s+(\S.*?)/(\d+)")
 CACHE_OF = re.compile(r"belongs\s+to\s+the\s+cache\s+(\S+)\s+of\s+size\s+(\d+)")
 WHERE = re.compile(r"located\s+(\d+)\s+bytes\s+(inside\s+of|to\s+the\s+right\s+of|to\s+the\s+left\s+of)\s+(?:allocated\s+|freed\s+)?(\d+)-byte\s+region")
@@ -35,7 +37,7 @@ SLUB_CODES: tuple[tuple[str, str, str], ...] = (
      "the cache's own list or counters were overwritten"),
 )  # fmt: skip
 KASAN_CODES = (
-    ("use-after-free", "use_after_free"), ("double-free", "double_free"), ("invalid-free", "invalid_free"), ("invalid free", "invalid_free"), ("out-of-bounds", "out_of_bounds"), ("null-ptr", "null_pointer"),
+    ("use-after-free", "use_after_free"), ("use after free", "use_after_free"), ("out of bounds", "out_of_bounds"), ("double-free", "double_free"), ("invalid-free", "invalid_free"), ("invalid free", "invalid_free"), ("out-of-bounds", "out_of_bounds"), ("null-ptr", "null_pointer"),
     ("wild-memory", "null_pointer"), ("user-memory", "null_pointer"), ("uninit", "uninitialised"), ("memory corruption", "out_of_bounds"), ("invalid read", "null_pointer"), ("invalid write", "null_pointer"), ("slab-use", "use_after_free"),
 )  # fmt: skip
 
@@ -92,7 +94,9 @@ def _slub(segment: Segment) -> Verdict:
         if at is not None and at < 0 and code == "out_of_bounds" and "Padding" not in what:
             words, before = "bytes just before an object were written", True
             head_text = f"{words[0].upper()}{words[1:]} (cache {cache}: {message})."
-            why.append("Either this object was written before its start, or the one before it past its end: the owner named below is not certain to be at fault.")
+            why.append(
+                "Either this object was written before its start, or the one before it past its end: the owner named below is not certain to be at fault."
+            )
         details |= {"byte": got, "expected": want, "offset_in_object": at, "hashed_addresses": _hashed(text)}
         where = f"byte {at} of the object" if at is not None and at >= 0 else f"{-at} bytes before the object" if at is not None else "a byte"
         why.append(f"The first wrong one is {where}: 0x{got:02x} instead of 0x{want:02x}.")
@@ -124,7 +128,9 @@ def _slub(segment: Segment) -> Verdict:
             "nobody writes it afterwards",
         ),
         "out_of_bounds": Remedy(
-            "caller", f"check the lengths written to what {who['function'] if who else 'the owner'} allocated" + (", and to the object before it in the slab" if before else ""),
+            "caller",
+            f"check the lengths written to what {who['function'] if who else 'the owner'} allocated"
+            + (", and to the object before it in the slab" if before else ""),
             "the neighbouring object stays whole",
         ),
         "double_free": Remedy("caller", "one owner for each free; set the pointer to NULL after it", "the second free goes away"),
@@ -255,7 +261,13 @@ def _classic(segment: Segment) -> Verdict:
 
 
 def _usercopy(segment: Segment) -> Verdict:
-    match = re.search(r"usercopy:\s+Kernel\s+memory\s+(\w+)\s+attempt\s+detected\s+(?:to|from)\s+([^\n!]+)", segment.text)
+    match = re.search(r"[Kk]ernel\s+memory\s+(\w+)\s+attempt\s+detected\s+(?:to|from)\s+([^\n!]+)", segment.text)
+    if "whitelist" in segment.head:
+        return Verdict(
+            "out_of_bounds", DECIDED, f"A copy {'to' if match and match[1] == 'exposure' else 'from'} user space touched a part of {match[2].strip() if match else 'an object'} that its cache does not allow to be copied. Nothing was refused: hardened usercopy warns.",
+            ("The copy is inside the object; only the part that kmem_cache_create_usercopy names may go to or come from user space.",), details={"message": match[0] if match else ""},
+            remedies=(Remedy("caller", "kmem_cache_create_usercopy with the field's offset and size, or a copy by way of a buffer of its own", "the copy is allowed then"),),
+        )  # fmt: skip
     head = f"A copy {'to' if match and match[1] == 'exposure' else 'from'} user space would have crossed the bounds of {match[2].strip() if match else 'an object'}; hardened usercopy stopped it."
     return Verdict(
         "out_of_bounds",

@@ -83,6 +83,11 @@ class Segment:
         """The report with what others printed into it."""
         return self.text + ("\n" + self.after if self.after else "")
 
+    @property
+    def said(self) -> str:
+        """The report without the process's name before its first words, which may be anything."""
+        return self.text[max(0, self.text.find(self.head)) :]
+
 
 @dataclass(frozen=True)
 class Request:

@@ -30,7 +30,7 @@ def read(segment: Segment) -> Report:
     text = segment.text
     info = parse(segment.all, segment.turn)
     page_kb = info.page_kb if info else 4
-    order = ORDER.search(text[:2000]) if segment.kind == "oom" else None
+    order = ORDER.search(segment.said[:2000]) if segment.kind == "oom" else None
     number = int(order["old"] or order[1]) if order else None
     request = request_of(segment, page_kb, number, flags_of(segment) if segment.kind == "oom" else None)
     constraint = CONSTRAINT.search(text)

@@ -74,13 +74,17 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
         missing.append("the page size is not shown; 4 kB is assumed")
     lost = [label for label in info.lost if label.split()[-1] in allowed]
     if lost:
-        missing.append(f"{_and(lost)}: the line with free pages and watermarks is not in the log, so why {'it' if len(lost) == 1 else 'they'} did not serve the request is not shown")
+        missing.append(
+            f"{_and(lost)}: the line with free pages and watermarks is not in the log, so why {'it' if len(lost) == 1 else 'they'} did not serve the request is not shown"
+        )
     if info.doubled:
         missing.append(f"{', '.join(info.doubled[:3])} printed more than once: two dumps are in one another, and numbers may belong to the other one")
     missing += [damage for z in eligible if (damage := damaged(z))]
     if not eligible:
         return Judged(*_nothing_eligible(zones, constraint, highest), zones, None, highest, allowed, (), tuple(missing))
     cut = zones[-1].zone.reserve is None and all(z.zone.blocks is None for z in zones)
+    if cut:
+        missing.append("lowmem_reserve[] and the free lists: the dump was shortened, and zones may have been left out")
     top = ZONE_ORDER.index(highest if highest in ("DMA", "DMA32") else "Normal")
     if cut and all(ZONE_ORDER.index(z.zone.name) < top for z in zones) and any(z.rule in ("passes", "blocks_not_shown") for z in eligible):
         missing.append(f"the dump breaks off after {zones[-1].zone.label}: the zones above it, its reserve and the free lists are not in the log")
@@ -88,7 +92,7 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     main = max(eligible, key=lambda z: (z.rule == "passes", ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free))
     notes: list[str] = []
     code, certainty = _decide(ask, eligible, main, notes, oom)
-    if certainty == DECIDED and (lost or info.doubled or any(damaged(z) for z in eligible)):
+    if certainty == DECIDED and (lost or cut or info.doubled or any(damaged(z) for z in eligible)):
         certainty = PROBABLE
     if certainty == DECIDED and not info.page_known and ask.order:
         certainty = PROBABLE
@@ -121,6 +125,8 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
     if all(z.free - z.cma <= 0 for z in eligible):
         return "really_empty", DECIDED
     if passing:
+        if oom and ask.version < (4, 9, 0) and len({z.zone.node for z in eligible}) > 1:
+            notes.append("Kernels before 4.9 do not print which nodes the request was bound to: a memory policy (numactl, mbind) would explain it.")
         return _passing(ask, passing, notes, oom)
     code = ZONE_RULE.get(main.rule, main.rule)
     certainty = DECIDED
@@ -135,7 +141,9 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
             )
         else:
             old = ", or too few pages in the higher orders (kernels up to 4.3 want min >> k of them)" if rules_of(ask.version).per_order else ""
-            notes.append(f"The watermark of {main.zone.label} passes, so there must have been no block that fits{old}; the free list that would show it is missing.")
+            notes.append(
+                f"The watermark of {main.zone.label} passes, so there must have been no block that fits{old}; the free list that would show it is missing."
+            )
     if ask.order == 0 and ask.high and rules_of(ask.version).unboosted and any(z.boost_decides for z in eligible):
         certainty = UNDECIDED
         notes.append(
@@ -238,7 +246,7 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
     main, order, want = judged.main, ask.order, size(page_kb * 1024 << ask.order)
     reclaim = "DIRECT_RECLAIM" in ask.flags
     kept = [z for z in judged.zones if z.eligible and z.rule == "lowmem_reserve" and (order == 0 or z.usable_blocks)]
-    reserve_zone = min(kept, key=_times, default=None)
+    reserve_zone = min(kept, key=_times, default=None) if judged.code != "not_shown" else None
     code = judged.code
     who = request.caller or "the caller"
     if code in ("no_block", "per_order_watermark", "highatomic_only", "isolated_only", "not_shown", "cma_only") or (code == "watermark" and order > 0):
@@ -246,7 +254,13 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
         low = next((name for name in ("DMA", "DMA32") if name in ask.flags and judged.highest == name), "")
         special = next((fix for pattern, fix in INSTEAD if any(re.match(pattern, name) for name in request.path)), None)
         if low:
-            found.append(Remedy("caller", f"no GFP_{low} in {who} if the device reaches more (a larger DMA mask), or dma_alloc_coherent", f"the request is not bound to the zone {low} then"))
+            found.append(
+                Remedy(
+                    "caller",
+                    f"no GFP_{low} in {who} if the device reaches more (a larger DMA mask), or dma_alloc_coherent",
+                    f"the request is not bound to the zone {low} then",
+                )
+            )
         elif special is not None:
             found += [special] if special.what else []
         elif "copy_process" in request.path or "dup_task_struct" in request.path or "alloc_thread_stack_node" in request.path:
@@ -255,7 +269,7 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
                     "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {want}"
                 )
             )
-        elif reclaim and not dma and "FS" in ask.flags:
+        elif reclaim and order and not dma and "FS" in ask.flags:
             found.append(
                 Remedy(
                     "caller",
