@@ -67,6 +67,8 @@ class Kernel:
         low = ".".join(map(str, self.version[:2]))
         if self.newest[0] >= 99:
             return f"Linux {low} or newer (the log does not say; by its fields)"
+        if self.newest[:2] == self.version[:2]:
+            return f"Linux {low} (the log does not say; by its fields)"
         return f"Linux {low} to {'.'.join(map(str, self.newest))} (the log does not say; by its fields)"
 
 

@@ -19,9 +19,9 @@ COUNTER = re.compile(
     r"|slab_unreclaimable|slab|mapped|shmem|pagetables|sec_pagetables|bounce|kernel_misc_reclaimable|free|free_pcp|free_cma):(\d+)(?![\dkK])"
 )
 TRAILER = {
-    "pagecache": r"(\d+)\s+total\s+pagecache\s+pages", "swapcache": r"(\d+)\s+pages\s+in\s+swap\s+cache", "swap_free_kb": r"Free\s+swap\s*[=:]\s*(\d+)\s*kB",
-    "swap_total_kb": r"Total\s+swap\s*=\s*(\d+)\s*kB", "ram": r"(\d+)\s+pages\s+(?:of\s+)?RAM", "highmem": r"(\d+)\s+pages\s+(?:of\s+)?(?:HighMem|HIGHMEM)",
-    "reserved": r"(\d+)\s+(?:pages\s+reserved|reserved\s+pages)", "cma_reserved": r"(\d+)\s+pages\s+cma\s+reserved",
+    "pagecache": r"\b(\d{1,20})\s+total\s+pagecache\s+pages", "swapcache": r"\b(\d{1,20})\s+pages\s+in\s+swap\s+cache", "swap_free_kb": r"Free\s+swap\s*[=:]\s*(\d+)\s*kB",
+    "swap_total_kb": r"Total\s+swap\s*=\s*(\d+)\s*kB", "ram": r"\b(\d{1,20})\s+pages\s+(?:of\s+)?RAM", "highmem": r"\b(\d{1,20})\s+pages\s+(?:of\s+)?(?:HighMem|HIGHMEM)",
+    "reserved": r"\b(\d{1,20})\s+(?:pages\s+reserved|reserved\s+pages)", "cma_reserved": r"\b(\d{1,20})\s+pages\s+cma\s+reserved",
 }  # fmt: skip
 NODE_LINE = re.compile(r"Node\s+(\d+)\s+active_anon:")
 LARGEST = 1 << 46

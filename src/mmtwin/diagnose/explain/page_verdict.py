@@ -215,6 +215,8 @@ def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
         text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; whether a block of {want} existed outside is not in the log."
     if judged.code == "watermark" and main.cma_decides:
         text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; the rest does not stay above the watermark."
+    if judged.code == "watermark" and main.rule == "passes":
+        text = f"{free}: above its min watermark, but the last attempt before killing must leave the high one."
     if judged.code == "watermark" and main.boost_decides:
         text = text.rstrip(".") + f", which is boosted by {size(main.boost * page_kb * 1024)}."
     others = [z for z in judged.zones if z.eligible and z is not main and z.rule != "passes"]

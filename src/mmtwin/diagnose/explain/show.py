@@ -105,7 +105,15 @@ def _request(report: Report, width: int) -> Iterator[tuple[str, str]]:
     elif request.asked_bytes:
         yield from _wrapped("request", f"{size(request.asked_bytes)} ({request.asked_bytes} bytes)", width, "")
     if flags is not None and flags.value >= 0:
-        printed = "" if not flags.printed else "; the printed names agree" if flags.agree else f"; but the log prints {flags.printed}"
+        printed = (
+            ""
+            if not flags.printed
+            else "; the printed names agree"
+            if flags.agree
+            else "; from the printed names"
+            if flags.agree is None
+            else f"; but the log prints {flags.printed}"
+        )
         yield from _wrapped(
             "flags", f"0x{flags.value:x} = {flags.names} (numbers of Linux {flags.era}{printed})", width, "" if flags.agree is not False else "warn"
         )
