@@ -199,6 +199,32 @@ def test_rules(log: str, code: str) -> None:
     assert explain_text(log).main.verdict.code == code
 
 
+def test_the_whole_atomic_reserve_is_taken_off() -> None:
+    log = made("6.6.1", 0, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 0*8kB 0*16kB 0*32kB").replace("reserved_highatomic:0KB", "reserved_highatomic:102400KB")
+    verdict = explain_text(log).main.verdict
+    assert (verdict.code, verdict.zones[0].margin) == ("watermark", 30000 - 25600 - 5000)
+    assert any("the whole reserve for atomic requests (25600 pages)" in sentence for sentence in verdict.why)
+    assert not any("whole reserve" in sentence for sentence in explain_text(log.replace("30000*4kB (UME)", "30000*4kB (UMEH)")).main.verdict.why)
+
+
+def test_words_about_a_failure_are_none() -> None:
+    real = "Sep 20 19:30:53 srv kernel: nfsd: page allocation failure. order:2, mode:0x20\n"
+    reports = explain_text('$ grep "page allocation failure" /var/log/syslog\n\n' + real).reports
+    assert [report.request.comm for report in reports if report.request] == ["nfsd"]
+
+
+def test_names_with_less_than_the_log_promises() -> None:
+    request = explain_text("# kernel: java: page allocation failure. order:2, mode:0x20\n").main.request
+    assert request is not None
+    assert (request.comm, request.order) == ("java", 2)
+    request = explain_text("<4>[1.5] systemd-journal invoked oom-killer: gfp_mask=0x800d0order=0oom_score_adj=0\n").main.request
+    assert request is not None
+    assert request.flags is not None
+    assert (request.order, request.flags.value) == (0, 0x800D0)
+    empty = "Node 0 DMA free:0kB boost:0kB min:0kB low:0kB high:0kB reserved_highatomic:0KB present:636kB managed:0kB free_cma:0kB\n"
+    assert explain_text(empty).main.verdict.code == "evidence_missing"
+
+
 def test_interleaved_dumps() -> None:
     a = made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 0*16kB 0*32kB").split("\n")
     b = [line.replace("x: page", "y: page") for line in a]

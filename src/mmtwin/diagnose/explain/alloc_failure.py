@@ -12,7 +12,7 @@ from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict
 from mmtwin.diagnose.explain.zone_rules import Ask
 
-ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})\b|\b(?P<old>\d{1,2})-order\b")
+ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})(?!\d)|\b(?P<old>\d{1,2})-order\b")
 STALL = re.compile(r"stalls\s+for\s+(\d+)ms")
 HEADLESS_LINES = 60
 """A dump's lines, at most, before the message that follows it."""

@@ -8,7 +8,7 @@ from mmtwin.diagnose.explain.log_gfp import Flags, decode
 from mmtwin.diagnose.explain.model import Request, Segment, size
 
 WHO = re.compile(r"CPU:\s*(\d+)\s+(?:UID:\s*\d+\s+)?PID:\s*(\d+)|\b[Pp]id:\s*(\d+),\s*(?:comm|name):")
-MODE = re.compile(r"(?:mode:|gfp_mask=|gfp=)\s*(0x[0-9a-fA-F]{1,16}|0x[0-9a-fA-F]*\*+)\s*(?:\(([\w|\s]{0,400}?)\))?(?=[\s,)/]|$)")
+MODE = re.compile(r"(?:mode:|gfp_mask=|gfp=)\s*(0x[0-9a-fA-F]{1,16}|0x[0-9a-fA-F]*\*+)\s*(?:\(([\w|\s]{0,400}?)\))?(?=[\s,)/]|$|order)")
 """Some services put asterisks for digits; the names must do then."""
 MOST_ORDER = 60
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -89,8 +90,14 @@ def _window(window: scan.Window, long: bool) -> list[Report]:
     all_lines = read_lines(window.data, window.lines_before)
     for lines in streams(all_lines):
         log = LogText(lines)
-        reports += _stream(list(cut(log, log.text, long)))
+        segments = list(cut(log, log.text, long))
+        reports += _stream([one for one in segments if len(segments) == 1 or not _prose(one)])
     return sorted((report for report in reports if report.line >= window.first_line), key=lambda report: report.line)
+
+
+def _prose(segment: Segment) -> bool:
+    """Whether it only speaks of a page allocation failure: a title, a sentence, a command line."""
+    return segment.kind == "page" and not re.search(r"order|mode:|CPU:|Pid:|Call [Tt]race|Mem-[Ii]nfo|\bfree:", segment.said[:3_000])
 
 
 def _stream(segments: list[Segment]) -> Iterator[Report]:

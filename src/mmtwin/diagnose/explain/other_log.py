@@ -37,7 +37,9 @@ def mem_info(segment: Segment) -> Report:
     text += "A GFP_KERNEL request for a single page (the commonest) would " + (
         "be served by these numbers." if served else f"be refused: {page_verdict.headline(judged, ask, info.page_kb)}"
     )
-    code = "evidence_missing" if served else judged.code
+    if judged.code == "zone_eligibility":
+        text = "The request is not in the log, and the zones that are in it are empty or outside the reach of GFP_KERNEL, the commonest."
+    code = "evidence_missing" if served or judged.code == "zone_eligibility" else judged.code
     if not segment.kernel.known:
         lost = (*lost, f"the kernel's version; judged as {'.'.join(map(str, version[:2]))}")
     use = memory_use(info)

@@ -92,6 +92,7 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     main = max(eligible, key=lambda z: (z.rule == "passes", ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free))
     notes: list[str] = []
     code, certainty = _decide(ask, eligible, main, notes, oom)
+    notes += _atomic_reserve(main, info.page_kb)
     if certainty == DECIDED and (lost or cut or info.doubled or any(damaged(z) for z in eligible)):
         certainty = PROBABLE
     if certainty == DECIDED and not info.page_known and ask.order:
@@ -118,6 +119,19 @@ def _nothing_eligible(zones: tuple[ZoneVerdict, ...], constraint: str, highest: 
         return "evidence_missing", UNDECIDED
     restricted = constraint in ("CONSTRAINT_CPUSET", "CONSTRAINT_MEMORY_POLICY") or any("bound" in z.why_not or "cpuset" in z.why_not for z in zones)
     return "zone_eligibility", DECIDED if restricted else PROBABLE
+
+
+def _atomic_reserve(main: ZoneVerdict, page_kb: int) -> list[str]:
+    """Until 6.12 the test took off the whole reserve for atomic requests, also what of it is in use (mm/page_alloc.c, __zone_watermark_unusable_free)."""
+    if main.rule != "watermark" or not main.zone.blocks or "free_highatomic" in main.zone.fields:
+        return []
+    listed = sum(block.count * block.kb for block in main.zone.blocks if "H" in block.types) // page_kb
+    if main.highatomic <= listed or main.margin + main.highatomic - listed <= 0:
+        return []
+    return [
+        f"The test takes off the whole reserve for atomic requests ({main.highatomic} pages), also what of it is in use; the free list shows at most {listed} free pages of it (H). "
+        "Linux 6.12 and newer take off the free ones only: then this request would pass."
+    ]
 
 
 def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: list[str], oom: bool) -> tuple[str, str]:

@@ -162,6 +162,7 @@ def _comm(body: str, kind: str) -> str:
         "vmalloc": r"(?m)^\s*([^:\n]{1,32}?):\s+(?:vmalloc|page alloc)",
     }  # fmt: skip
     if kind in patterns and (match := re.search(patterns[kind], body[:2000])):
-        return match[1].strip()
+        name = re.sub(r"\A\W*kernel\s*:\s*", "", match[1]).strip()
+        return name if re.search(r"\w", name) else ""
     match = re.search(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)", body) or re.search(r"\bname:\s+(\S[^\n]{0,31})", body)
     return match[1].strip() if match else ""
