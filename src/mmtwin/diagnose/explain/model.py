@@ -13,6 +13,7 @@ from mmtwin.diagnose.explain.zone_rules import ZoneVerdict
 DECIDED, PROBABLE, UNDECIDED = "decided", "probable", "undecided"
 
 VERDICTS = {
+    "served": "nothing refuses it: a zone is above its watermark and has a block that fits (only of recordings, --at)",
     "no_block": "no free block of the order: free memory is in smaller pieces",
     "watermark": "too few free pages: the zone is at its watermark",
     "lowmem_reserve": "the zone's free pages are kept for requests that can use no other zone",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mmtwin.diagnose.explain.explain import Explanation
-from mmtwin.diagnose.explain.model import VERDICTS, Report, size
+from mmtwin.diagnose.explain.model import VERDICTS, Report, Request, size
 
 if TYPE_CHECKING:
     from mmtwin.diagnose.explain.zone_rules import ZoneVerdict
@@ -70,7 +70,7 @@ def report_lines(report: Report, width: int) -> Iterator[tuple[str, str]]:
     ]
     yield from _wrapped("certainty", certain, width, "" if v.certainty == "decided" else "warn")
     if request is not None:
-        yield from _request(report, width)
+        yield from _request_lines(request, width)
     if v.zones:
         yield "", ""
         yield f"Zone by zone, in pages of {report.page_kb} kB:", "bold"
@@ -89,9 +89,7 @@ def report_lines(report: Report, width: int) -> Iterator[tuple[str, str]]:
             yield from _wrapped(f"{rank}.", f"{remedy.what} ({WHO[remedy.who]}): {remedy.changes}", width, "", 5)
 
 
-def _request(report: Report, width: int) -> Iterator[tuple[str, str]]:
-    request = report.request
-    assert request is not None
+def _request_lines(request: Request, width: int) -> Iterator[tuple[str, str]]:
     if request.comm:
         who = f"{request.comm}" + (f" (pid {request.pid})" if request.pid is not None else "") + (f" on CPU {request.cpu}" if request.cpu is not None else "")
         yield from _wrapped("process", who + (f", in a {request.place}" if request.place else ""), width, "")
