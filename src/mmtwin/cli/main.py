@@ -22,6 +22,7 @@ from mmtwin.cli.info import info
 from mmtwin.cli.layout import layout
 from mmtwin.cli.record import record
 from mmtwin.cli.replay import replay
+from mmtwin.cli.report import report
 from mmtwin.cli.stat import stat
 from mmtwin.errors import MmtwinError
 
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "info": info,
     "replay": replay,
     "stat": stat,
+    "report": report,
     "explain": explain,
     "layout": layout,
     "claims": claims,

@@ -59,7 +59,9 @@ def _nodes(leaves: pl.DataFrame, levels: tuple[str, ...], totals: dict[str, int]
     for row in shown.iter_rows(named=True):
         node = {"name": row[level], **{name: int(row[name]) for name in MEASURES}}
         if deeper:
-            node["children"] = _nodes(leaves.filter(pl.col(level) == row[level]), deeper, totals, least, most)
+            below = _nodes(leaves.filter(pl.col(level) == row[level]), deeper, totals, least, most)
+            if [child["name"] for child in below] != [row[level]]:  # without symbols a function is its call site
+                node["children"] = below
         nodes.append(node)
     rest = len(sums) - len(shown)
     if rest:

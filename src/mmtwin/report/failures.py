@@ -6,6 +6,7 @@ it to `failures` as `explain`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ LOOKED_AT = 100
 LISTED = 1000
 
 Explain = Callable[[Moment, dict[str, Any], list[str]], dict[str, Any]]
-"""Takes the moment, the refused request (a row of `refused`), and names of zones by index; returns at least `text` and `zones`."""
+"""Takes the moment, the refused request (a row of `refused`), and names of zones by index; returns at least `reason`, `text` and `zones`."""
 
 
 def refused(recording: Recording) -> pl.DataFrame:
@@ -92,29 +93,37 @@ def explain(moment: Moment, request: dict[str, Any], zones: list[str]) -> dict[s
             rule = "would pass"
         rows.append({
             "zone": zones[z], "free_pages": pages, "needs_more_than": least + reserve, "watermark": mark.removeprefix("wmark_"), "mark": int(zone[mark]), "watermark_boost": int(zone["watermark_boost"]),
-            "lowmem_reserve": reserve, "blocks_large_enough": fitting, "largest_free_order": int(np.flatnonzero(counts).max(initial=-1)),
+            "kept_highatomic": kept, "lowmem_reserve": reserve, "blocks_large_enough": fitting, "largest_free_order": int(np.flatnonzero(counts).max(initial=-1)),
             "on_cpu_lists": int(state.pcp["count"][z * cpus : (z + 1) * cpus].sum()), "rule": rule,
         })  # fmt: skip
-    return {"text": _why(rows, order), "at": moment.event, "zones": rows}
+    reason, text = _why(rows, order)
+    return {"reason": reason, "text": text, "at": moment.event, "zones": rows}
 
 
-def _why(rows: list[dict[str, Any]], order: int) -> str:
+def _why(rows: list[dict[str, Any]], order: int) -> tuple[str, str]:
+    """The reason in a few words, and in a sentence with the numbers."""
     usable = [row for row in rows if row["rule"] != "not for this request"]
     if any(row["rule"] == "would pass" for row in usable):
-        return "Some zone would have passed at that moment: another CPU changed it just then, or another rule refused."
+        return "not seen in the zones", "Some zone would have passed at that moment: another CPU changed it just then, or another rule refused."
     fragmented = [row for row in usable if row["rule"].startswith("no free block")]
     if fragmented:
-        size, largest = readable_size(PAGE_SIZE << order), max(row["largest_free_order"] for row in fragmented)
-        pages = sum(row["free_pages"] for row in fragmented)
-        return f"Fragmentation: {readable_size(pages * PAGE_SIZE)} were free, but no block of {size} in one piece; the largest was {readable_size(PAGE_SIZE << max(largest, 0))}."
+        size, largest = readable_size(PAGE_SIZE << order), readable_size(PAGE_SIZE << max(max(row["largest_free_order"] for row in fragmented), 0))
+        free = readable_size(sum(row["free_pages"] for row in fragmented) * PAGE_SIZE)
+        return "fragmentation: no block large enough", f"{free} were free, but no block of {size} in one piece; the largest was {largest}."
     boosted = [
-        row for row in usable
-        if row["free_pages"] - ((1 << order) - 1) > row["needs_more_than"] - row["watermark_boost"] and (not order or row["blocks_large_enough"])
+        row
+        for row in usable
+        if row["free_pages"] - row["kept_highatomic"] - ((1 << order) - 1) > row["needs_more_than"] - row["watermark_boost"]
+        and (not order or row["blocks_large_enough"])
     ]
     if boosted:
-        return f"The watermark of {boosted[0]['zone']} was raised for a while after another request had to break up a block of another type (watermark_boost_factor)."
+        zone = boosted[0]
+        pages = f"{zone['free_pages']:,} free pages, and needed more than {zone['needs_more_than']:,}; without the boost of {zone['watermark_boost']:,} it would have passed"
+        why = "The boost is there for a while after another request had to break up a block of another type (watermark_boost_factor)."
+        return "raised watermark (boost)", f"{zone['zone']} had {pages}. {why}"
     mark = usable[0]["watermark"] if usable else "min"
-    return f"Too little memory: no zone that the request may use had more free pages than its {mark} watermark and the reserve kept from such requests."
+    free = ", ".join(f"{row['zone']} {row['free_pages']:,} free pages of more than {row['needs_more_than']:,} needed" for row in usable)
+    return f"too little memory ({mark} watermark)", f"Too little memory in every zone that the request may use: {free}."
 
 
 def failures(rows: pl.DataFrame, explained: dict[int, dict[str, Any]], recording: Recording) -> dict[str, Any]:
@@ -135,6 +144,10 @@ def failures(rows: pl.DataFrame, explained: dict[int, dict[str, Any]], recording
     )
     by_kind = rows.group_by("order", "gfp").len().sort("len", "order", "gfp", descending=[True, False, False])
     kinds = [{"order": order, "gfp": gfp_names(gfp & 0xFFFF_FFFF), "count": count} for order, gfp, count in by_kind.iter_rows()]
-    return {"total": len(rows), "kinds": kinds, "requests": listed, "not_listed": max(len(rows) - LISTED, 0), "explained": len(explained), "oom_kills": victims.to_dicts()}
+    reasons = Counter(row["reason"] for row in explained.values())
+    return {
+        "total": len(rows), "kinds": kinds, "reasons": [{"text": text, "count": count} for text, count in reasons.most_common()], "requests": listed,
+        "not_listed": max(len(rows) - LISTED, 0), "explained": len(explained), "oom_kills": victims.to_dicts(),
+    }  # fmt: skip
 
 

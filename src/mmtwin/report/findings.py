@@ -18,10 +18,10 @@ def _tiles(data: dict[str, Any]) -> list[dict[str, str]]:
     free = _free_pages(data)
     if free:
         low = min(range(len(free)), key=free.__getitem__)
-        tiles.append(_tile("free memory", f"{_size(free[0])} → {_size(free[-1])}", f"lowest {_size(free[low])}"))
+        tiles.append(_tile("free memory", _change(free), f"lowest {_size(free[low])}"))
     if data["caches"]:
         slabs = _slab_pages(data)
-        tiles.append(_tile("slab memory", f"{_size(slabs[0])} → {_size(slabs[-1])}", f"{len(data['caches']):,} caches"))
+        tiles.append(_tile("slab memory", _change(slabs), f"{len(data['caches']):,} caches"))
     elif data["pages"]:
         tiles.append(_tile("pages handed out", readable_size(data["pages"]["summary"]["bytes"]), f"{data['pages']['summary']['requests']:,} requests"))
     if data["objects"]:
@@ -53,6 +53,13 @@ def _size(pages: int) -> str:
     return readable_size(pages * PAGE_SIZE)
 
 
+def _change(pages: list[int]) -> str:
+    """First and last, in one unit if both are told in the same; none of it may be broken into lines but at the arrow."""
+    first, last = _size(pages[0]).replace(" ", "\u00a0"), _size(pages[-1]).replace(" ", "\u00a0")
+    unit = last.partition("\u00a0")[2]
+    return f"{first.removesuffix(unit).rstrip() if first.endswith(unit) else first} → {last}"
+
+
 def _free_pages(data: dict[str, Any]) -> list[int]:
     zones = data["memory"]["zones"] if data["memory"] else []
     return [sum(column) for column in zip(*(zone["free_pages"] for zone in zones), strict=True)]
@@ -67,11 +74,11 @@ def _refusals(data: dict[str, Any]) -> list[str]:
     said = []
     if found["total"]:
         kind = found["kinds"][0]
-        most = f"{kind['count']:,} of them " if len(found["kinds"]) > 1 else "all "
-        said.append(f"{found['total']:,} request{'s were' if found['total'] != 1 else ' was'} refused, {most}of order {kind['order']} ({kind['gfp']}).")
-        first = next((row["explained"] for row in found["requests"] if row["explained"]), None)
-        if first:
-            said.append(f"The first one: {first['text']}")
+        orders = sorted({row["order"] for row in found["kinds"]})
+        which = f"of orders {orders[0]} to {orders[-1]}" if len(orders) > 1 else f"of order {kind['order']}" + (f" ({kind['gfp']})" if len(found["kinds"]) == 1 else "")
+        text = f"{found['total']:,} request{'s' if found['total'] != 1 else ''} {which} {'were' if found['total'] != 1 else 'was'} refused"
+        reasons = ", ".join(f"{reason['count']:,} for {reason['text']}" for reason in found["reasons"])
+        said.append(f"{text}; of {found['explained']:,} that were looked at: {reasons}." if reasons else f"{text}.")
     if found["oom_kills"]:
         names = ", ".join(dict.fromkeys(f"{row['comm']} (PID {row['pid']})" for row in found["oom_kills"][:3]))
         said.append(f"The OOM killer struck {len(found['oom_kills']):,} time{'s' * (len(found['oom_kills']) != 1)}: {names}.")
