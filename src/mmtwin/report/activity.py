@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from mmtwin.recording.model import Recording
@@ -33,7 +34,7 @@ PRESSURE = ("failed", "oom_kills", "direct_reclaims", "compactions", "kswapd_wak
 def activity(recording: Recording, steps: list[int]) -> dict[str, Any]:
     """How many events of each series lie between one step and the next, and the pages handed out and given back there.
 
-    :param steps: rows of the events, ascending; series have one number less.
+    :param steps: rows of the events, ascending, from 0 to their number; series have one number less.
     :returns: `series`: key, name, pressure, counts; only those that ever happen. `pages`: handed out minus freed in each span, in pages.
     """
     order = pl.col("order").clip(0).cast(pl.Int64)
@@ -41,9 +42,8 @@ def activity(recording: Recording, steps: list[int]) -> dict[str, Any]:
     spans = max(len(steps) - 1, 1)
     sums = (
         recording.events.lazy()
-        .with_row_index("row")
         .select(
-            pl.col("row").cast(pl.Int64).cut(steps[1:-1], left_closed=True).to_physical().cast(pl.Int64).alias("span") if spans > 1 else pl.lit(0, pl.Int64).alias("span"),
+            pl.Series("span", np.repeat(np.arange(spans), np.diff(steps)) if len(steps) > 1 else [], dtype=pl.Int64),
             *(chosen.alias(key) for key, (_, chosen) in SERIES.items()),
             pages.cast(pl.Int64).alias("pages"),
         )

@@ -76,7 +76,8 @@ class PageMap:
 
     def _cells(self, values: Int, classes: Int | None) -> Int:
         """One value for each cell; a share's event is not known."""
-        blocks = np.full(len(self._some) * self.block, 0, dtype=np.int64)
+        beyond = -1 if classes is None else 0  # a pageblock may reach beyond the last frame
+        blocks = np.full(len(self._some) * self.block, beyond, dtype=np.int64)
         blocks[: len(values)] = values
         blocks = blocks.reshape(-1, self.block)[self._some]
         if self.share == 1:

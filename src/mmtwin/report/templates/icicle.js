@@ -20,9 +20,10 @@ function icicle(name, data, csv) {
       box.style.left = `${left}px`;
       box.style.top = `${depth * row}px`;
       box.style.width = `${Math.max(wide, 1)}px`;
+      if (wide < 16) box.style.padding = "0";
       if (depth === 0 && zoomed.length === 1) { box.classList.add("other"); box.style.background = "var(--panel)"; box.textContent = `everything: ${text(node)}`; }
       else if (node.name.startsWith("(") && node.name.endsWith("others)")) { box.classList.add("other"); box.style.background = "var(--line)"; }
-      else { box.style.background = `var(--s${colour})`; box.style.opacity = String(1 - 0.12 * (path.length - 2)); }
+      else box.style.background = `color-mix(in srgb, var(--s${colour}) ${100 - 18 * (path.length - 2)}%, white)`;
       box.addEventListener("pointerenter", () => tell(path));
       box.addEventListener("focus", () => tell(path));
       box.addEventListener("click", () => { zoomed = path.length === zoomed.length && zoomed.length > 1 ? zoomed.slice(0, -1) : path; report.changed(); });

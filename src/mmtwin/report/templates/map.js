@@ -212,7 +212,8 @@ report.sections.map = async (map) => {
     if (!(event.key in moves)) return;
     event.preventDefault();
     pinned = Math.max(0, Math.min(map.cells - 1, (pinned >= 0 ? pinned : Math.max(pointed, 0)) + moves[event.key]));
-    draw();
+    show();
+    later();
   });
   report.listen(draw);
   report.downloads.frames = () => {
