@@ -61,7 +61,15 @@ def test_anything_can_have_a_card() -> None:
 
 
 def test_sizes() -> None:
-    assert [readable_size(n) for n in (0, 1023, 1024, 1536, 150 << 20, -(2 << 30), 1 << 40)] == ["0 B", "1023 B", "1 KiB", "1.5 KiB", "150 MiB", "-2 GiB", "1 TiB"]
+    assert [readable_size(n) for n in (0, 1023, 1024, 1536, 150 << 20, -(2 << 30), 1 << 40)] == [
+        "0 B",
+        "1023 B",
+        "1 KiB",
+        "1.5 KiB",
+        "150 MiB",
+        "-2 GiB",
+        "1 TiB",
+    ]
 
 
 def test_a_machine(bare: Callable[..., Machine]) -> None:
@@ -80,7 +88,9 @@ def test_a_recording_and_its_sums(recordings: dict[str, Recording]) -> None:
 
 
 def test_a_replay() -> None:
-    numbers = dict.fromkeys(("slab_allocs", "slab_allocs_equal", "vmap_allocs", "vmap_allocs_equal", "bulk_pages", "frees", "missed_probes", "inferred_events"), 0)
+    numbers = dict.fromkeys(
+        ("slab_allocs", "slab_allocs_equal", "vmap_allocs", "vmap_allocs_equal", "bulk_pages", "frees", "missed_probes", "inferred_events"), 0
+    )
     result = Result(
         cpus=1, events=10, page_allocs=1234, page_allocs_equal=1233, final_state_equal=False, differences=[{}], seconds=1.0, events_per_second=10.0, failed_allocs=0,
         failed_allocs_equal=0, lost_events=7, inferred={}, **numbers,

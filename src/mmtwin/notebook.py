@@ -67,7 +67,8 @@ def card_html(card: Card) -> str:
     parts = [f"<p><strong>{escape(card.title)}</strong></p>"]
     if card.rows:
         cells = "".join(
-            f'<tr><th scope="row" style="text-align:left">{escape(label)}</th><td style="text-align:left">{escape(value)}</td></tr>' for label, value in card.rows
+            f'<tr><th scope="row" style="text-align:left">{escape(label)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+            for label, value in card.rows
         )
         parts.append(f'<table style="{STYLE}">{cells}</table>')
     parts += [_table(table) for table in card.tables if table.rows]
@@ -77,7 +78,7 @@ def card_html(card: Card) -> str:
 
 def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f'<{tag}{_left(i)}>{escape(cell)}</{tag}>' for i, cell in enumerate(cells)) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}{_left(i)}>{escape(cell)}</{tag}>" for i, cell in enumerate(cells)) + "</tr>"
 
     rows = "".join(row(cells, "td") for cells in table.rows[:SHOWN])
     more = len(table.rows) - SHOWN

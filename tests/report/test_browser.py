@@ -133,7 +133,9 @@ def test_a_frame_tells_what_it_holds(opened: browser.Page, demo: Made) -> None:
     pids = demo.data["map"]["holders"]["pid"]
     cell = next(i for i in range(len(holder)) if event[i] >= 0 and pids[holder[i]] >= 0)
     opened.run("document.getElementById('frames').focus()")
-    opened.run("window.press = (key, n) => { for (let i = 0; i < n; i++) document.getElementById('frames').dispatchEvent(new KeyboardEvent('keydown', { key })); }")
+    opened.run(
+        "window.press = (key, n) => { for (let i = 0; i < n; i++) document.getElementById('frames').dispatchEvent(new KeyboardEvent('keydown', { key })); }"
+    )
 
     def go(cell: int) -> None:
         opened.run("press('PageUp', 300)")

@@ -27,7 +27,19 @@ DATA = Path(__file__).parent.parent / "data"
 def test_info(demo: Made) -> None:
     with store.open_recording(demo.path) as opened:
         described = info.describe(opened.manifest, demo.path)
-    for key in ("kernel_release", "how", "ram_bytes", "cpus", "cmdline", "workload_name", "workload_seconds", "events", "events_by_kind", "lost_events", "missed_probes"):
+    for key in (
+        "kernel_release",
+        "how",
+        "ram_bytes",
+        "cpus",
+        "cmdline",
+        "workload_name",
+        "workload_seconds",
+        "events",
+        "events_by_kind",
+        "lost_events",
+        "missed_probes",
+    ):
         assert demo.data[key] == described[key], key
 
 
@@ -63,7 +75,10 @@ def test_page_stat(name: str, request: pytest.FixtureRequest) -> None:
     assert made.data["failures"]["total"] == result.summary.failed
     activity = {series["key"]: sum(series["counts"]) for series in made.data["activity"]["series"]}
     assert (activity["page_allocs"], activity["page_frees"]) == (result.summary.requests, result.summary.free_requests)
-    assert sum(made.data["activity"]["pages"]) == result.summary.pages - result.summary.pages_freed - result.summary.pages_freed_earlier - result.summary.pages_freed_unmatched
+    assert (
+        sum(made.data["activity"]["pages"])
+        == result.summary.pages - result.summary.pages_freed - result.summary.pages_freed_earlier - result.summary.pages_freed_unmatched
+    )
 
 
 @pytest.mark.parametrize("name", ["demo", "refusing"])

@@ -55,7 +55,16 @@ def test_another_explanation(refusing: Made) -> None:
 
 
 def test_reasons() -> None:
-    zone = {"zone": "Normal", "free_pages": 1000, "needs_more_than": 500, "kept_highatomic": 0, "watermark": "min", "watermark_boost": 0, "blocks_large_enough": 0, "largest_free_order": 3}
+    zone = {
+        "zone": "Normal",
+        "free_pages": 1000,
+        "needs_more_than": 500,
+        "kept_highatomic": 0,
+        "watermark": "min",
+        "watermark_boost": 0,
+        "blocks_large_enough": 0,
+        "largest_free_order": 3,
+    }
     assert failures._why([{**zone, "rule": "no free block of order 4"}], 4) == (
         "fragmentation: no block large enough",
         "3.9 MiB were free, but no block of 64 KiB in one piece; the largest was 32 KiB.",

@@ -32,7 +32,7 @@ def test_frames_come_back(moments: list[list[tuple[int, int, int, int]]]) -> Non
     memory = np.ones(FRAMES, dtype=bool)
     memory[8:16] = False
     memory[18] = False
-    made = PageMap(memory, ORDER)
+    made = PageMap(memory, ORDER, len(moments))
     assert made.ranges == [(0, 8), (16, 24)] and made.share == 1
     holder, event = np.zeros(FRAMES, dtype=np.int64), np.full(FRAMES, -1, dtype=np.int64)
     expected = []
@@ -48,7 +48,7 @@ def test_frames_come_back(moments: list[list[tuple[int, int, int, int]]]) -> Non
 def test_a_large_machine_shows_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two frames a cell: a pageblock's cells are sorted by class, then by holder, and stand for as many frames as they are shown for."""
     monkeypatch.setattr(page_map, "MOST_CELLS", 10)
-    made = PageMap(np.ones(16, dtype=bool), ORDER)
+    made = PageMap(np.ones(16, dtype=bool), ORDER, 3)
     assert (made.share, made.to_dict()["cells"]) == (2, 8)
     classes = np.array([1, 0, 1])
     made.add(np.array([2, 1, 2, 1, 0, 1, 0, 1] + [0] * 8), np.arange(16), classes)
@@ -58,7 +58,29 @@ def test_a_large_machine_shows_shares(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_changed_costs_nothing() -> None:
-    made = PageMap(np.ones(16, dtype=bool), ORDER)
+    made = PageMap(np.ones(16, dtype=bool), ORDER, 3)
     for _ in range(3):
         made.add(np.zeros(16, dtype=np.int64), np.full(16, 5), np.zeros(1, dtype=np.int64))
     assert made.to_dict()["runs"] == [1, 0, 0]
+
+
+def test_what_changes_too_much_is_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first and the last moment are always there; in between the map stays as it was where there is no room."""
+    moments, frames = 50, 4096
+    random = np.random.default_rng(1)
+    every = [random.integers(0, 1000, frames) for _ in range(moments)]
+    sizes = {}
+    for room in (1 << 30, 100_000):
+        monkeypatch.setattr(page_map, "MOST_BYTES", room)
+        made = PageMap(np.ones(frames, dtype=bool), 9, moments)
+        for holder in every:
+            made.add(holder, np.full(frames, -1), np.zeros(1000, dtype=np.int64))
+        data = made.to_dict()
+        shown = [holder.tolist() for holder, _ in decode(data)]
+        kept = 0
+        for step in range(moments):
+            kept = step if step in data["looked"] else kept
+            assert shown[step] == every[kept].tolist()
+        sizes[room] = len(data["looked"]), made._bytes
+    assert sizes[1 << 30][0] == moments and {0, moments - 1} <= set(data["looked"])
+    assert 3 < sizes[100_000][0] < 12 and sizes[100_000][1] < 140_000

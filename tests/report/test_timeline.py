@@ -60,7 +60,9 @@ def test_caches(demo: Made) -> None:
     caches = {cache["name"]: cache for cache in demo.data["caches"]}
     for step, snapshot in ends(demo):
         assert snapshot.caches is not None and snapshot.slabs is not None and snapshot.free_objects is not None
-        slabs = snapshot.slabs.join(snapshot.free_objects.group_by("slab").len("free"), left_on="pfn", right_on="slab", how="left").with_columns(pl.col("free").fill_null(0))
+        slabs = snapshot.slabs.join(snapshot.free_objects.group_by("slab").len("free"), left_on="pfn", right_on="slab", how="left").with_columns(
+            pl.col("free").fill_null(0)
+        )
         sums = slabs.group_by("cache").agg(pl.col("objects", "free").sum(), pl.len().alias("slabs"), (2 ** pl.col("order").cast(pl.Int64)).sum().alias("pages"))
         names = dict(snapshot.caches.select("id", "name").iter_rows())
         expected = {names[row["cache"]]: row for row in sums.iter_rows(named=True) if row["cache"] >= 0}
@@ -92,7 +94,11 @@ def test_the_map_adds_up(made: Made) -> None:
 def test_memory_that_there_is(made: Made) -> None:
     """All of RAM is in some class, at every step."""
     assert made.recording.before is not None
-    ram = sum((start + size) // 4096 - -(-start // 4096) for start, size, kind in made.recording.before.memory_map.select("start", "size", "type").iter_rows() if kind == 1)
+    ram = sum(
+        (start + size) // 4096 - -(-start // 4096)
+        for start, size, kind in made.recording.before.memory_map.select("start", "size", "type").iter_rows()
+        if kind == 1
+    )
     assert {sum(pages) for pages in made.data["memory"]["pages"]} == {ram}
 
 

@@ -47,8 +47,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "info": info,
     "replay": replay,
     "stat": stat,
-    "report": report,
     "explain": explain,
+    "report": report,
     "layout": layout,
     "claims": claims,
 }

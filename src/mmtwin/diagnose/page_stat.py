@@ -91,9 +91,7 @@ def page_stat(
     return StatResult("page", by, keys, live, clock(recording), start, end, _summary(allocations, frees, names, old), sorted_rows(rows, keys, by, SORT), notes)
 
 
-def _paired(
-    recording: Recording, window: tuple[int | None, int | None]
-) -> tuple[pl.DataFrame, dict[str, int], bool, tuple[int, int], list[str]]:
+def _paired(recording: Recording, window: tuple[int | None, int | None]) -> tuple[pl.DataFrame, dict[str, int], bool, tuple[int, int], list[str]]:
     """What `page_stat` groups: allocations with the fate of their pages, counts of frees, whether types have their old numbers, the window's times, and notes."""
     events = (
         recording.events.lazy()

@@ -127,7 +127,11 @@ class StatResult(InNotebook):
             (row["label"], readable_size(row[size]), f"{row['hits']:,}", readable_size(row["live_bytes"]), f"{row['failed']:,}")
             for row in self.rows.select("label", size, "hits", "live_bytes", "failed").iter_rows(named=True)
         ]
-        sums = [(name.replace("_", " "), "unknown" if value is None else f"{value:,}") for name, value in asdict(self.summary).items() if isinstance(value, int | None)]
+        sums = [
+            (name.replace("_", " "), "unknown" if value is None else f"{value:,}")
+            for name, value in asdict(self.summary).items()
+            if isinstance(value, int | None)
+        ]
         about = [row for row in sums if row[1] != "0"][:8]
         table = Table((self.by, "allocated", "requests", "live", "refused"), rows)
         return Card(f"{'Pages' if self.what == 'page' else 'Objects'} by {self.by}", about, [table], self.notes)
@@ -167,9 +171,7 @@ def stat(
     return StatResult("slab", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
 
 
-def _paired(
-    recording: Recording, by: str, window: tuple[int | None, int | None]
-) -> tuple[Recording, pl.DataFrame, SlabSummary, tuple[int, int], list[str]]:
+def _paired(recording: Recording, by: str, window: tuple[int | None, int | None]) -> tuple[Recording, pl.DataFrame, SlabSummary, tuple[int, int], list[str]]:
     """What `stat` groups: the recording as one of objects, its allocations with how they ended, the sums, the window's times, and notes."""
     if recording.provenance.how == "malloc":
         recording = objects(recording)

@@ -61,7 +61,12 @@ class MallocCheck(InNotebook):
         return asdict(self)
 
     def _card(self) -> Card:
-        rows = [("calls", f"{self.calls:,}"), ("answers equal", f"{self.equal:,} of {self.answers:,}"), ("threads", str(self.threads)), ("arenas", str(self.arenas))]
+        rows = [
+            ("calls", f"{self.calls:,}"),
+            ("answers equal", f"{self.equal:,} of {self.answers:,}"),
+            ("threads", str(self.threads)),
+            ("arenas", str(self.arenas)),
+        ]
         return Card("Replay of malloc", rows, notes=[self.ended] if self.ended else [])
 
 

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mmtwin.gfp import ALLOC_MIN_RESERVE, ALLOC_NON_BLOCK, ALLOC_OOM, ALLOC_RESERVES, ALLOC_WMARK_HIGH, ALLOC_WMARK_MASK, PCPTYPES, gfp_names, gfp_to_alloc_flags
+from mmtwin.gfp import (
+    ALLOC_MIN_RESERVE,
+    ALLOC_NON_BLOCK,
+    ALLOC_OOM,
+    ALLOC_RESERVES,
+    ALLOC_WMARK_HIGH,
+    ALLOC_WMARK_MASK,
+    PCPTYPES,
+    gfp_names,
+    gfp_to_alloc_flags,
+)
 from mmtwin.mm.tables import NR_ORDERS
 from mmtwin.mm.validate import free_blocks
 from mmtwin.notebook import readable_size
@@ -134,7 +144,9 @@ def failures(rows: pl.DataFrame, explained: dict[int, dict[str, Any]], recording
     """
     listed = []
     for row in rows.head(LISTED).iter_rows(named=True):
-        listed.append({**row, "gfp": gfp_names(row["gfp"] & 0xFFFF_FFFF), "bytes": PAGE_SIZE << max(row["order"], 0), "explained": explained.get(row["tested"])})
+        listed.append(
+            {**row, "gfp": gfp_names(row["gfp"] & 0xFFFF_FFFF), "bytes": PAGE_SIZE << max(row["order"], 0), "explained": explained.get(row["tested"])}
+        )
     victims = (
         recording.events.lazy()
         .with_row_index("event")
@@ -149,5 +161,3 @@ def failures(rows: pl.DataFrame, explained: dict[int, dict[str, Any]], recording
         "total": len(rows), "kinds": kinds, "reasons": [{"text": text, "count": count} for text, count in reasons.most_common()], "requests": listed,
         "not_listed": max(len(rows) - LISTED, 0), "explained": len(explained), "oom_kills": victims.to_dicts(),
     }  # fmt: skip
-
-

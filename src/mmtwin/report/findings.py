@@ -75,7 +75,11 @@ def _refusals(data: dict[str, Any]) -> list[str]:
     if found["total"]:
         kind = found["kinds"][0]
         orders = sorted({row["order"] for row in found["kinds"]})
-        which = f"of orders {orders[0]} to {orders[-1]}" if len(orders) > 1 else f"of order {kind['order']}" + (f" ({kind['gfp']})" if len(found["kinds"]) == 1 else "")
+        which = (
+            f"of orders {orders[0]} to {orders[-1]}"
+            if len(orders) > 1
+            else f"of order {kind['order']}" + (f" ({kind['gfp']})" if len(found["kinds"]) == 1 else "")
+        )
         text = f"{found['total']:,} request{'s' if found['total'] != 1 else ''} {which} {'were' if found['total'] != 1 else 'was'} refused"
         reasons = ", ".join(f"{reason['count']:,} for {reason['text']}" for reason in found["reasons"])
         said.append(f"{text}; of {found['explained']:,} that were looked at: {reasons}." if reasons else f"{text}.")
@@ -128,7 +132,9 @@ def _objects(data: dict[str, Any]) -> list[str]:
     summary = data["objects"]["summary"]
     if not row["live_bytes"] or not summary["live_bytes"]:
         return []
-    return [f"Of what was handed out, {readable_size(summary['live_bytes'])} of objects are live at the end, {readable_size(row['live_bytes'])} of them from {row['label']}."]
+    return [
+        f"Of what was handed out, {readable_size(summary['live_bytes'])} of objects are live at the end, {readable_size(row['live_bytes'])} of them from {row['label']}."
+    ]
 
 
 def _trust(data: dict[str, Any]) -> list[str]:

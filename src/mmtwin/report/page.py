@@ -45,22 +45,30 @@ def html(data: dict[str, Any]) -> str:
     """
     style, script = _style(), "\n".join(_text(name) for name in SCRIPTS)
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data: blob:; base-uri 'none'; form-action 'none'"
-    return environment().get_template("base.html").render(
-        data=data,
-        sections=SECTIONS,
-        title=title(data),
-        subtitle=subtitle(data),
-        shown_failures=sorted(data["failures"]["requests"], key=lambda row: row["explained"] is None)[:SHOWN_FAILURES],
-        policy=policy,
-        style=Markup(style),
-        script=Markup(script),
-        json=Markup(embedded(data)),
+    return (
+        environment()
+        .get_template("base.html")
+        .render(
+            data=data,
+            sections=SECTIONS,
+            title=title(data),
+            subtitle=subtitle(data),
+            shown_failures=sorted(data["failures"]["requests"], key=lambda row: row["explained"] is None)[:SHOWN_FAILURES],
+            policy=policy,
+            style=Markup(style),
+            script=Markup(script),
+            json=Markup(embedded(data)),
+        )
     )
 
 
 def title(data: dict[str, Any]) -> str:
     """What was recorded, in a line."""
-    return f"{data['workload_name'] or data['file']} on Linux {data['kernel_release']}" if data["how"] != "malloc" else f"malloc: {data['workload_name'] or data['file']}"
+    return (
+        f"{data['workload_name'] or data['file']} on Linux {data['kernel_release']}"
+        if data["how"] != "malloc"
+        else f"malloc: {data['workload_name'] or data['file']}"
+    )
 
 
 def subtitle(data: dict[str, Any]) -> str:
@@ -109,7 +117,10 @@ def _text(name: str) -> str:
 
 def _style() -> str:
     dark = _text("dark.css")
-    return _text("report.css") + f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n@media screen{{:root[data-theme=dark]{{color-scheme:dark;{dark}}}}}\n"
+    return (
+        _text("report.css")
+        + f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n@media screen{{:root[data-theme=dark]{{color-scheme:dark;{dark}}}}}\n"
+    )
 
 
 def _hash(text: str) -> str:

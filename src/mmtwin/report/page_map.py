@@ -19,6 +19,8 @@ Int = npt.NDArray[np.int64]
 MOST_CELLS = 1 << 18
 """Cells of a map: 1 GiB of single frames."""
 COLUMNS = ("gap", "length", "holder", "event")
+MOST_BYTES = 5 << 20
+"""Bytes of all columns before they are deflated. Where memory changes so much that they would be more, some moments are left out, evenly: the map then stays as it was."""
 
 
 class PageMap:
@@ -26,15 +28,18 @@ class PageMap:
 
     :ivar ranges: frames that the map shows, as (first, number) of whole pageblocks that have memory.
     :ivar share: frames of a cell.
+    :ivar looked: numbers of the moments that are kept.
     """
 
-    def __init__(self, has_memory: npt.NDArray[np.bool_], pageblock_order: int) -> None:
-        """:param has_memory: for each page frame whether there is any memory at it."""
+    def __init__(self, has_memory: npt.NDArray[np.bool_], pageblock_order: int, moments: int) -> None:
+        """:param has_memory: for each page frame whether there is any memory at it. :param moments: how many there will be."""
+        self.moments, self._bytes = moments, 0
+        self.looked: list[int] = []
         self.block = 1 << pageblock_order
         blocks = -(-len(has_memory) // self.block)
         padded = np.zeros(blocks * self.block, dtype=bool)
         padded[: len(has_memory)] = has_memory
-        self._some = padded.reshape(blocks, self.block).any(axis=1)
+        self._some = np.asarray(padded.reshape(blocks, self.block).any(axis=1))
         edges = np.flatnonzero(np.diff(np.concatenate(([False], self._some, [False])).astype(np.int8)))
         self.ranges = [(int(a) * self.block, int(b - a) * self.block) for a, b in edges.reshape(-1, 2)]
         self.frames = int(self._some.sum()) * self.block
@@ -53,12 +58,16 @@ class PageMap:
         :param holder: each frame's holder; `event`: who handed it out, -1 for nobody.
         :param classes: the class of each holder: a pageblock's cells are sorted by it first.
         """
+        now = len(self.runs)
+        if 0 < now < self.moments - 1 and self._bytes > MOST_BYTES * now // self.moments:
+            self.runs.append(0)
+            return
+        self.looked.append(now)
         holder, event = self._cells(holder, classes), self._cells(event, None)
-        changed = (holder != self._holder) | (event != self._event)
-        at = np.flatnonzero(changed)
+        at = np.flatnonzero(np.not_equal(holder, self._holder) | np.not_equal(event, self._event))
         h, e = holder[at], event[at]
         begins = np.ones(len(at), dtype=bool)
-        begins[1:] = (np.diff(at) != 1) | (np.diff(h) != 0) | (np.diff(e) != 0)
+        begins[1:] = (np.diff(at) > 1) | (np.diff(h) != 0) | (np.diff(e) != 0)
         first = np.flatnonzero(begins)
         length = np.diff(np.append(first, len(at)))
         start = at[first]
@@ -67,12 +76,16 @@ class PageMap:
         columns = {"gap": gap, "length": length, "holder": h[first], "event": self._differences(e[first])}
         for name in COLUMNS:
             self._streams[name].append(varints(columns[name]))
+            self._bytes += len(self._streams[name][-1])
         self._holder, self._event = holder, event
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the streams in base 64."""
         streams = {name: base64.b64encode(zlib.compress(b"".join(parts), 9)).decode() for name, parts in self._streams.items()}
-        return {"ranges": self.ranges, "share": self.share, "pageblock": self.block, "cells": self.frames // self.share, "runs": self.runs, "streams": streams}
+        return {
+            "ranges": self.ranges, "share": self.share, "pageblock": self.block, "cells": self.frames // self.share, "runs": self.runs, "looked": self.looked,
+            "streams": streams,
+        }  # fmt: skip
 
     def _cells(self, values: Int, classes: Int | None) -> Int:
         """One value for each cell; a share's event is not known."""

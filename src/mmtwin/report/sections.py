@@ -80,7 +80,9 @@ def caches(context: Context) -> list[dict[str, Any]] | None:
     if line is None:
         return None
     if line.caches is None:
-        context.missing.append("slab caches over time: slab events were not recorded (mmtwin record --slab adds them); the map shows their pages as their requests")
+        context.missing.append(
+            "slab caches over time: slab events were not recorded (mmtwin record --slab adds them); the map shows their pages as their requests"
+        )
         return None
     return filled(line.caches, len(line.steps))
 

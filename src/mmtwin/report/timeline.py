@@ -101,7 +101,7 @@ class _Seen:
         config = moment.state.config[0]
         order = int(config["pageblock_order"])
         holders = Holders.of(recording, int(config["nr_frames"]), order)
-        page_map = PageMap(holders.static != 0, order)
+        page_map = PageMap(holders.static != 0, order, len(line.steps))
         for zone in _zones(recording, moment):
             line.zones.append(zone)
         if moment.slub is not None:

@@ -165,6 +165,8 @@ report.sections.map = async (map) => {
     for (const label of place.labels) context.fillText(label.text, 0, label.y - 2 * place.ratio);
     outline(pinned >= 0 ? pinned : pointed);
     show();
+    const looked = map.looked.findLast((step) => step <= report.step);
+    $("#map-of").textContent = looked === report.step ? "" : `Too much changes to keep every moment: this is the map of event ${number(report.data.steps.events[looked])}.`;
     canvas.setAttribute("aria-label", `Map of page frames at ${report.moment(report.step)}`);
   };
 
