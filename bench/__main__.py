@@ -12,7 +12,24 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import boot, faults, first_result, mallocs, pairs, peer_perf_kmem, pgtable, recorded, report, slab_pairs, slab_peer, slabs, soak, stream, vmap_replay, vmaps
+from bench import (
+    boot,
+    faults,
+    first_result,
+    mallocs,
+    pairs,
+    peer_perf_kmem,
+    pgtable,
+    recorded,
+    report,
+    slab_pairs,
+    slab_peer,
+    slabs,
+    soak,
+    stream,
+    vmap_replay,
+    vmaps,
+)
 from bench.measure import Figures, say
 
 SCHEMA = 1

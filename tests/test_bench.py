@@ -14,7 +14,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for plain `pytes
 
 from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, report, slab_pairs, slab_peer, slabs, soak, stream, vmap_replay, vmaps
 
-MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, slabs, slab_peer, slab_pairs, soak, vmap_replay, vmaps, boot, pairs, first_result, pgtable, report)
+MODULES: tuple[Any, ...] = (
+    recorded,
+    stream,
+    peer_perf_kmem,
+    slabs,
+    slab_peer,
+    slab_pairs,
+    soak,
+    vmap_replay,
+    vmaps,
+    boot,
+    pairs,
+    first_result,
+    pgtable,
+    report,
+)
 CONTRACT = {
     "page_events_per_second", "page_requests_per_second", "peer_perf_kmem_events_per_second", "page_events_ratio_to_perf_kmem", "bytes_per_frame", "boot_1tib_seconds",
     "first_result_cold_seconds", "first_result_warm_seconds", "alloc_free_pair_ns_256mib", "alloc_free_pair_ns_4gib", "alloc_free_pair_ns_64gib", "alloc_free_pair_ns_1tib",

@@ -63,7 +63,7 @@ def test_anything_can_have_a_card() -> None:
 def test_sizes() -> None:
     assert [readable_size(n) for n in (0, 1023, 1024, 1536, 150 << 20, -(2 << 30), 1 << 40)] == [
         "0 B",
-        "1023 B",
+        "1,023 B",
         "1 KiB",
         "1.5 KiB",
         "150 MiB",

@@ -59,7 +59,7 @@ def readable_size(count: int) -> str:
         if abs(count) >= 1 << shift:
             value = count / (1 << shift)
             return f"{value:,.0f} {unit}" if value == int(value) or abs(value) >= 100 else f"{value:.1f} {unit}"
-    return f"{count} B"
+    return f"{count:,} B"
 
 
 def card_html(card: Card) -> str:

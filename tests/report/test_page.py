@@ -156,5 +156,11 @@ def test_files_are_whole(refusing: Made, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
+def test_a_name_that_is_no_text(refusing: Made, tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    render({**refusing.data, "file": "a\udcff.mmrec"}, path)
+    assert Page(path.read_text()).data["file"] == "a\udcff.mmrec"
+
+
 def test_size_per_event(demo: Made) -> None:
     assert len(html(demo.data)) < 8 * len(demo.recording.events)

@@ -34,7 +34,7 @@ def test_frames_come_back(moments: list[list[tuple[int, int, int, int]]]) -> Non
     memory[18] = False
     made = PageMap(memory, ORDER, len(moments))
     assert made.ranges == [(0, 8), (16, 24)] and made.share == 1
-    holder, event = np.zeros(FRAMES, dtype=np.int64), np.full(FRAMES, -1, dtype=np.int64)
+    holder, event = np.zeros(FRAMES, dtype=np.int32), np.full(FRAMES, -1, dtype=np.int32)
     expected = []
     for changes in moments:
         for first, count, one, row in changes:
@@ -51,16 +51,19 @@ def test_a_large_machine_shows_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     made = PageMap(np.ones(16, dtype=bool), ORDER, 3)
     assert (made.share, made.to_dict()["cells"]) == (2, 8)
     classes = np.array([1, 0, 1])
-    made.add(np.array([2, 1, 2, 1, 0, 1, 0, 1] + [0] * 8), np.arange(16), classes)
-    ((holder, event),) = decode(made.to_dict())
+    first, second = [2, 1, 2, 1, 0, 1, 0, 1], [0] * 8
+    made.add(np.array(first + second, dtype=np.int32), np.arange(16, dtype=np.int32), classes)
+    made.add(np.array(first + second[:6] + [1, 1], dtype=np.int32), np.arange(16, dtype=np.int32), classes)
+    (holder, event), (later, _) = decode(made.to_dict())
     assert holder.tolist() == [1, 1, 0, 2] + [0] * 4
+    assert later.tolist() == [1, 1, 0, 2] + [1, 0, 0, 0]
     assert set(event.tolist()) == {-1}
 
 
 def test_nothing_changed_costs_nothing() -> None:
     made = PageMap(np.ones(16, dtype=bool), ORDER, 3)
     for _ in range(3):
-        made.add(np.zeros(16, dtype=np.int64), np.full(16, 5), np.zeros(1, dtype=np.int64))
+        made.add(np.zeros(16, dtype=np.int32), np.full(16, 5, dtype=np.int32), np.zeros(1, dtype=np.int64))
     assert made.to_dict()["runs"] == [1, 0, 0]
 
 
@@ -68,13 +71,13 @@ def test_what_changes_too_much_is_thinned_out(monkeypatch: pytest.MonkeyPatch) -
     """The first and the last moment are always there; in between the map stays as it was where there is no room."""
     moments, frames = 50, 4096
     random = np.random.default_rng(1)
-    every = [random.integers(0, 1000, frames) for _ in range(moments)]
+    every = [random.integers(0, 1000, frames, dtype=np.int32) for _ in range(moments)]
     sizes = {}
     for room in (1 << 30, 100_000):
         monkeypatch.setattr(page_map, "MOST_BYTES", room)
         made = PageMap(np.ones(frames, dtype=bool), 9, moments)
         for holder in every:
-            made.add(holder, np.full(frames, -1), np.zeros(1000, dtype=np.int64))
+            made.add(holder, np.full(frames, -1, dtype=np.int32), np.zeros(1000, dtype=np.int64))
         data = made.to_dict()
         shown = [holder.tolist() for holder, _ in decode(data)]
         kept = 0

@@ -15,13 +15,14 @@ import polars as pl
 
 from mmtwin.gfp import MIGRATETYPE_NAMES, RECLAIMABLE, gfp_migratetype, gfp_names
 from mmtwin.mm.slab_tables import MAX_CACHES
-from mmtwin.mm.tables import PG_LRU, PG_SLAB
+from mmtwin.mm.tables import MAX_ORDER, PG_LRU, PG_SLAB
 from mmtwin.mm.validate import FreeBlocks, PcpBlocks
 from mmtwin.recording.model import Recording
 from mmtwin.replay.moments import Moment
 from mmtwin.units import PAGE_SHIFT
 
 Int = npt.NDArray[np.int64]
+Frames = npt.NDArray[np.int32]
 
 CLASSES = (
     ("no_ram", "no memory", "addresses without memory, or memory that the firmware keeps"),
@@ -45,11 +46,12 @@ class Holders:
     """All holders met so far.
 
     :ivar rows: each holder: its class and what is known of it, see `to_dict`.
-    :ivar static: the holder of each frame of which nothing is known: no memory, or in use.
+    :ivar static: the holder of each frame of which nothing is known: no memory, or in use. It goes on to a multiple of the largest block.
     """
 
-    static: Int
-    requests: Int
+    static: Frames
+    _in_use: npt.NDArray[np.bool_]
+    requests: Frames
     request_rows: Int
     rows: list[dict[str, Any]]
     free: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -65,10 +67,10 @@ class Holders:
         :param pageblock_order: order of a huge page.
         """
         assert recording.before is not None
-        static = np.full(nr_frames, NO_RAM, dtype=np.int64)
+        static = np.full(-(-nr_frames >> MAX_ORDER) << MAX_ORDER, NO_RAM, dtype=np.int32)
         for start, size, kind in recording.before.memory_map.select("start", "size", "type").iter_rows():
             if kind == 1:
-                static[-(-start >> PAGE_SHIFT) : (start + size) >> PAGE_SHIFT] = EARLIER
+                static[-(-start >> PAGE_SHIFT) : min((start + size) >> PAGE_SHIFT, nr_frames)] = EARLIER
         rows: list[dict[str, Any]] = [
             {"class": CLASS["no_ram"], "text": "no memory here"},
             {"class": CLASS["earlier"], "text": "in use since before the recording"},
@@ -87,36 +89,38 @@ class Holders:
         ids = asked.join(different, on=["pid", "order", "gfp"], how="left", maintain_order="left")["id"].cast(pl.Int64).to_numpy()
         for _, pid, order, gfp in different.iter_rows():
             rows.append({"class": request_class(gfp), "pid": pid, "order": order, "gfp": gfp_names(gfp)})
-        return cls(static, ids, asked["row"].to_numpy(), rows, pageblock_order=pageblock_order)
+        return cls(static, static[:nr_frames] != NO_RAM, ids.astype(np.int32), asked["row"].to_numpy(), rows, pageblock_order=pageblock_order)
 
-    def at(self, moment: Moment, free: FreeBlocks, pcp: PcpBlocks) -> tuple[Int, Int]:
+    def at(self, moment: Moment, free: FreeBlocks, pcp: PcpBlocks) -> tuple[Frames, Frames]:
         """The holder of each frame, and the event that handed the frame out (-1 where none did).
 
         :param free: the blocks on the buddy lists then.
         :param pcp: the blocks on the per-CPU lists then.
         """
-        frames = len(self.static)
+        frames = len(moment.owner)
         flags, owner = moment.state.page["flags"][:frames], moment.owner
-        holder = self.static.copy()
-        held = holder != NO_RAM
-        holder[held & (owner < -1)] = UNSEEN
-        holder[held & (owner == -1) & (flags & PG_LRU != 0)] = EARLIER_LRU
+        holder, event = self.static.copy(), np.full(len(self.static), -1, dtype=np.int32)
+        mine = holder[:frames]
+        mine[self._in_use & (owner < -1)] = UNSEEN
+        mine[self._in_use & (owner == -1) & (flags & PG_LRU != 0)] = EARLIER_LRU
         asked = np.flatnonzero(owner >= 0)
-        holder[asked] = self.requests[np.searchsorted(self.request_rows, owner[asked])]
-        event = np.where(owner >= 0, owner, -1)
+        mine[asked] = self.requests[np.searchsorted(self.request_rows, owner[asked])]
+        event[asked] = owner[asked]
         if moment.slub is not None:
             slabs = np.flatnonzero((flags & PG_SLAB != 0) & (flags >= 0))
             cache = moment.slub.slab["cache"][np.maximum(moment.state.page["next"][slabs], MAX_CACHES)]
             numbers = np.unique(cache)
-            known = np.array([self._cache(int(c), moment.cache_names) for c in numbers.tolist()], dtype=np.int64)
+            known = np.array([self._cache(int(c), moment.cache_names) for c in numbers.tolist()], dtype=np.int32)
             if len(slabs):
-                holder[slabs] = known[np.searchsorted(numbers, cache)]
+                mine[slabs] = known[np.searchsorted(numbers, cache)]
         for pfn, order, ids in (
             (free.pfn, free.order, self._numbers(self.free, free.order * len(MIGRATETYPE_NAMES) + free.migratetype, self._free)),
             (pcp.pfn, pcp.order, self._numbers(self.pcp, pcp.cpu, self._pcp)),
         ):
-            where, which = _spread(pfn, order, ids)
-            holder[where], event[where] = which, -1
+            for one in np.unique(order).tolist():
+                some = order == one
+                holder.reshape(-1, 1 << one)[pfn[some] >> one] = ids[some, None]  # blocks begin at multiples of their size
+                event.reshape(-1, 1 << one)[pfn[some] >> one] = -1
         return holder, event
 
     def classes(self) -> Int:
@@ -168,11 +172,3 @@ def request_class(gfp: int) -> int:
     """The class of a page that was asked for with these flags."""
     migratetype = gfp_migratetype(gfp)
     return CLASS["unmovable"] if migratetype == 0 else CLASS["reclaimable"] if migratetype == RECLAIMABLE else CLASS["movable"]
-
-
-def _spread(pfn: Int, order: Int, value: Int) -> tuple[Int, Int]:
-    """Every frame of these blocks, and its block's value."""
-    count = 1 << order
-    first = np.repeat(pfn, count)
-    offset = np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
-    return first + offset, np.repeat(value, count)

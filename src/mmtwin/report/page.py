@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -90,16 +91,15 @@ def render(data: dict[str, Any], path: Path, force: bool = False) -> None:
     :param force: overwrite an existing file.
     :raises FileExistsError: there is one.
     """
-    text = html(data).encode()
+    text = html(data).encode("utf-8", "replace")  # names of files need not be text
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".mmtwin-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(text)
         os.chmod(temporary, 0o666 & ~_umask())
-        if force:
-            os.replace(temporary, path)
-        else:
-            os.link(temporary, path)
+        if not force and os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

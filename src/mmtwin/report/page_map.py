@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Int = npt.NDArray[np.int64]
+Frames = npt.NDArray[np.int32]
 MOST_CELLS = 1 << 18
 """Cells of a map: 1 GiB of single frames."""
 COLUMNS = ("gap", "length", "holder", "event")
@@ -46,13 +47,14 @@ class PageMap:
         self.share = 1
         while self.frames // self.share > MOST_CELLS and self.share < self.block:
             self.share *= 2
-        self._holder = np.full(self.frames // self.share, -1, dtype=np.int64)
-        self._event = np.full(self.frames // self.share, -1, dtype=np.int64)
+        self._holder = np.full(self.frames // self.share, -1, dtype=np.int32)
+        self._event = np.full(self.frames // self.share, -1, dtype=np.int32)
+        self._shown: Frames | None = None
         self._last = 0
         self.runs: list[int] = []
         self._streams: dict[str, list[bytes]] = {name: [] for name in COLUMNS}
 
-    def add(self, holder: Int, event: Int, classes: Int) -> None:
+    def add(self, holder: Frames, event: Frames, classes: Int) -> None:
         """The next moment.
 
         :param holder: each frame's holder; `event`: who handed it out, -1 for nobody.
@@ -63,7 +65,10 @@ class PageMap:
             self.runs.append(0)
             return
         self.looked.append(now)
-        holder, event = self._cells(holder, classes), self._cells(event, None)
+        if self.share == 1:
+            holder, event = self._blocks(holder, 0).ravel(), self._blocks(event, -1).ravel()
+        else:
+            holder, event = self._shares(self._blocks(holder, 0), classes), self._event
         at = np.flatnonzero(np.not_equal(holder, self._holder) | np.not_equal(event, self._event))
         h, e = holder[at], event[at]
         begins = np.ones(len(at), dtype=bool)
@@ -87,26 +92,30 @@ class PageMap:
             "streams": streams,
         }  # fmt: skip
 
-    def _cells(self, values: Int, classes: Int | None) -> Int:
-        """One value for each cell; a share's event is not known."""
-        beyond = -1 if classes is None else 0  # a pageblock may reach beyond the last frame
-        blocks = np.full(len(self._some) * self.block, beyond, dtype=np.int64)
-        blocks[: len(values)] = values
-        blocks = blocks.reshape(-1, self.block)[self._some]
-        if self.share == 1:
-            return blocks.ravel()
-        if classes is None:
-            return np.full(self.frames // self.share, -1, dtype=np.int64)
-        key = np.sort(classes[blocks] * len(classes) + blocks, axis=1)
-        return (key[:, self.share // 2 :: self.share] % len(classes)).ravel()
+    def _blocks(self, values: Frames, beyond: int) -> Frames:
+        """The frames of each pageblock that is shown; a pageblock may reach `beyond` the last frame."""
+        whole = len(self._some) * self.block
+        if len(values) < whole:
+            values = np.append(values, np.full(whole - len(values), beyond, dtype=values.dtype))
+        return values[:whole].reshape(-1, self.block)[self._some]
 
-    def _differences(self, events: Int) -> Int:
+    def _shares(self, blocks: Frames, classes: Int) -> Frames:
+        """Each pageblock's cells: every so many frames one, sorted by class and holder. Only pageblocks that changed are sorted again."""
+        cells = self._holder.reshape(len(blocks), -1).copy()
+        changed = np.full(len(blocks), True) if self._shown is None else np.any(blocks != self._shown, axis=1)
+        now = blocks[changed].astype(np.int64)
+        key = np.sort(classes[now] * len(classes) + now, axis=1)
+        cells[changed] = key[:, self.share // 2 :: self.share] % len(classes)
+        self._shown = blocks
+        return cells.ravel()
+
+    def _differences(self, events: Frames) -> Int:
         """0 for no event, else 1 + the zigzag difference to the last event."""
         some = events >= 0
         found = np.zeros(len(events), dtype=np.int64)
         known = events[some]
         if len(known):
-            difference = np.diff(known, prepend=self._last)
+            difference = np.diff(known.astype(np.int64), prepend=self._last)
             found[some] = 1 + np.where(difference < 0, -2 * difference - 1, 2 * difference)
             self._last = int(known[-1])
         return found

@@ -118,7 +118,8 @@ class _Seen:
         free = free_blocks(state, listed)
         holder, event = self.holders.at(moment, free, pcp_blocks(state, listed))
         classes = self.holders.classes()
-        line.pages.append(np.bincount(classes[holder], minlength=len(CLASSES)).tolist())
+        frames = np.bincount(holder, minlength=len(classes))
+        line.pages.append(np.bincount(classes, frames, minlength=len(CLASSES)).astype(np.int64).tolist())
         line.pages[-1][CLASS["no_ram"]] = 0  # a matter of addresses, not of memory
         self.page_map.add(holder, event, classes)
         line.blocks.append(_blocks(free, [zone["index"] for zone in line.zones]))

@@ -42,6 +42,9 @@ function themes() {
     name();
     report.changed();
   });
+  let kept; // paper is white, whatever the screen is
+  addEventListener("beforeprint", () => { kept = root.dataset.theme; root.dataset.theme = "light"; report.changed(); });
+  addEventListener("afterprint", () => { if (kept) root.dataset.theme = kept; else delete root.dataset.theme; report.changed(); });
   system.addEventListener("change", () => { name(); report.changed(); });
   name();
 }
