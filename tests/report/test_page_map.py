@@ -56,7 +56,7 @@ def test_a_large_machine_shows_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     made.add(np.array(first + second[:6] + [1, 1], dtype=np.int32), np.arange(16, dtype=np.int32), classes)
     (holder, event), (later, _) = decode(made.to_dict())
     assert holder.tolist() == [1, 1, 0, 2] + [0] * 4
-    assert later.tolist() == [1, 1, 0, 2] + [1, 0, 0, 0]
+    assert later.tolist() == [1, 1, 0, 2, 1, 0, 0, 0]
     assert set(event.tolist()) == {-1}
 
 
