@@ -56,7 +56,10 @@ class Page:
         """One command and its result. :raises BrowserError: it failed."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params} | ({"sessionId": self._session} if self._session else {})
-        os.write(self._write, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self._write, json.dumps(message).encode() + b"\0")
+        except BrokenPipeError as error:
+            raise BrowserError(f"the browser ended with {self._process.wait()}") from error
         deadline = time.monotonic() + TIMEOUT
         while True:
             got = self._receive(deadline)
