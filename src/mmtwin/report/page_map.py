@@ -20,7 +20,7 @@ Frames = npt.NDArray[np.int32]
 MOST_CELLS = 1 << 18
 """Cells of a map: 1 GiB of single frames."""
 COLUMNS = ("gap", "length", "holder", "event")
-MOST_BYTES = 5 << 20
+MOST_BYTES = 3 << 20
 """Bytes of all columns before they are deflated. Where memory changes so much that they would be more, some moments are left out, evenly: the map then stays as it was."""
 
 
