@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for plain `pytest`, which does not put the directory there
 
-from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmap_replay, vmaps
+from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, report, slab_pairs, slab_peer, slabs, soak, stream, vmap_replay, vmaps
 from bench import explain as explain_log
 
 MODULES: tuple[Any, ...] = (
@@ -30,6 +30,7 @@ MODULES: tuple[Any, ...] = (
     first_result,
     pgtable,
     explain_log,
+    report,
 )
 CONTRACT = {
     "page_events_per_second", "page_requests_per_second", "peer_perf_kmem_events_per_second", "page_events_ratio_to_perf_kmem", "bytes_per_frame", "boot_1tib_seconds",
@@ -196,3 +197,11 @@ def test_pgtable() -> None:
     figures = pgtable.measure(1)
     assert figures.keys() == pgtable.ABOUT.keys()
     assert all(value and value > 0 for value in figures.values())
+
+
+def test_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(report.browser, "find", lambda: None)
+    figures = report.measure(recorded.ROOT / "tests" / "recordings" / "pressure" / "fails-128m-1cpu.mmrec", 1)
+    assert figures.keys() == report.ABOUT.keys()
+    assert figures["report_events"] == 159_351 and 100_000 < int(figures["report_bytes"] or 0) < 8_000_000
+    assert figures["report_open_seconds"] is None and "no chromium" in capsys.readouterr().err

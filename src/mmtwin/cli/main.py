@@ -23,6 +23,7 @@ from mmtwin.cli.info import info
 from mmtwin.cli.layout import layout
 from mmtwin.cli.record import record
 from mmtwin.cli.replay import replay
+from mmtwin.cli.report import report
 from mmtwin.cli.stat import stat
 from mmtwin.errors import MmtwinError
 
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "stat": stat,
     "explain": explain,
     "blame": blame,
+    "report": report,
     "layout": layout,
     "claims": claims,
 }

@@ -83,6 +83,16 @@ def page_stat(
     """
     check_choice("group", by, GROUPS)
     keys = sort_keys(sort, by, SORT, ("live",) if live else ("bytes",))
+    allocations, frees, old, (start, end), notes = _paired(recording, window)
+    names = TYPES_BEFORE_4_4 if old else TYPES
+    rows = _grouped(allocations, by, names)
+    if live:
+        rows = rows.filter(pl.col("live") > 0)
+    return StatResult("page", by, keys, live, clock(recording), start, end, _summary(allocations, frees, names, old), sorted_rows(rows, keys, by, SORT), notes)
+
+
+def _paired(recording: Recording, window: tuple[int | None, int | None]) -> tuple[pl.DataFrame, dict[str, int], bool, tuple[int, int], list[str]]:
+    """What `page_stat` groups: allocations with the fate of their pages, counts of frees, whether types have their old numbers, the window's times, and notes."""
     events = (
         recording.events.lazy()
         .filter(pl.col("kind").is_in(["mm_page_alloc", "mm_page_free"]))
@@ -98,13 +108,35 @@ def page_stat(
         raise RequestError(f"order {too_large['order'][0]} of a page event: no kernel has blocks of more than order {HIGHEST_ORDER}; the trace is damaged")
     notes = reading_notes(recording)
     old = _numbered_before_4_4(events)
-    names = TYPES_BEFORE_4_4 if old else TYPES
     inside = (events["time"] >= start).to_numpy()
     allocations, frees = _pair(events, inside, end)
-    rows = _grouped(allocations, by, names)
-    if live:
-        rows = rows.filter(pl.col("live") > 0)
-    return StatResult("page", by, keys, live, clock(recording), start, end, _summary(allocations, frees, names, old), sorted_rows(rows, keys, by, SORT), notes)
+    return allocations, frees, old, (start, end), notes
+
+
+def by_kind_and_pid(recording: Recording) -> tuple[StatResult, pl.DataFrame]:
+    """Sums by kind, and by migrate type, flags and process together.
+
+    :returns: what `page_stat` returns, and a table with columns type, gfp, process, bytes, live_bytes, waste_bytes (0: pages are whole), hits.
+    :raises RequestError: there are no page events.
+    """
+    allocations, frees, old, (start, end), notes = _paired(recording, (None, None))
+    names, keys = TYPES_BEFORE_4_4 if old else TYPES, ("bytes",)
+    rows = sorted_rows(_grouped(allocations, "kind", names), keys, "kind", SORT)
+    result = StatResult("page", "kind", keys, False, clock(recording), start, end, _summary(allocations, frees, names, old), rows, notes)
+    sums = (
+        allocations.filter(pl.col("pfn") >= 0)
+        .group_by("migratetype", "gfp", "pid")
+        .agg(
+            (pl.col("pages").sum() * PAGE_SIZE).alias("bytes"), (pl.col("live_pages").sum() * PAGE_SIZE).alias("live_bytes"),
+            pl.lit(0, dtype=pl.Int64).alias("waste_bytes"), pl.len().cast(pl.Int64).alias("hits"),
+        )
+    )  # fmt: skip
+    return result, sums.select(
+        pl.Series("type", [_type(value, names) for value in sums["migratetype"]], dtype=pl.String),
+        pl.Series("gfp", [_gfp(value) for value in sums["gfp"]], dtype=pl.String),
+        pl.Series("process", [f"PID {value}" for value in sums["pid"]], dtype=pl.String),
+        "bytes", "live_bytes", "waste_bytes", "hits",
+    )  # fmt: skip
 
 
 def _numbered_before_4_4(events: pl.DataFrame) -> bool:

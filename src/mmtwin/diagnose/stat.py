@@ -22,6 +22,7 @@ from mmtwin.diagnose.cache_names import BULK, KMALLOCS, cache_label, describe_bu
 from mmtwin.diagnose.malloc_stat import objects
 from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
+from mmtwin.notebook import Card, InNotebook, Table, readable_size
 from mmtwin.recording.model import KIND, KINDS, Recording
 
 CACHE_ALLOCS = ("kmem_cache_alloc", "kmem_cache_alloc_node")
@@ -93,7 +94,7 @@ class SlabSummary:
 
 
 @dataclass(frozen=True)
-class StatResult:
+class StatResult(InNotebook):
     """What `stat` and `page_stat` return.
 
     :ivar what: "slab" or "page".
@@ -119,6 +120,21 @@ class StatResult:
             "what": self.what, "by": self.by, "sort": list(self.sort), "live": self.live, "clock": self.clock, "from": self.start, "to": self.end,
             "summary": asdict(self.summary), "rows_total": len(self.rows), "rows": rows.to_dicts(), "notes": self.notes,
         }  # fmt: skip
+
+    def _card(self) -> Card:
+        size = "bytes" if self.what == "page" else "bytes_alloc"
+        rows = [
+            (row["label"], readable_size(row[size]), f"{row['hits']:,}", readable_size(row["live_bytes"]), f"{row['failed']:,}")
+            for row in self.rows.select("label", size, "hits", "live_bytes", "failed").iter_rows(named=True)
+        ]
+        sums = [
+            (name.replace("_", " "), "unknown" if value is None else f"{value:,}")
+            for name, value in asdict(self.summary).items()
+            if isinstance(value, int | None)
+        ]
+        about = [row for row in sums if row[1] != "0"][:8]
+        table = Table((self.by, "allocated", "requests", "live", "refused"), rows)
+        return Card(f"{'Pages' if self.what == 'page' else 'Objects'} by {self.by}", about, [table], self.notes)
 
 
 def stat(
@@ -148,6 +164,15 @@ def stat(
     keys = sort_keys(sort, by, SORT, DEFAULT_SORT_LIVE if live else DEFAULT_SORT)
     if raw_ip and call_sites(recording):
         raise RequestError("no raw call sites: this trace text names its call sites by symbols, without addresses")
+    recording, allocations, summary, (start, end), notes = _paired(recording, by, window)
+    rows = _grouped(allocations, by, recording, notes, symbols if not raw_ip else None, window[1] is None)
+    if live:
+        rows = rows.filter(pl.col("live") > 0)
+    return StatResult("slab", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
+
+
+def _paired(recording: Recording, by: str, window: tuple[int | None, int | None]) -> tuple[Recording, pl.DataFrame, SlabSummary, tuple[int, int], list[str]]:
+    """What `stat` groups: the recording as one of objects, its allocations with how they ended, the sums, the window's times, and notes."""
     if recording.provenance.how == "malloc":
         recording = objects(recording)
     events = _slab_events(recording, by)
@@ -166,10 +191,40 @@ def stat(
         allocations = allocations.filter(pl.col("fate") != WITHHELD)
     if unknown := int((allocations["bulk"] & (allocations["bytes_alloc"] == 0)).sum()):
         notes.append(f"the cache of {unknown:,} objects from bulk allocations is unknown; they count as 0 bytes")
-    rows = _grouped(allocations, by, recording, notes, symbols if not raw_ip else None, window[1] is None)
-    if live:
-        rows = rows.filter(pl.col("live") > 0)
-    return StatResult("slab", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
+    return recording, allocations, summary, (start, end), notes
+
+
+def by_cache_and_site(recording: Recording, symbols: Symbols | None = None) -> tuple[StatResult, pl.DataFrame]:
+    """Sums by call site, and by cache, function and call site together.
+
+    :param symbols: names for call sites that are addresses.
+    :returns: what `stat` returns, and a table with columns cache, function, site, bytes, live_bytes, waste_bytes, hits.
+    :raises RequestError: there are no slab events.
+    """
+    recording, allocations, summary, (start, end), notes = _paired(recording, "cache", (None, None))
+    rows = sorted_rows(_grouped(allocations, "callsite", recording, notes, symbols, True), DEFAULT_SORT, "callsite", SORT)
+    result = StatResult("slab", "callsite", DEFAULT_SORT, False, clock(recording), start, end, summary, rows, notes)
+    keys = ["kmalloc", "type", "class", "cache"]
+    real = pl.col("real")
+    sums = (
+        with_caches(allocations, recording, notes, pl.col("fate") == LIVE)
+        .group_by([*keys, "call_site"])
+        .agg(
+            pl.col("bytes_alloc").filter(real).sum().alias("bytes"),
+            pl.col("bytes_alloc").filter(pl.col("fate") == LIVE).sum().alias("live_bytes"),
+            (pl.col("bytes_alloc") - pl.col("bytes_req")).filter(real).sum().alias("waste_bytes"),
+            real.sum().cast(pl.Int64).alias("hits"),
+        )
+        .filter(pl.col("hits") > 0)
+    )
+    known = call_sites(recording)
+    sites = [_site(value, known, symbols) for value in sums["call_site"]]
+    return result, sums.select(
+        pl.Series("cache", [cache_label(*row) for row in sums.select(keys).iter_rows()], dtype=pl.String),
+        pl.Series("function", [_function(site) for site in sites], dtype=pl.String),
+        pl.Series("site", sites, dtype=pl.String),
+        "bytes", "live_bytes", "waste_bytes", "hits",
+    )  # fmt: skip
 
 
 def leaks(recording: Recording, by: str = "callsite", *, window: tuple[int | None, int | None] = (None, None), symbols: Symbols | None = None) -> StatResult:

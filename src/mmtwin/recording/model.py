@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mmtwin import __version__
+from mmtwin.notebook import Card, InNotebook, Table, readable_size
 
 KINDS = (
     # the kernel's tracepoints, by their own names (include/trace/events/kmem.h, pagemap.h)
@@ -163,10 +164,25 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Recording:
+class Recording(InNotebook):
     """A whole recording. Imported trace text has no snapshots, so it cannot be checked, only counted and analysed."""
 
     provenance: Provenance
     before: Snapshot | None
     after: Snapshot | None
     events: pl.DataFrame
+
+    def _card(self) -> Card:
+        p = self.provenance
+        snapshots = [name for name, snapshot in (("before", self.before), ("after", self.after)) if snapshot is not None]
+        rows = [
+            ("kernel", p.kernel_release),
+            ("RAM", readable_size(p.ram_bytes) if p.ram_bytes else "unknown"),
+            ("CPUs", str(p.cpus)),
+            ("workload", p.workload_name or "unknown"),
+            ("snapshots", " and ".join(snapshots) or "none"),
+            ("events", f"{len(self.events):,}"),
+            ("lost events", f"{p.lost_events:,}"),
+        ]
+        kinds = [(str(kind), f"{count:,}") for kind, count in self.events["kind"].value_counts(sort=True).iter_rows()]
+        return Card("Recording", rows, [Table(("event", "number"), kinds)], p.notes)

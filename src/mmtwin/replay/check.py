@@ -13,6 +13,7 @@ import polars as pl
 from mmtwin.errors import RecordingError
 from mmtwin.gfp import MIGRATETYPE_NAMES, gfp_names
 from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, Pgdat, new_pgdat
+from mmtwin.notebook import Card, InNotebook, Table
 from mmtwin.recording import constants, slab_state
 from mmtwin.recording.model import Recording, Snapshot
 from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_lists, pcp_pages
@@ -32,7 +33,7 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(InNotebook):
     """What a replay found. The fields up to `events_per_second` are the command line's contract; more may be added, none removed.
 
     :param events: rows of the recording.
@@ -85,6 +86,20 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, for JSON."""
         return {"schema": 1, "equal": self.equal, **asdict(self)}
+
+    def _card(self) -> Card:
+        compared = [
+            ("page frames", self.page_allocs_equal, self.page_allocs),
+            ("requests refused", self.failed_allocs_equal, self.failed_allocs),
+            ("slab objects", self.slab_allocs_equal, self.slab_allocs),
+            ("virtual areas", self.vmap_allocs_equal, self.vmap_allocs),
+            *((part.name, part.equal, part.total) for part in self.parts),
+        ]
+        rows = [(name, f"{equal:,}", f"{total:,}") for name, equal, total in compared if total]
+        state = {None: "not compared", True: "equal", False: "different"}[self.final_state_equal]
+        about = [("events", f"{self.events:,}"), ("CPUs", str(self.cpus)), ("final state", state), ("inferred events", f"{self.inferred_events:,}")]
+        notes = [f"{self.lost_events:,} events were lost: what follows the first loss cannot be trusted"] if self.lost_events else []
+        return Card(f"Replay: {'equal to the kernel' if self.equal else 'different from the kernel'}", about, [Table(("compared", "equal", "of"), rows)], notes)
 
 
 def replay(recording: Recording, *, check: bool = True, progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[Result, Pgdat]:

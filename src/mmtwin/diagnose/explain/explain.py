@@ -14,10 +14,11 @@ from mmtwin.diagnose.explain.log_lines import LogText, read_lines, streams
 from mmtwin.diagnose.explain.model import Report, Segment
 from mmtwin.diagnose.explain.segments import cut
 from mmtwin.errors import LogError
+from mmtwin.notebook import Card, InNotebook, Table
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(InNotebook):
     """Every report of a log.
 
     :ivar reports: in order, equal ones together.
@@ -35,6 +36,13 @@ class Explanation:
     def main(self) -> Report:
         """The report that the summary is about: the first of those with the strongest evidence."""
         return self.reports[0]
+
+    def _card(self) -> Card:
+        first = self.main
+        rows = [("verdict", f"{first.verdict.code} ({first.verdict.certainty})"), ("why", first.verdict.headline)]
+        rows += [(f"remedy {rank} ({remedy.who})", remedy.what) for rank, remedy in enumerate(first.verdict.remedies, 1)]
+        reports = [(report.title, str(report.line), report.verdict.code, str(report.repeated)) for report in self.reports]
+        return Card(first.title, rows, [Table(("report", "line", "verdict", "times"), reports)] if len(reports) > 1 else [])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the first report's verdict at the top, all of them in "reports"."""
