@@ -32,26 +32,13 @@ def import_(
     """
     path = output_path(output, file, force)
     from mmtwin.recording import store
-    from mmtwin.recording.readers import ftrace_text
+    from mmtwin.recording.readers.any import import_ as read_foreign
 
     with terminal.progress("reading"):
-        if _is_malloc_trace(file):
-            from mmtwin.recording.readers import malloc_trace
-
-            recording = malloc_trace.to_recording(malloc_trace.read(file))
-        else:
-            recording = ftrace_text.read(file, strict=strict)
+        recording = read_foreign(file, strict=strict)
         store.save(recording, path, force=force)
     counts = recording.events["kind"].value_counts(sort=True).iter_rows()
     lines = [f"{count:>12,}  {kind}" for kind, count in counts]
     lines += [f"{len(recording.events):>12,}  events", f"{recording.provenance.lost_events:>12,}  lost events"]
     lines += [f"note: {printable(note)}" for note in recording.provenance.notes]
     terminal.write("\n".join([*lines, f"Wrote {printable(path)}"]) + "\n")
-
-
-def _is_malloc_trace(file: Path) -> bool:
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(8) == b"MMTWMALC"
-    except OSError:
-        return False

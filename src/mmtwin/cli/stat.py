@@ -23,10 +23,10 @@ LABEL_WIDTH = 34
 """The first column gets at least so much of a narrow terminal; the least important columns are left out for it."""
 BY_SITE = ("callsite", "ptr")
 CODE = """\
-from mmtwin.recording import store
+from mmtwin.recording.readers import read
 from mmtwin.diagnose.{module} import {function}
 {more}
-result = {function}(store.load({path!r}){arguments})
+result = {function}(read({path!r}){arguments})
 print(result.summary)
 print(result.rows)
 """
@@ -73,6 +73,8 @@ def stat(
     _check(by, sort_by, lines, page, symbols, raw_ip)
     if code:
         return terminal.write(_code(file, by, sort_by, page, live, time, symbols, raw_ip))
+    from mmtwin.recording.readers import read
+
     with terminal.progress("reading"):
         recording = read(file)
     try:
@@ -86,32 +88,6 @@ def stat(
         }  # fmt: skip
         return terminal.json(document | result.to_dict(lines or 0))
     return terminal.show(*text(result, LINES if lines is None else lines))
-
-
-def read(file: Path) -> Recording:
-    """A recording, or trace text as one.
-
-    :raises RecordingError: it is a damaged recording or cannot be read.
-    :raises TraceError: it is neither.
-    """
-    from mmtwin.recording import store
-
-    if not _is_text(file):
-        return store.load(file)
-    from mmtwin.recording.readers import ftrace_text
-
-    return ftrace_text.read(file)
-
-
-def _is_text(file: Path) -> bool:
-    """Not a recording, not empty, not a device: what `store.load` would only say is no recording."""
-    try:
-        if not file.is_file():
-            return False
-        with open(file, "rb") as opened:
-            return opened.read(2) not in (b"PK", b"")
-    except (OSError, ValueError):
-        return False
 
 
 def _check(by: str, sort: tuple[str, ...], lines: int | None, page: bool, symbols: Path | None, raw_ip: bool) -> None:
@@ -201,9 +177,7 @@ def _code(file: Path, by: str, sort: tuple[str, ...], page: bool, live: bool, ti
     module = "page_stat" if page else "stat"
     script = CODE.format(module=module, function=module, more=more, path=str(file), arguments=arguments)
     if time is not None:
-        script = script.replace(f"{module}(store.load({str(file)!r})", f"{module}(recording").replace(
-            "\nresult =", f"\nrecording = store.load({str(file)!r})\nresult ="
-        )
+        script = script.replace(f"{module}(read({str(file)!r})", f"{module}(recording").replace("\nresult =", f"\nrecording = read({str(file)!r})\nresult =")
     return script
 
 

@@ -1,0 +1,59 @@
+"""One function that reads whatever mmtwin can read, whichever tool wrote it: what a file is, is seen from its first bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmtwin.recording.model import Recording
+
+RECORDING, EMPTY, MALLOC = b"PK", b"", b"MMTWMALC"
+
+
+def read(path: str | os.PathLike[str], *, strict: bool = False) -> Recording:
+    """A recording's file, or what another tool wrote, as a recording.
+
+    :param path: a recording (``.mmrec``); calls of malloc; or a kernel's trace text.
+    :param strict: a malformed line of trace text is an error; otherwise it is skipped, counted and noted.
+    :raises RecordingError: the file is a damaged recording, or is empty, missing or no regular file.
+    :raises TraceError: it is none of these, or is damaged.
+    """
+    where = Path(path)
+    start = _start(where)
+    if start is None or start == EMPTY or start.startswith(RECORDING):  # what cannot be read either is refused there, in one line
+        from mmtwin.recording import store
+
+        return store.load(where)
+    return _foreign(where, start, strict)
+
+
+def import_(path: str | os.PathLike[str], *, strict: bool = False) -> Recording:
+    """As `read`, of what other tools wrote alone: a recording needs no import.
+
+    :raises TraceError: it is a recording, or nothing mmtwin reads, or is damaged or cannot be read.
+    """
+    where = Path(path)
+    return _foreign(where, _start(where) or EMPTY, strict)
+
+
+def _start(path: Path) -> bytes | None:
+    """The file's first bytes; None if it is no regular file or cannot be read."""
+    try:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            return file.read(16)
+    except (OSError, ValueError):
+        return None
+
+
+def _foreign(path: Path, start: bytes, strict: bool) -> Recording:
+    if start.startswith(MALLOC):
+        from mmtwin.recording.readers import malloc_trace
+
+        return malloc_trace.to_recording(malloc_trace.read(path))
+    from mmtwin.recording.readers import ftrace_text
+
+    return ftrace_text.read(path, strict=strict)
