@@ -120,7 +120,7 @@ def _check(by: str, sort: tuple[str, ...], lines: int | None, page: bool, symbol
 
 def _run(recording: Recording, by: str, sort: tuple[str, ...], page: bool, live: bool, time: str | None, symbols: Path | None, raw_ip: bool) -> StatResult:
     from mmtwin.diagnose import page_stat, stat
-    from mmtwin.diagnose.symbols import read_symbols
+    from mmtwin.recording.symbols import read_symbols
 
     window = parse_window(time, recording) if time is not None else (None, None)
     if page:
@@ -170,7 +170,7 @@ def parse_window(text: str, recording: Recording) -> tuple[int | None, int | Non
 def _code(file: Path, by: str, sort: tuple[str, ...], page: bool, live: bool, time: str | None, symbols: Path | None, raw_ip: bool) -> str:
     arguments = f", {by!r}" + (f", sort={sort!r}" if sort else "") + (", live=True" if live else "")
     arguments += (f", symbols=read_symbols({str(symbols)!r})" if symbols is not None else "") + (", raw_ip=True" if raw_ip else "")
-    more = "from mmtwin.diagnose.symbols import read_symbols\n" if symbols is not None else ""
+    more = "from mmtwin.recording.symbols import read_symbols\n" if symbols is not None else ""
     if time is not None:
         arguments += ", window=parse_window({time!r}, recording)".replace("{time!r}", repr(time))
         more += "from mmtwin.cli.stat import parse_window\n"

@@ -20,9 +20,9 @@ import polars as pl
 
 from mmtwin.diagnose.cache_names import BULK, KMALLOCS, cache_label, describe_bulk, with_caches
 from mmtwin.diagnose.malloc_stat import objects
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
 from mmtwin.recording.model import KIND, KINDS, Recording
+from mmtwin.recording.symbols import Symbols
 
 CACHE_ALLOCS = ("kmem_cache_alloc", "kmem_cache_alloc_node")
 FREES = ("kfree", "kmem_cache_free")

@@ -76,7 +76,8 @@ class Provenance:
     """Where a recording comes from: enough to make it again.
 
     :param kernel_version: as ``uname -v`` prints it, with the distribution's version of the source.
-    :param how: "vm" (mmtwin record --vm), "ftrace" (imported text), "malloc" (a process's calls of malloc) or "synthetic".
+    :param how: "vm" (mmtwin record --vm), "ftrace" (imported text), "perf" (perf.data), "trace-cmd" (trace.dat), "malloc" (a process's calls of malloc)
+        or "synthetic".
     :param initrd_bytes: size of the initial RAM disk; its memory was not yet free when the kernel derived its watermarks.
     :param swap_bytes: size of the guest's swap disk, which is in use from before the first snapshot; 0 without one.
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
@@ -84,7 +85,10 @@ class Provenance:
     :param workload: text of the workload script.
     :param modules: kernel modules that were not the kernel's own but given with --module: name and SHA-256 of the file.
     :param procfs: texts of /proc files that the guest printed after the second snapshot, by name; recordings with slab events also have
-        ``sys_kernel_slab``: a line "cache file value" for each file of /sys/kernel/slab, and "alias link cache" for each symbolic link.
+        ``sys_kernel_slab``: a line "cache file value" for each file of /sys/kernel/slab, and "alias link cache" for each symbolic link. Imported events
+        have names of call sites there: ``call_sites``, lines "number symbol" of numbers that stand for symbols, and ``symbols``, lines "address symbol"
+        (hexadecimal); of trace.dat also ``trace_clock``.
+    :param scope: "machine", or "tasks" if only some tasks were recorded, so that what others did to their objects is not in it; "" if that is unknown.
     """
 
     kernel_release: str = "unknown"
@@ -105,6 +109,7 @@ class Provenance:
     modules: dict[str, str] = field(default_factory=dict)
     procfs: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    scope: str = ""
     tool: str = f"mmtwin {__version__}"
 
 

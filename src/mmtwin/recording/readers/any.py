@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmtwin.recording.model import Recording
+    from mmtwin.recording.symbols import Symbols
 
 RECORDING, EMPTY, MALLOC = b"PK", b"", b"MMTWMALC"
+PERF_DATA = (b"PERFILE2", b"2ELIFREP")
 
 
-def read(path: str | os.PathLike[str], *, strict: bool = False) -> Recording:
+def read(path: str | os.PathLike[str], *, strict: bool = False, symbols: Symbols | None = None) -> Recording:
     """A recording's file, or what another tool wrote, as a recording.
 
-    :param path: a recording (``.mmrec``); calls of malloc; or a kernel's trace text.
+    :param path: a recording (``.mmrec``); calls of malloc; a perf.data; or a kernel's trace text, also of ``perf script``.
     :param strict: a malformed line of trace text is an error; otherwise it is skipped, counted and noted.
+    :param symbols: the recorded kernel's, for the call sites of pages: which frame of a call chain is above the page allocator is known by name only.
     :raises RecordingError: the file is a damaged recording, or is empty, missing or no regular file.
     :raises TraceError: it is none of these, or is damaged.
     """
@@ -26,16 +29,16 @@ def read(path: str | os.PathLike[str], *, strict: bool = False) -> Recording:
         from mmtwin.recording import store
 
         return store.load(where)
-    return _foreign(where, start, strict)
+    return _foreign(where, start, strict, symbols)
 
 
-def import_(path: str | os.PathLike[str], *, strict: bool = False) -> Recording:
+def import_(path: str | os.PathLike[str], *, strict: bool = False, symbols: Symbols | None = None) -> Recording:
     """As `read`, of what other tools wrote alone: a recording needs no import.
 
     :raises TraceError: it is a recording, or nothing mmtwin reads, or is damaged or cannot be read.
     """
     where = Path(path)
-    return _foreign(where, _start(where) or EMPTY, strict)
+    return _foreign(where, _start(where) or EMPTY, strict, symbols)
 
 
 def _start(path: Path) -> bytes | None:
@@ -49,11 +52,15 @@ def _start(path: Path) -> bytes | None:
         return None
 
 
-def _foreign(path: Path, start: bytes, strict: bool) -> Recording:
+def _foreign(path: Path, start: bytes, strict: bool, symbols: Symbols | None) -> Recording:
     if start.startswith(MALLOC):
         from mmtwin.recording.readers import malloc_trace
 
         return malloc_trace.to_recording(malloc_trace.read(path))
+    if start.startswith(PERF_DATA):
+        from mmtwin.recording.readers import perf_data
+
+        return perf_data.read(path, symbols)
     from mmtwin.recording.readers import ftrace_text
 
     return ftrace_text.read(path, strict=strict)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmtwin.diagnose.symbols import read_symbols
 from mmtwin.errors import RecordingError
+from mmtwin.recording.symbols import read_symbols
 
 
 def elf(functions: dict[str, int], wide: bool, order: str = "<") -> bytes:

@@ -1,0 +1,201 @@
+"""Binary trace records as columns of the events table, by the formats that came with them; whole kinds of events at once.
+
+The layout of a record differs between kernels (fields come and go, ``__data_loc`` strings, padding), so nothing here knows an offset: the recorded
+kernel's own ``format`` files say where a field is and how wide. Only the names of events and fields are known (recording/convert.py, `COLUMNS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mmtwin.recording.convert import COLUMNS, EventFormat, _context
+from mmtwin.recording.model import EVENTS_SCHEMA, KIND, KINDS
+from mmtwin.recording.readers.ftrace_text import ALIASES, EVERY
+from mmtwin.recording.readers.gfp_table import flag_names, parse_table
+from mmtwin.recording.readers.gfp_text import gfp_from_names
+
+Int = npt.NDArray[np.int64]
+
+ABSENT = {"pfn": -1, "order": -1, "migratetype": -1}
+OPTIONAL = ("node", "accounted", "name", "percpu_refill")
+"""Fields that not every kernel has; an event without one of the others cannot be read."""
+NAME = {"name": "name"}
+FIELDS: Mapping[str, Mapping[str, str]] = {
+    kind: {**COLUMNS["kmalloc" if kind == "kmalloc_node" else kind.removesuffix("_node")], **(NAME if kind.startswith("kmem_cache") else {})} for kind in EVERY
+}
+"""For each kind that is read: field of the record and column of the table."""
+LONGEST_NAME = 256
+
+
+class Bytes:
+    """Integers anywhere in a buffer, many at once.
+
+    :param data: the buffer; nothing is copied.
+    """
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.data = np.frombuffer(data, dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def ints(self, at: Int, size: int, signed: bool = False) -> Int:
+        """The little-endian integer of `size` bytes at each offset, as int64 (unsigned 64-bit values keep their bits).
+
+        The caller has checked that all of them are inside.
+        """
+        if not len(at):
+            return np.zeros(0, dtype=np.int64)
+        if size not in (1, 2, 4, 8):
+            return self._odd(at, size, signed)
+        kind = np.dtype(f"<{'i' if signed else 'u'}{size}")
+        shift = int(at[0]) % size
+        if size > 1 and bool((at % size != shift).any()):
+            out = np.empty(len(at), dtype=np.int64)
+            for rest in range(size):
+                chosen = at % size == rest
+                if chosen.any():
+                    out[chosen] = self.ints(at[chosen], size, signed)
+            return out
+        usable = (len(self.data) - shift) // size * size
+        return self.data[shift : shift + usable].view(kind)[(at - shift) // size].astype(np.int64)
+
+    def _odd(self, at: Int, size: int, signed: bool) -> Int:
+        value = np.zeros(len(at), dtype=np.int64)
+        for byte in range(min(size, 8)):
+            value |= self.data[at + byte].astype(np.int64) << 8 * byte
+        return value - ((value >> (8 * size - 1) & 1) << 8 * size) if signed and size < 8 else value
+
+    def texts(self, at: Int, length: Int) -> pl.Series:
+        """Zero-terminated texts at the offsets. Few differ, so each is decoded once: equal words, equal text."""
+        words = -(-int(length.max(initial=0)) // 4)
+        key = length.copy()
+        for word in range(words):
+            inside = length > 4 * word
+            left = np.where(inside, length - 4 * word, 0)
+            place = np.where(inside, at + 4 * word, 0)
+            safe = np.minimum(place, max(len(self.data) - 4, 0))
+            value = self.ints(safe, 4) >> 8 * (place - safe)
+            value &= np.where(left >= 4, 0xFFFF_FFFF, (1 << 8 * np.minimum(left, 4)) - 1)
+            key = key * np.int64(6364136223846793005) + value
+        first = pl.DataFrame({"key": key, "row": np.arange(len(key))}).group_by("key", maintain_order=True).agg(pl.col("row").first())
+        names = [self.data[at[row] : at[row] + length[row]].tobytes().split(b"\0")[0].decode(errors="replace") or None for row in first["row"]]
+        known = pl.DataFrame({"key": first["key"], "name": pl.Series(names, dtype=pl.String)})
+        return pl.DataFrame({"key": key}).join(known, on="key", how="left", maintain_order="left")["name"]
+
+
+@dataclass
+class RawEvents:
+    """The table as it grows: each row has its place from the beginning, so that nothing is sorted twice.
+
+    :param rows: how many there will be at most; rows that nothing fills are left out.
+    """
+
+    rows: int
+    columns: dict[str, npt.NDArray[np.signedinteger[Any]]] = field(default_factory=dict)
+    kinds: npt.NDArray[np.uint8] = field(init=False)
+    names: list[tuple[Int, pl.Series]] = field(default_factory=list)
+    gfp_values: dict[tuple[int, int], int] = field(default_factory=dict)
+    unknown_gfp: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.kinds = np.full(self.rows, 255, dtype=np.uint8)
+
+    def put(self, column: str, rows: Int, values: Int | int) -> None:
+        """Writes a column of some rows."""
+        if column not in self.columns:
+            kind = np.dtype(str(EVENTS_SCHEMA[column]).lower())
+            self.columns[column] = np.full(self.rows, ABSENT.get(column, 0), dtype=kind)
+        target = self.columns[column]
+        limits = np.iinfo(target.dtype)
+        target[rows] = np.clip(values, limits.min, limits.max)
+
+    def add(self, form: EventFormat, text: str, data: Bytes, rows: Int, at: Int, size: Int) -> int:
+        """Events of one kind.
+
+        :param form: the event's format, `text` the file it is from.
+        :param rows: their places in the table.
+        :param at: where each record begins in `data`; `size` is how long it is.
+        :returns: how many were too short for their format and were left out.
+        """
+        kind = ALIASES.get(form.name, form.name)
+        wanted = {source: column for source, column in FIELDS[kind].items() if source in form.fields}
+        if missing := [source for source in FIELDS[kind] if source not in form.fields and source not in OPTIONAL]:
+            self.notes.append(f"{len(rows):,} {kind} events skipped: their format has no {missing[0]} (a kernel before 4.0?); turn them into text for import")
+            return 0
+        needed = max([form.fields[source].offset + form.fields[source].size for source in wanted] + [8])
+        good = size >= needed
+        short = int((~good).sum())
+        if short:
+            rows, at, size = rows[good], at[good], size[good]
+        if not len(rows):
+            return short
+        self.kinds[rows] = KIND[kind]
+        if "common_flags" in form.fields:
+            self.put("context", rows, _context(data.ints(at + form.fields["common_flags"].offset, 1)).astype(np.int64))
+        for source, column in wanted.items():
+            place = form.fields[source]
+            value = data.ints(at + place.offset, place.size, place.signed)
+            if column == "name":
+                offset, length = value & 0xFFFF, value >> 16 & 0xFFFF
+                inside = (offset + length <= size) & (length <= LONGEST_NAME)
+                length = np.where(inside, length, 0)
+                self.names.append((rows, data.texts(at + np.where(inside, offset, 0), length)))
+            elif column == "gfp":
+                self.put(column, rows, self._gfp(value & 0xFFFF_FFFF_FFFF, text, form.id))
+            else:
+                self.put(column, rows, value)
+        return short
+
+    def _gfp(self, values: Int, text: str, number: int) -> Int:
+        """The flags with mmtwin's bits (those of Linux 6.1), by the names that this kernel's table gives them."""
+        unique = pl.Series(values).unique().to_list()
+        table = None
+        for value in unique:
+            if (number, value) not in self.gfp_values:
+                table = parse_table(text) if table is None else table
+                self.gfp_values[number, value] = self._bits(flag_names(value, table), value) if table else value
+        known = pl.Series([self.gfp_values[number, value] for value in unique], dtype=pl.Int64)
+        return pl.Series(values).replace_strict(pl.Series(unique, dtype=pl.Int64), known, return_dtype=pl.Int64).to_numpy()
+
+    def _bits(self, names: str, value: int) -> int:
+        bits = 0
+        for word in names.split("|"):
+            try:
+                bits |= gfp_from_names(word)
+            except ValueError:
+                self.unknown_gfp.add(word)
+        return bits
+
+    def table(self) -> pl.DataFrame:
+        """The events in the order of their rows."""
+        kept = self.kinds != 255
+        everything = bool(kept.all())
+        count = self.rows if everything else int(kept.sum())
+        name = pl.Series("name", [None], dtype=pl.String).extend_constant(None, max(count - 1, 0)).head(count)
+        if self.names:
+            place = np.concatenate([rows for rows, _ in self.names])
+            text = pl.concat([series for _, series in self.names])
+            which = np.full(self.rows, len(text), dtype=np.int64)
+            which[place] = np.arange(len(text))
+            which = which if everything else which[kept]
+            name = text.extend_constant(None, 1).gather(pl.Series(which)).alias("name")
+        series = []
+        for column, dtype in EVENTS_SCHEMA.items():
+            if column == "name":
+                series.append(name)
+            elif column == "kind":
+                series.append(pl.Series("kind", self.kinds if everything else self.kinds[kept]).cat.to(pl.Enum(KINDS)))
+            elif column in self.columns:
+                array = self.columns[column]
+                series.append(pl.Series(column, array if everything else array[kept]))
+            else:
+                series.append(pl.Series(column, np.full(count, ABSENT.get(column, 0), dtype=np.dtype(str(dtype).lower()))))
+        return pl.DataFrame(series)
