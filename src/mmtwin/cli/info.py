@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SLAB = ("kmalloc", "kmalloc_node", "kmem_cache_alloc", "kmem_cache_alloc_node", "kfree", "kmem_cache_free")
-HOW = {"vm": "a kernel in QEMU (mmtwin record --vm)", "ftrace": "imported trace text (mmtwin import)", "synthetic": "made up, by a program"}
+HOW = {
+    "vm": "a kernel in QEMU (mmtwin record --vm)", "ftrace": "imported trace text (mmtwin import)", "perf": "imported perf.data (mmtwin import)",
+    "trace-cmd": "imported trace.dat (mmtwin import)", "synthetic": "made up, by a program",
+}  # fmt: skip
 PAGE_EVENTS_ONLY = "page events only: no kmalloc or kmem_cache events (mmtwin record --slab adds them)"
 AREAS_ONLY = "virtual areas only: of this kernel neither page frames nor slabs are recorded"
 CODE = """\

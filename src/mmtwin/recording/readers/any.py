@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from mmtwin.recording.symbols import Symbols
 
 RECORDING, EMPTY, MALLOC = b"PK", b"", b"MMTWMALC"
+GZIP = b"\x1f\x8b"
 PERF_DATA = (b"PERFILE2", b"2ELIFREP")
 
 
@@ -42,12 +45,19 @@ def import_(path: str | os.PathLike[str], *, strict: bool = False, symbols: Symb
 
 
 def _start(path: Path) -> bytes | None:
-    """The file's first bytes; None if it is no regular file or cannot be read."""
+    """The file's first bytes, unpacked; None if it is no regular file or cannot be read."""
     try:
         if not path.is_file():
             return None
         with open(path, "rb") as file:
-            return file.read(16)
+            start = file.read(16)
+            if not start.startswith(GZIP):
+                return start
+            file.seek(0)
+            with gzip.GzipFile(fileobj=file) as packed:
+                return packed.read(16)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return GZIP
     except (OSError, ValueError):
         return None
 

@@ -8,9 +8,11 @@ them at once.
 
 from __future__ import annotations
 
+import gzip
 import mmap
 import os
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -80,7 +82,7 @@ class _File:
 
 
 def read(path: str | os.PathLike[str], symbols: Symbols | None = None) -> Recording:
-    """Reads a perf.data.
+    """Reads a perf.data, also compressed with gzip.
 
     Times are nanoseconds of perf's clock. Call sites are addresses; their names are in ``provenance.procfs["symbols"]`` where they are known. Where the
     samples have call chains (``perf record -g``) and symbols are known, mm_page_alloc gets the first frame above the page allocator as its call site.
@@ -91,16 +93,16 @@ def read(path: str | os.PathLike[str], symbols: Symbols | None = None) -> Record
     where = Path(path)
     try:
         with open(where, "rb") as file:
+            if file.peek(2)[:2] == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=file) as packed:
+                    return _read(memoryview(packed.read()), where.name, symbols)
             if os.fstat(file.fileno()).st_size < 16:
                 raise TraceError("cut off: no header; expected a file of perf record")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                data = bytes(mapped) if len(mapped) < 1 << 20 else mapped
-                return _read(memoryview(data), where.name, symbols)
+            # closed when the last view of it is gone, which may be in the frames of an exception
+            return _read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), where.name, symbols)
     except TraceError as error:
         raise TraceError(f"{where}: {error}") from error.__cause__
-    except BufferError:  # a view of the file is still in an exception's frames; its text is what counts
-        raise TraceError(f"{where}: cannot be read") from None
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         raise TraceError(f"{where}: cannot be read: {reason}") from error
 
@@ -433,7 +435,10 @@ def _recording(file: _File, name: str, symbols: Symbols | None) -> Recording:
                 events.put("call_site", rows, site)
     if any(CPU not in group.layout.offset for group in kept):
         file.notes.append("the samples do not say on which CPU they were taken; all count as CPU 0")
+    broken += events.impossible()
     table = events.table()
+    if not len(table):
+        raise TraceError(f"damaged: none of its {total:,} allocator events has values that can be" if broken else "; ".join(events.notes))
     file.notes += events.notes
     return Recording(_provenance(file, name, release, table, named, others, (pages, chained, sited, broken), events.unknown_gfp), None, None, table)
 
@@ -482,7 +487,7 @@ def _provenance(
     if lost:
         note(f"the trace buffer lost {lost:,} events: counts are too low, and pairs of allocation and free are incomplete after the first loss")
     if broken:
-        note(f"{broken:,} events skipped: shorter than their formats say")
+        note(f"{broken:,} events skipped: shorter than their formats say, or with values that cannot be")
     if others:
         note(f"{sum(others.values()):,} other events skipped: {', '.join(f'{n} ({c:,})' for n, c in others.most_common(5))}")
     if unknown_gfp:

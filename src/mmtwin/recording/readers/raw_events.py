@@ -31,6 +31,10 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 """For each kind that is read: field of the record and column of the table."""
 LONGEST_NAME = 256
+RANGES = {
+    "pfn": (-1, (1 << 52) - 1), "order": (-1, 63), "migratetype": (-1, 15), "cpu": (0, 8191), "bytes_req": (0, (1 << 62) - 1), "bytes_alloc": (0, (1 << 62) - 1),
+}  # fmt: skip
+"""What the columns can hold in a trace that is not damaged."""
 
 
 class Bytes:
@@ -173,6 +177,16 @@ class RawEvents:
             except ValueError:
                 self.unknown_gfp.add(word)
         return bits
+
+    def impossible(self) -> int:
+        """Takes out the events whose numbers cannot be, and says how many there were."""
+        bad = np.zeros(self.rows, dtype=bool)
+        for column, (low, high) in RANGES.items():
+            if column in self.columns:
+                bad |= (self.columns[column] < low) | (self.columns[column] > high)
+        bad &= self.kinds != 255
+        self.kinds[bad] = 255
+        return int(bad.sum())
 
     def table(self) -> pl.DataFrame:
         """The events in the order of their rows."""
