@@ -189,6 +189,8 @@ def clock(recording: Recording) -> str:
     """
     if recording.provenance.how in ("vm", "malloc"):
         return "events"
+    if trace_clock := recording.provenance.procfs.get("trace_clock"):
+        return "events" if trace_clock == "counter" else "ns"
     times = recording.events["time"]
     if recording.provenance.how != "ftrace" or not len(times):
         return "ns"

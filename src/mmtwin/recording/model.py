@@ -41,6 +41,8 @@ KINDS = (
     "mm_vmscan_wakeup_kswapd", "mm_vmscan_kswapd_wake", "mm_vmscan_kswapd_sleep", "mm_vmscan_direct_reclaim_begin", "mm_vmscan_direct_reclaim_end",
     "mm_compaction_begin", "mm_compaction_end", "mm_compaction_try_to_compact_pages", "mark_victim", "reclaim_retry_zone", "compact_retry",
     "mm_vmscan_write_folio", "wakeup_kswapd", "swap_in",
+    # the recorder's probe that tells who asks for a page (recording/capture/page_sites.py); it becomes call_site of mm_page_alloc and is in no file
+    "page_site",
 )  # fmt: skip
 """Kinds of events; the order is part of the file format (a file stores the names, so it may grow at the end)."""
 

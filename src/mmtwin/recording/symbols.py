@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class Symbols:
             return None
         name, space, module = self.name[at].partition(" ")
         return f"{name}+{wanted - int(self.address[at]):#x}{space}{module}"
+
+    def lines(self, addresses: Iterable[int]) -> str:
+        """Lines "address symbol" for a recording's provenance; addresses without a name are left out."""
+        found = ((address, self.resolve(address)) for address in addresses if address)
+        return "".join(f"{address & MASK:x} {symbol}\n" for address, symbol in found if symbol)
 
 
 def read_symbols(path: str | os.PathLike[str]) -> Symbols:
@@ -116,7 +121,14 @@ def running_kernel(release: str, text: int) -> Symbols | None:
             data = file.read(LARGEST)
         if not re.search(rb"^%016x [tT] _s?text$" % (text & MASK), data, re.MULTILINE):
             return None
-        found = sorted(_map(data))
     except OSError:
+        return None
+    return symbols_of(data)
+
+
+def symbols_of(text: bytes) -> Symbols | None:
+    """The functions that a copy of /proc/kallsyms names; None if it names none, or hides the addresses."""
+    found = sorted(_map(text))
+    if not found or not found[-1][0]:
         return None
     return Symbols(np.array([address for address, _ in found], dtype=np.uint64), [name for _, name in found])

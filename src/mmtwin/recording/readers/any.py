@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 RECORDING, EMPTY, MALLOC = b"PK", b"", b"MMTWMALC"
 GZIP = b"\x1f\x8b"
 PERF_DATA = (b"PERFILE2", b"2ELIFREP")
+TRACE_DAT = b"\x17\x08\x44tracing"
 
 
 def read(path: str | os.PathLike[str], *, strict: bool = False, symbols: Symbols | None = None) -> Recording:
     """A recording's file, or what another tool wrote, as a recording.
 
-    :param path: a recording (``.mmrec``); calls of malloc; a perf.data; or a kernel's trace text, also of ``perf script``.
+    :param path: a recording (``.mmrec``); calls of malloc; a perf.data; a trace.dat; or a kernel's trace text, also of ``perf script``.
     :param strict: a malformed line of trace text is an error; otherwise it is skipped, counted and noted.
     :param symbols: the recorded kernel's, for the call sites of pages: which frame of a call chain is above the page allocator is known by name only.
     :raises RecordingError: the file is a damaged recording, or is empty, missing or no regular file.
@@ -71,6 +72,10 @@ def _foreign(path: Path, start: bytes, strict: bool, symbols: Symbols | None) ->
         from mmtwin.recording.readers import perf_data
 
         return perf_data.read(path, symbols)
+    if start.startswith(TRACE_DAT):
+        from mmtwin.recording.readers import trace_dat
+
+        return trace_dat.read(path, symbols)
     from mmtwin.recording.readers import ftrace_text
 
     return ftrace_text.read(path, strict=strict)

@@ -75,11 +75,12 @@ CPUS = re.compile(r"^cpus=(\d{1,4})\s*$")
 OTHER = re.compile(r"^(?:##### CPU \d+ buffer started ####.*|CPU \d+ is empty|version = \d+)\s*$")
 """Lines that say nothing about events: buffer starts, trace-cmd's preamble."""
 FRAME = (
-    r"^[ \t]+(?:(?P<address>[0-9a-f]{1,16})[ ]+(?P<symbol>\S.*?)[ ]+\((?P<dso>[^()]*(?:\([^()]*\))?)\)"
-    r"|=>[ ]*(?P<function>[^ \t].*?)(?:[ ]+<[0-9a-f]+>)?)[ \t]*$"
+    r"^(?:[ \t]+(?P<address>[0-9a-f]{1,16})[ ]+(?P<symbol>\S.*?)[ ]+\((?P<dso>[^()]*(?:\([^()]*\))?)\)"
+    r"|[ \t]*=>[ ]*(?P<function>[^ \t].*?)(?:[ ]+[<(][0-9a-f]+[>)])?)[ \t]*$"
 )
-"""A frame of a call chain, below the line of its event: as perf script prints it, or as tracefs does (option stacktrace)."""
-STACK = "<stack trace>"
+"""A frame of a call chain, below the line of its event: as perf script prints it, or as tracefs does (option stacktrace), or trace-cmd report (record -T)."""
+STACK = pl.col("payload").is_in(["<stack trace>", "<stack trace >"]) | (pl.col("event") == "kernel_stack").fill_null(False)
+"""The line of a stack itself, which belongs to the event before it."""
 USER_PARTS = ("[vdso]", "[vsyscall]", "[stack]", "[heap]", "[unknown]")
 KERNEL_PART = r"^\[|\.ko(?:\.\w+)?$"
 FOREIGN = {
@@ -179,7 +180,7 @@ class _Text:
         frame = pl.col("line").str.contains(FRAME)
         for number, line in table.filter(pl.col("payload").is_null() & ~frame).select("number", "line").iter_rows():
             self._odd(number, line)
-        table = table.filter(pl.col("payload").is_not_null() & (pl.col("payload") != STACK))
+        table = table.filter(pl.col("payload").is_not_null() & ~STACK)
         if not len(table):
             return
         self.is_trace = True
@@ -198,7 +199,7 @@ class _Text:
         rows = table.with_columns(pl.col("number").cast(pl.Int64))
         events = rows.filter(pl.col("payload").is_not_null())
         same = (pl.col("pid") == pl.col("pid").shift(1)).fill_null(len(events) == 0)
-        own = pl.when(pl.col("payload") != STACK).then("number").when(same).then(pl.col("number").shift(1)).otherwise(-1)
+        own = pl.when(~STACK).then("number").when(same).then(pl.col("number").shift(1)).otherwise(-1)
         owners = events.select("number", own.alias("owner"))
         frames = rows.filter(pl.col("payload").is_null()).select("number", pl.col("line").str.extract_groups(FRAME).alias("groups")).unnest("groups")
         frames = frames.filter(pl.col("address").is_not_null() | pl.col("function").is_not_null())
@@ -206,7 +207,9 @@ class _Text:
             frames = frames.join_asof(owners, on="number", strategy="backward").with_columns(pl.col("owner").fill_null(self.last_event))
             in_kernel = pl.col("function").is_not_null() | (pl.col("dso").str.contains(KERNEL_PART) & ~pl.col("dso").is_in(USER_PARTS))
             unknown = pl.when(pl.col("symbol") == "[unknown]").then(pl.concat_str(pl.lit("0x"), "address")).otherwise("symbol")
-            frames = frames.filter(in_kernel & (pl.col("owner") > 0)).select("number", "owner", pl.coalesce("function", unknown).alias("site"))
+            frames = frames.filter(in_kernel & (pl.col("owner") > 0) & (pl.col("function") != "0x0").fill_null(True)).select(
+                "number", "owner", pl.coalesce("function", unknown).alias("site")
+            )
             own_functions = [site for site in frames["site"].unique() if is_allocator(site)]
             self.chains.append(frames.filter(~pl.col("site").is_in(own_functions)).unique("owner", keep="first", maintain_order=True))
         if len(owners):

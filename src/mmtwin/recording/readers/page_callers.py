@@ -10,6 +10,18 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mmtwin.recording.readers.binary import Bytes
+from mmtwin.recording.symbols import Symbols
+
+Int = npt.NDArray[np.int64]
+CONTEXT_MAX = -4095  # enum perf_callchain_context (include/uapi/linux/perf_event.h): numbers above are marks, not addresses
+CONTEXT_USER = -512
+DEEPEST = 127
+"""Frames of a call chain looked at (the kernel's own default limit, kernel.perf_event_max_stack)."""
 ALLOCATOR = frozenset({
     # mm/page_alloc.c
     "__alloc_pages", "__alloc_pages_nodemask", "__alloc_frozen_pages", "alloc_frozen_pages_nolock", "alloc_pages_nolock", "try_alloc_pages",
@@ -37,3 +49,28 @@ def is_allocator(symbol: str) -> bool:
     """Whether `symbol`, as in ``alloc_pages_noprof+0x4c``, is one of the page allocator's functions."""
     name = symbol.partition("+")[0].partition(" ")[0]
     return ENDING.sub("", name) in ALLOCATOR
+
+
+def page_sites(data: Bytes, chain: Int, frames: Int, symbols: Symbols) -> Int:
+    """For each call chain the first address that is not in the page allocator; 0 where there is none.
+
+    :param chain: offset of the first frame of each in `data`; `frames` is how many there are.
+    """
+    site = np.zeros(len(chain), dtype=np.int64)
+    left = np.arange(len(chain))
+    known: dict[int, bool] = {}
+    for depth in range(DEEPEST):
+        left = left[frames[left] > depth]
+        if not len(left):
+            break
+        address = data.ints(chain[left] + 8 * depth, 8)
+        mark = (address >= CONTEXT_MAX) & (address < 0)
+        for value in pl.Series(address[~mark]).unique().to_list():
+            if value not in known:
+                known[value] = is_allocator(symbols.resolve(value) or "")
+        inside = np.array([value for value, own in known.items() if own], dtype=np.int64)
+        chosen = ~mark & ~np.isin(address, inside)
+        site[left[chosen]] = address[chosen]
+        user = mark & (address <= CONTEXT_USER) & (address > CONTEXT_USER - 128)
+        left = left[~chosen & ~user]
+    return site

@@ -24,9 +24,10 @@ import polars as pl
 
 from mmtwin.errors import TraceError
 from mmtwin.recording.model import Provenance, Recording
+from mmtwin.recording.readers.binary import Bytes
 from mmtwin.recording.readers.ftrace_text import ALIASES, EVERY
-from mmtwin.recording.readers.page_callers import is_allocator
-from mmtwin.recording.readers.raw_events import Bytes, RawEvents
+from mmtwin.recording.readers.page_callers import page_sites
+from mmtwin.recording.readers.raw_events import RawEvents
 from mmtwin.recording.readers.tracing_data import Cursor, TracingData, read_formats, read_start, unpack
 from mmtwin.recording.readers.zstd import decompress
 from mmtwin.recording.symbols import Symbols, running_kernel
@@ -42,15 +43,11 @@ NAMED = {SAMPLE: "samples", LOST: "LOST"}
 # enum perf_event_sample_format
 IP, TID, TIME, ADDR, READ, CALLCHAIN, ID, CPU, PERIOD, STREAM_ID, RAW, IDENTIFIER = (1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16))
 FORMAT_ENABLED, FORMAT_RUNNING, FORMAT_ID, FORMAT_GROUP, FORMAT_LOST = (1 << n for n in range(5))
-CONTEXT_MAX = -4095  # enum perf_callchain_context: numbers above are marks, not addresses
-CONTEXT_USER = -512
 TRACEPOINT = 2  # enum perf_type_id
 INHERIT, ENABLE_ON_EXEC = 1 << 1, 1 << 12
 
 # enum of features (tools/perf/util/header.h)
 F_TRACING_DATA, F_BUILD_ID, F_OSRELEASE, F_NRCPUS, F_TOTAL_MEM, F_CMDLINE, F_DIR_FORMAT, F_COMPRESSED = 1, 2, 4, 7, 10, 11, 24, 27
-DEEPEST = 127
-"""Frames of a call chain looked at (the kernel's own default limit, kernel.perf_event_max_stack)."""
 KERNEL_MAP = "[kernel.kallsyms]"
 
 
@@ -443,31 +440,6 @@ def _recording(file: _File, name: str, symbols: Symbols | None) -> Recording:
     return Recording(_provenance(file, name, release, table, named, others, (pages, chained, sited, broken), events.unknown_gfp), None, None, table)
 
 
-def page_sites(data: Bytes, chain: Int, frames: Int, symbols: Symbols) -> Int:
-    """For each call chain the first address that is not in the page allocator; 0 where there is none.
-
-    :param chain: offset of the first frame of each in `data`; `frames` is how many there are.
-    """
-    site = np.zeros(len(chain), dtype=np.int64)
-    left = np.arange(len(chain))
-    known: dict[int, bool] = {}
-    for depth in range(DEEPEST):
-        left = left[frames[left] > depth]
-        if not len(left):
-            break
-        address = data.ints(chain[left] + 8 * depth, 8)
-        mark = (address >= CONTEXT_MAX) & (address < 0)
-        for value in pl.Series(address[~mark]).unique().to_list():
-            if value not in known:
-                known[value] = is_allocator(symbols.resolve(value) or "")
-        inside = np.array([value for value, own in known.items() if own], dtype=np.int64)
-        chosen = ~mark & ~np.isin(address, inside)
-        site[left[chosen]] = address[chosen]
-        user = mark & (address <= CONTEXT_USER) & (address > CONTEXT_USER - 128)
-        left = left[~chosen & ~user]
-    return site
-
-
 def _provenance(
     file: _File,
     name: str,
@@ -498,8 +470,7 @@ def _provenance(
         note(f"{pages - sited:,} of {pages:,} page requests have no call site: no call chain, or one that ends in the allocator")
     procfs = {}
     if symbols is not None:
-        names = {value: symbols.resolve(value) for value in table["call_site"].unique().sort().to_list() if value}
-        procfs["symbols"] = "".join(f"{value & (1 << 64) - 1:x} {symbol}\n" for value, symbol in names.items() if symbol)
+        procfs["symbols"] = symbols.lines(table["call_site"].unique().sort().to_list())
     highest = table["cpu"].max()
     assert isinstance(highest, int)
     cpus = max(highest + 1, *(_unpacked("<II", file.features.get(F_NRCPUS, b"")) or (1,)))

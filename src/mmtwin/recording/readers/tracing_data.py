@@ -101,15 +101,25 @@ def read_formats(cursor: Cursor, data: TracingData) -> None:
 
     :raises TraceError: cut off or damaged.
     """
+    read_header_info(cursor, data)
+    read_ftrace(cursor, data)
+    read_systems(cursor, data)
+
+
+def read_header_info(cursor: Cursor, data: TracingData) -> None:
+    """The layouts of a page and of an event's header."""
     if cursor.take(12, "header_page") != b"header_page\0":
         raise TraceError("damaged: no header_page where it should be")
     data.header_page = cursor.take(cursor.u64("header_page"), "header_page").decode(errors="replace")
     if cursor.take(13, "header_event") != b"header_event\0":
         raise TraceError("damaged: no header_event where it should be")
     cursor.take(cursor.u64("header_event"), "header_event")
+
+
+def read_ftrace(cursor: Cursor, data: TracingData) -> None:
+    """The formats of ftrace's own events."""
     for _ in range(cursor.u32("the ftrace formats")):
         data.add(cursor.take(cursor.u64("an ftrace format"), "an ftrace format").decode(errors="replace"))
-    read_systems(cursor, data)
 
 
 def read_systems(cursor: Cursor, data: TracingData) -> None:
