@@ -37,7 +37,7 @@ def test_every_column_is_what_trace_cmd_prints(path: Path) -> None:
     assert mine.provenance.how == "trace-cmd"
     assert (mine.provenance.kernel_release, mine.provenance.cpus, mine.provenance.lost_events) == ("6.1.0-56-cloud-amd64", 2, 0)
     symbols = {int(number, 16): name for number, name in (line.split(" ", 1) for line in mine.provenance.procfs["symbols"].splitlines())}
-    printed = {number: name for number, name in (line.split(" ", 1) for line in text.provenance.procfs["call_sites"].splitlines())}
+    printed = dict(line.split(" ", 1) for line in text.provenance.procfs["call_sites"].splitlines())
     slabs = pl.col("kind") != "mm_page_alloc"
     names = [symbols[site & (1 << 64) - 1] if site else "" for site in mine.events.filter(slabs).sort(keys)["call_site"]]
     assert names == [printed[str(site)] if site else "" for site in text.events.filter(slabs).sort(keys)["call_site"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 Int = npt.NDArray[np.int64]
 
@@ -30,17 +29,19 @@ class Bytes:
             return np.zeros(0, dtype=np.int64)
         if size not in (1, 2, 4, 8):
             return self._odd(at, size, signed)
-        kind = np.dtype(f"<{'i' if signed else 'u'}{size}")
-        shift = int(at[0]) % size
-        if size > 1 and bool((at % size != shift).any()):
+        kind, bits = np.dtype(f"<{'i' if signed else 'u'}{size}"), size.bit_length() - 1
+        rest = at & size - 1
+        shift = int(rest[0])
+        if size > 1 and bool((rest != shift).any()):
             out = np.empty(len(at), dtype=np.int64)
-            for rest in range(size):
-                chosen = at % size == rest
+            for shift in range(size):
+                chosen = rest == shift
                 if chosen.any():
                     out[chosen] = self.ints(at[chosen], size, signed)
             return out
-        usable = (len(self.data) - shift) // size * size
-        return self.data[shift : shift + usable].view(kind)[(at - shift) // size].astype(np.int64)
+        usable = (len(self.data) - shift) >> bits << bits
+        found: Int = self.data[shift : shift + usable].view(kind)[at >> bits].astype(np.int64)
+        return found
 
     def _odd(self, at: Int, size: int, signed: bool) -> Int:
         value = np.zeros(len(at), dtype=np.int64)
@@ -48,19 +49,56 @@ class Bytes:
             value |= self.data[at + byte].astype(np.int64) << 8 * byte
         return value - ((value >> (8 * size - 1) & 1) << 8 * size) if signed and size < 8 else value
 
-    def texts(self, at: Int, length: Int) -> pl.Series:
-        """Zero-terminated texts at the offsets. Few differ, so each is decoded once: equal words, equal text."""
+    def texts(self, at: Int, length: Int, known: Texts) -> Int:
+        """Zero-terminated texts at the offsets, as their numbers in `known`. Few differ, so each is decoded once: equal words, equal text."""
         words = -(-int(length.max(initial=0)) // 4)
         key = length.copy()
+        last = max(len(self.data) - 4, 0)
         for word in range(words):
-            inside = length > 4 * word
-            left = np.where(inside, length - 4 * word, 0)
-            place = np.where(inside, at + 4 * word, 0)
-            safe = np.minimum(place, max(len(self.data) - 4, 0))
+            left = np.clip(length - 4 * word, 0, 4)
+            place = np.where(left > 0, at + 4 * word, 0)
+            safe = np.minimum(place, last)
             value = self.ints(safe, 4) >> 8 * (place - safe)
-            value &= np.where(left >= 4, 0xFFFF_FFFF, (1 << 8 * np.minimum(left, 4)) - 1)
-            key = key * np.int64(6364136223846793005) + value
-        first = pl.DataFrame({"key": key, "row": np.arange(len(key))}).group_by("key", maintain_order=True).agg(pl.col("row").first())
-        names = [self.data[at[row] : at[row] + length[row]].tobytes().split(b"\0")[0].decode(errors="replace") or None for row in first["row"]]
-        known = pl.DataFrame({"key": first["key"], "name": pl.Series(names, dtype=pl.String)})
-        return pl.DataFrame({"key": key}).join(known, on="key", how="left", maintain_order="left")["name"]
+            key = np.where(left > 0, key * np.int64(6364136223846793005) + (value & MASKS[left]), key)
+        numbers, missing = known.find(key)
+        while len(missing):
+            row = int(missing[0])
+            known.add(int(key[row]), self.data[at[row] : at[row] + length[row]].tobytes().split(b"\0")[0].decode(errors="replace"))
+            missing = missing[key[missing] != key[row]]
+            numbers, _ = known.find(key) if not len(missing) else (numbers, missing)
+        return numbers
+
+
+MASKS = np.array([0, 0xFF, 0xFFFF, 0xFF_FFFF, 0xFFFF_FFFF], dtype=np.int64)
+"""For the last word of a text, by how many of its bytes belong to it."""
+
+
+class Numbers:
+    """A few 64-bit keys, each with a number, and a quick way from many keys to their numbers."""
+
+    def __init__(self) -> None:
+        self._keys, self._values = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+
+    def find(self, keys: Int) -> tuple[Int, Int]:
+        """The number of each key, and which keys have none."""
+        if not len(self._keys):
+            return np.zeros(len(keys), dtype=np.int64), np.arange(len(keys))
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._values[place], np.flatnonzero(self._keys[place] != keys)
+
+    def set(self, key: int, value: int) -> None:
+        """Adds a key that is not there yet."""
+        place = int(np.searchsorted(self._keys, key))
+        self._keys, self._values = np.insert(self._keys, place, key), np.insert(self._values, place, value)
+
+
+class Texts(Numbers):
+    """Texts by the keys of their words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def add(self, key: int, text: str) -> None:
+        self.set(key, len(self.texts))
+        self.texts.append(text)

@@ -16,7 +16,7 @@ import polars as pl
 
 from mmtwin.recording.convert import COLUMNS, EventFormat, _context
 from mmtwin.recording.model import EVENTS_SCHEMA, KIND, KINDS
-from mmtwin.recording.readers.binary import Bytes
+from mmtwin.recording.readers.binary import Bytes, Numbers, Texts
 from mmtwin.recording.readers.ftrace_text import ALIASES, EVERY
 from mmtwin.recording.readers.gfp_table import flag_names, parse_table
 from mmtwin.recording.readers.gfp_text import gfp_from_names
@@ -48,8 +48,9 @@ class RawEvents:
     rows: int
     columns: dict[str, npt.NDArray[np.signedinteger[Any]]] = field(default_factory=dict)
     kinds: npt.NDArray[np.uint8] = field(init=False)
-    names: list[tuple[Int, pl.Series]] = field(default_factory=list)
-    gfp_values: dict[tuple[int, int], int] = field(default_factory=dict)
+    names: Texts = field(default_factory=Texts)
+    name_of: npt.NDArray[np.int32] | None = None
+    gfp_of: dict[int, Numbers] = field(default_factory=dict)
     unknown_gfp: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
@@ -63,7 +64,7 @@ class RawEvents:
             self.columns[column] = np.full(self.rows, ABSENT.get(column, 0), dtype=kind)
         target = self.columns[column]
         limits = np.iinfo(target.dtype)
-        target[rows] = np.clip(values, limits.min, limits.max)
+        target[rows] = values if target.itemsize == 8 else np.clip(values, limits.min, limits.max)
 
     def add(self, form: EventFormat, text: str, data: Bytes, rows: Int, at: Int, size: Int) -> int:
         """Events of one kind.
@@ -95,7 +96,9 @@ class RawEvents:
                 offset, length = value & 0xFFFF, value >> 16 & 0xFFFF
                 inside = (offset + length <= size) & (length <= LONGEST_NAME)
                 length = np.where(inside, length, 0)
-                self.names.append((rows, data.texts(at + np.where(inside, offset, 0), length)))
+                if self.name_of is None:
+                    self.name_of = np.full(self.rows, -1, dtype=np.int32)
+                self.name_of[rows] = data.texts(at + np.where(inside, offset, 0), length, self.names)
             elif column == "gfp":
                 self.put(column, rows, self._gfp(value & 0xFFFF_FFFF_FFFF, text, form.id))
             else:
@@ -104,16 +107,16 @@ class RawEvents:
 
     def _gfp(self, values: Int, text: str, number: int) -> Int:
         """The flags with mmtwin's bits (those of Linux 6.1), by the names that this kernel's table gives them."""
-        unique = pl.Series(values).unique().to_list()
-        table = None
-        for value in unique:
-            if (number, value) not in self.gfp_values:
-                table = parse_table(text) if table is None else table
-                self.gfp_values[number, value] = self._bits(flag_names(value, table), value) if table else value
-        known = pl.Series([self.gfp_values[number, value] for value in unique], dtype=pl.Int64)
-        return pl.Series(values).replace_strict(pl.Series(unique, dtype=pl.Int64), known, return_dtype=pl.Int64).to_numpy()
+        known = self.gfp_of.setdefault(number, Numbers())
+        bits, missing = known.find(values)
+        if len(missing):
+            table = parse_table(text)
+            for value in np.unique(values[missing]).tolist():
+                known.set(value, self._bits(flag_names(value, table)) if table else value)
+            bits, _ = known.find(values)
+        return bits
 
-    def _bits(self, names: str, value: int) -> int:
+    def _bits(self, names: str) -> int:
         bits = 0
         for word in names.split("|"):
             try:
@@ -138,13 +141,10 @@ class RawEvents:
         everything = bool(kept.all())
         count = self.rows if everything else int(kept.sum())
         name = pl.Series("name", [None], dtype=pl.String).extend_constant(None, max(count - 1, 0)).head(count)
-        if self.names:
-            place = np.concatenate([rows for rows, _ in self.names])
-            text = pl.concat([series for _, series in self.names])
-            which = np.full(self.rows, len(text), dtype=np.int64)
-            which[place] = np.arange(len(text))
-            which = which if everything else which[kept]
-            name = text.extend_constant(None, 1).gather(pl.Series(which)).alias("name")
+        if self.name_of is not None:
+            texts = pl.Series("name", [text or None for text in self.names.texts] + [None], dtype=pl.String)
+            which = self.name_of if everything else self.name_of[kept]
+            name = texts.gather(pl.Series(np.where(which < 0, len(texts) - 1, which)))
         series = []
         for column, dtype in EVENTS_SCHEMA.items():
             if column == "name":
