@@ -12,6 +12,7 @@ from mmtwin.recording import store
 from mmtwin.recording.capture.page_sites import DOORS, site_probes, with_sites
 from mmtwin.recording.capture.probes import ENDBR64, NOP5, Symbols
 from mmtwin.recording.model import EVENTS_SCHEMA
+from mmtwin.replay.check import replay
 
 RECORDING = Path(__file__).parents[2] / "data" / "sites-128m-2cpu.mmrec"
 BASE = 0xFFFFFFFF81000000
@@ -80,3 +81,12 @@ def test_a_real_recording() -> None:
     assert set(sites["pgd_alloc"]["order"]) == {1}, "PGD_ALLOCATION_ORDER with page table isolation"
     assert set(sites["pte_alloc_one"]["migratetype"]) == {0}
     assert set(sites["shmem_alloc_folio"]["migratetype"]) == {1}
+
+
+def test_its_replay_is_equal() -> None:
+    """The probes take no page and change no order: what a recording without them can be checked for, one with them can."""
+    result, _ = replay(store.load(RECORDING))
+    assert result.page_allocs_equal == result.page_allocs == 3509
+    assert result.final_state_equal
+    assert result.differences == []
+    assert [result.inferred[kind] for kind in ("unplaced_allocations", "zones_learnt", "limits_learnt", "ownership_learnt", "reserves_learnt")] == [0] * 5

@@ -400,6 +400,8 @@ def _by_event(file: _File, layouts: list[_Layout], owners: tuple[int, Int, Int],
 
 def _others(file: _File, data: Bytes, at: Int, kind: Int, size: Int) -> None:
     """Records that are no samples."""
+    rest = np.flatnonzero(kind != SAMPLE)
+    at, kind, size = at[rest], kind[rest], size[rest]
     if (strange := np.isin(kind, (HEADER_ATTR, TRACING_DATA, AUXTRACE, HEADER_FEATURE, COMPRESSED, COMPRESSED2))).any():
         raise TraceError(f"damaged, or of a kind mmtwin does not read: record type {int(kind[strange][0])} among the kernel's; turn it into text: perf script")
     for number, width in ((LOST, 24), (LOST_SAMPLES, 16)):
