@@ -64,8 +64,8 @@ def page(pfn: int, order: int = 0, gfp: int = 0, migratetype: int = 0) -> bytes:
     return struct.pack("<HBBiQIIi", 8, 0, 0, 5, pfn & (1 << 64) - 1, order, gfp, migratetype)
 
 
-def attr(config: int, sample_type: int = USUAL, read_format: int = 0, flags: int = 0, kind: int = 2) -> bytes:
-    return struct.pack("<IIQQQQQ", kind, 128, config, 1, sample_type, read_format, flags).ljust(128, b"\0")
+def attr(config: int, sample_type: int = USUAL, read_format: int = 0, flags: int = 0, kind: int = 2, period: int = 1) -> bytes:
+    return struct.pack("<IIQQQQQ", kind, 128, config, period, sample_type, read_format, flags).ljust(128, b"\0")
 
 
 def string(text: str) -> bytes:

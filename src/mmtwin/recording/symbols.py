@@ -132,6 +132,8 @@ def symbols_of(text: bytes) -> Symbols | None:
 
     There are 200,000 of them, and few are asked for: only the addresses are read here, names when they are wanted.
     """
+    if not re.match(rb"[0-9a-f]{16} ", text):  # a 32-bit kernel prints 8 digits
+        return _all_of(text)
     data = np.frombuffer(text, dtype=np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
@@ -143,12 +145,19 @@ def symbols_of(text: bytes) -> Symbols | None:
     for digit in range(WIDTH):
         value = HEX_DIGITS[data[begins + digit]]
         if (value > 15).any():
-            return None
+            return _all_of(text)
         address = address << np.uint64(4) | value
     if not address.any():
         return None
     order = np.argsort(address, kind="stable")
     return Symbols(address[order], _Names(text, begins[order] + FIRST_OF_NAME, ends[order]))
+
+
+def _all_of(text: bytes) -> Symbols | None:
+    found = sorted(_map(text))
+    if not found or not found[-1][0]:
+        return None
+    return Symbols(np.array([address for address, _ in found], dtype=np.uint64), [name for _, name in found])
 
 
 WIDTH, FIRST_OF_NAME = 16, 19

@@ -163,6 +163,28 @@ def test_scope_without_an_index_of_ids(tmp_path: Path, command: tuple[str, ...])
     assert read(write(tmp_path, made.sample(1, 5, made.kfree(16)), attrs, command=command)).provenance.scope == ("machine" if "-a" in command else "tasks")
 
 
+@pytest.mark.parametrize("options", [{"period": 100}, {"flags": 1 << 10, "period": 4000}])
+def test_a_sample_of_the_events_is_called_so(tmp_path: Path, options: dict[str, int]) -> None:
+    recording = read(write(tmp_path, made.sample(1, 5, made.kfree(16)), {1: made.attr(7, **options)}))
+    assert any("not every event was recorded" in note for note in recording.provenance.notes)
+
+
+def test_records_are_found_by_many_walkers_as_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Enough records for several walkers; what looks like a sample inside others must not mislead them, and damage is found where it is."""
+    trap = struct.pack("<QQQ", 7, 3 << 48 | 9, 3 << 48 | 9) * 4  # headers of samples of 24 bytes, one after the other
+    parts = [made.sample(1, n, made.kfree(16 * n) + (trap if n % 7 == 0 else b"")) for n in range(1, 3000)]
+    path = write(tmp_path, b"".join(parts) + made.record(10, bytes(4000)) + parts[0], {1: made.attr(7)})
+    assert len(read(path).events) == 3000
+    monkeypatch.setattr(perf_data, "STRIDE", 1 << 9)
+    for window in (8, 64, 256):
+        monkeypatch.setattr(perf_data, "WINDOW", window)
+        assert len(read(path).events) == 3000
+    at = sum(map(len, parts[:2000]))
+    broken = b"".join(parts[:2000]) + struct.pack("<IHH", 9, 1, 8 * 5000) + b"".join(parts[2000:2010])
+    with pytest.raises(TraceError, match=f"a record of 40000 bytes at byte {at:,}"):
+        read(write(tmp_path, broken, {1: made.attr(7)}))
+
+
 def test_old_kernels_page_pointers(tmp_path: Path) -> None:
     old = made.event_format(
         "mm_page_alloc", 8, [("struct page * page", 8, 8, 0), ("unsigned int order", 16, 4, 0), ("gfp_t gfp_flags", 20, 4, 0), ("int migratetype", 24, 4, 1)]

@@ -48,7 +48,7 @@ STRIDE, WINDOW = 1 << 13, 256
 IP, TID, TIME, ADDR, READ, CALLCHAIN, ID, CPU, PERIOD, STREAM_ID, RAW, IDENTIFIER = (1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16))
 FORMAT_ENABLED, FORMAT_RUNNING, FORMAT_ID, FORMAT_GROUP, FORMAT_LOST = (1 << n for n in range(5))
 TRACEPOINT = 2  # enum perf_type_id
-INHERIT, ENABLE_ON_EXEC = 1 << 1, 1 << 12
+FREQUENCY, ENABLE_ON_EXEC = 1 << 10, 1 << 12
 
 # enum of features (tools/perf/util/header.h)
 F_TRACING_DATA, F_BUILD_ID, F_OSRELEASE, F_NRCPUS, F_TOTAL_MEM, F_CMDLINE, F_DIR_FORMAT, F_COMPRESSED = 1, 2, 4, 7, 10, 11, 24, 27
@@ -61,6 +61,7 @@ class Attr:
 
     kind: int
     config: int
+    period: int
     sample_type: int
     read_format: int
     flags: int
@@ -164,8 +165,8 @@ def _header(file: _File, data: memoryview, size: int) -> None:
 
 
 def _attr(data: bytes | memoryview, at: int, ids: bytes) -> Attr:
-    kind, _, config, _, sample_type, read_format, flags = unpack("<IIQQQQQ", data, at, "an attribute")
-    return Attr(kind, config, sample_type, read_format, flags, np.frombuffer(ids, dtype="<i8").astype(np.int64))
+    kind, _, config, period, sample_type, read_format, flags = unpack("<IIQQQQQ", data, at, "an attribute")
+    return Attr(kind, config, period, sample_type, read_format, flags, np.frombuffer(ids, dtype="<i8").astype(np.int64))
 
 
 def _tracing(data: bytes) -> TracingData:
@@ -476,6 +477,8 @@ def _recording(file: _File, name: str, symbols: Symbols | None) -> Recording:
                 site = page_sites(group.data, chain, frames, named)
                 sited += int((site != 0).sum())
                 events.put("call_site", rows, site)
+    if any(group.attr.flags & FREQUENCY or group.attr.period > 1 for group in kept):
+        file.notes.append("not every event was recorded, but a sample of them: all sums are too low; record without -c and -F")
     if any(CPU not in group.layout.offset for group in kept):
         file.notes.append("the samples do not say on which CPU they were taken; all count as CPU 0")
     broken += events.impossible()
