@@ -156,6 +156,7 @@ if wanted faults "$@"; then
 fi
 if wanted oom "$@"; then "$here/oom.sh" "$(dirname "$mmtwin")/python" "$kernel" "$root/tests/data/oom-6.1.json.gz" < /dev/null; fi
 if wanted reclaim "$@"; then "$here/reclaim.sh" "$kernel" "$root/tests/data/reclaim-6.1.txt"; fi
+if wanted trace-dat "$@"; then "$here/trace-dat.sh" "$(dirname "$mmtwin")/python" "$kernel" "$root/tests/data/trace-cmd" < /dev/null; fi
 if wanted malloc "$@"; then "$here/malloc/make.sh" "$mmtwin"; fi
 if wanted claims "$@"; then # last, as it reads what the others have made
   kernel612=${MMTWIN_KERNEL_612:-$here/kernel-6.12}

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import mmtwin
 from mmtwin.cli.main import main
 from mmtwin.diagnose.page_stat import page_stat
 from mmtwin.diagnose.stat import stat
@@ -100,6 +101,21 @@ def test_where_perf_kmem_is_right_the_figures_are_its_own(recordings: dict[str, 
     assert mine == theirs
     pages = page_stat(recordings[name]).summary
     assert (pages.requests, pages.free_requests) == (number(text, "Total allocation requests"), number(text, "Total free requests"))
+
+
+def test_the_bundled_recording_too() -> None:
+    """Objects of bulk calls, which only the recorder sees, have no call site; all others are in the query."""
+    recording = read(Path(mmtwin.__file__).parent / "data" / "demo.mmrec")
+    allocations = recording.events.filter(pl.col("kind").is_in(["kmalloc", "kmem_cache_alloc"]) & ~pl.col("ptr").is_in([0, 16]))
+    by_site = allocations.group_by("call_site").agg(pl.len().cast(pl.Int64).alias("hits"), pl.col("bytes_alloc", "bytes_req").sum())
+    rows = stat(recording).rows.filter(pl.col("key") != 0).select(pl.col("key").alias("call_site"), "hits", "bytes_alloc", "bytes_req")
+    assert rows.sort("call_site").equals(by_site.sort("call_site"))
+    pages = recording.events.filter((pl.col("kind") == "mm_page_alloc") & (pl.col("pfn") >= 0))
+    by_type = pages.group_by("migratetype").agg(
+        pl.len().cast(pl.Int64).alias("hits"), (2 ** pl.col("order").cast(pl.Int64)).sum().cast(pl.Int64).alias("pages")
+    )
+    mine = page_stat(recording, "migtype").rows.select(pl.col("key").cast(pl.Int8).alias("migratetype"), "hits", "pages")
+    assert mine.sort("migratetype").equals(by_type.sort("migratetype"))
 
 
 def test_error_1_migrate_types(recordings: dict[str, Recording], recording: Make) -> None:

@@ -57,6 +57,7 @@ def describe(manifest: dict[str, Any], file: Path) -> dict[str, Any]:
         "format_version": manifest["version"],
         "kernel_release": provenance["kernel_release"],
         "how": provenance["how"],
+        "scope": provenance.get("scope", ""),
         "ram_bytes": provenance["ram_bytes"],
         "cpus": provenance["cpus"],
         "cmdline": provenance["cmdline"],
@@ -107,7 +108,7 @@ def _rows(d: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
     yield "file", f"{printable(d['file'])}, {d['file_bytes']:,} bytes"
     yield "kernel", printable(d["kernel_release"])
-    yield "recorded", HOW.get(d["how"], printable(d["how"]))
+    yield "recorded", HOW.get(d["how"], printable(d["how"])) + (", of some tasks only" if d["scope"] == "tasks" else "")
     yield "by", printable(d["tool"])
     yield "RAM", format_size(d["ram_bytes"]) if d["ram_bytes"] else "unknown"
     yield "CPUs", str(d["cpus"])

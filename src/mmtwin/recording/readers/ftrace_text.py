@@ -177,8 +177,7 @@ class _Text:
         # unnest as a method of the table: as an expression it would search once for each group
         table = table.with_columns(pl.col("line").str.extract_groups(HEADER).alias("groups")).unnest("groups")
         self._frames(table)
-        frame = pl.col("line").str.contains(FRAME)
-        for number, line in table.filter(pl.col("payload").is_null() & ~frame).select("number", "line").iter_rows():
+        for number, line in table.filter(pl.col("payload").is_null()).filter(~pl.col("line").str.contains(FRAME)).select("number", "line").iter_rows():
             self._odd(number, line)
         table = table.filter(pl.col("payload").is_not_null() & ~STACK)
         if not len(table):
