@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmtwin.cli.terminal import ForTerminal, UsageError, printable
 from mmtwin.errors import RequestError
+from mmtwin.recording.readers import read
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -75,7 +76,6 @@ def stat(
     _check(by, sort_by, lines, page, symbols, raw_ip)
     if code:
         return terminal.write(_code(file, by, sort_by, page, live, time, symbols, raw_ip))
-    from mmtwin.recording.readers import read
     from mmtwin.recording.symbols import read_symbols
 
     names = read_symbols(symbols) if symbols is not None else None

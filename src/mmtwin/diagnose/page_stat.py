@@ -19,15 +19,15 @@ import numpy.typing as npt
 import polars as pl
 
 from mmtwin.diagnose.stat import (
-    CallSites,
     StatResult,
+    _function,
+    _site,
     call_sites,
     check_choice,
     check_raw_ip,
     clock,
     event_window,
     following,
-    function_name,
     reading_notes,
     sort_keys,
     sorted_rows,
@@ -135,7 +135,7 @@ def page_stat(
     names = TYPES_BEFORE_4_4 if old else TYPES
     inside = (events["time"] >= start).to_numpy()
     allocations, frees = _pair(events, inside, end)
-    rows = _grouped(allocations, by, names, call_sites(recording, symbols, raw_ip))
+    rows = _grouped(allocations, by, names, call_sites(recording, raw_ip) | {0: NOBODY}, symbols if not raw_ip else None)
     if live:
         rows = rows.filter(pl.col("live") > 0)
     summary = _summary(allocations, frees, names, old, tasks_only(recording))
@@ -204,11 +204,11 @@ def _frames(pfn: Int, order: Int) -> Iterator[tuple[Int, Int]]:
         start = stop
 
 
-def _grouped(table: pl.DataFrame, by: str, names: dict[int, str], sites: CallSites) -> pl.DataFrame:
+def _grouped(table: pl.DataFrame, by: str, names: dict[int, str], sites: dict[int, str], symbols: Symbols | None) -> pl.DataFrame:
     keys = {"kind": ["order", "migratetype", "gfp"], "migtype": ["migratetype"], "callsite": ["call_site"], "function": ["function"]}.get(by, [by])
     if by == "function":
         unique = table["call_site"].unique()
-        functions = pl.Series([function_name(sites.name(value, NOBODY)) for value in unique], dtype=pl.String)
+        functions = pl.Series([_function(_site(value, sites, symbols)) for value in unique], dtype=pl.String)
         table = table.with_columns(pl.col("call_site").replace_strict(unique, functions, return_dtype=pl.String).alias("function"))
     is_live = pl.col("live_pages") > 0
     grouped = (
@@ -242,7 +242,7 @@ def _grouped(table: pl.DataFrame, by: str, names: dict[int, str], sites: CallSit
         case "gfp":
             texts = [_gfp(value) for value in key]
         case "callsite":
-            texts = [sites.name(value, NOBODY) for value in key]
+            texts = [_site(value, sites, symbols) for value in key]
         case _:
             texts = [str(value) for value in key]
     columns = ("hits", "failed", "pages", "bytes", "pages_freed", "pages_reused", "live", "live_pages", "live_bytes", "age_oldest", "age_youngest")

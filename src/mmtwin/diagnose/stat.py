@@ -167,7 +167,7 @@ def stat(
         allocations = allocations.filter(pl.col("fate") != WITHHELD)
     if unknown := int((allocations["bulk"] & (allocations["bytes_alloc"] == 0)).sum()):
         notes.append(f"the cache of {unknown:,} objects from bulk allocations is unknown; they count as 0 bytes")
-    rows = _grouped(allocations, by, recording, notes, call_sites(recording, symbols, raw_ip), window[1] is None)
+    rows = _grouped(allocations, by, recording, notes, symbols if not raw_ip else None, window[1] is None, raw_ip)
     if live:
         rows = rows.filter(pl.col("live") > 0)
     return StatResult("slab", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
@@ -407,8 +407,11 @@ def frag_percent(requested: int, allocated: int) -> float:
     return 100.0 * (allocated - requested) / allocated if allocated else 0.0
 
 
-def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str], sites: CallSites, to_the_end: bool) -> pl.DataFrame:
+def _grouped(
+    table: pl.DataFrame, by: str, recording: Recording, notes: list[str], symbols: Symbols | None, to_the_end: bool, raw_ip: bool = False
+) -> pl.DataFrame:
     """Sums per group, with the groups' names."""
+    sites = call_sites(recording, raw_ip)
     keys: list[str]
     extra: list[pl.Expr] = []
     match by:
@@ -416,7 +419,7 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
             keys = ["call_site"]
         case "function":
             unique = table["call_site"].unique()
-            functions = [function_name(sites.name(value)) for value in unique]
+            functions = [_function(_site(value, sites, symbols)) for value in unique]
             numbers = {name: number for number, name in enumerate(dict.fromkeys(functions))}
             table = table.with_columns(
                 pl.col("call_site").replace_strict(unique, [numbers[name] for name in functions], return_dtype=pl.Int64).alias("function")
@@ -472,7 +475,7 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
     else:
         key = [value for (value,) in values]
         if by == "callsite":
-            texts = [sites.name(value) for value in key]
+            texts = [_site(value, sites, symbols) for value in key]
         elif by == "ptr":
             texts = [f"{value & (1 << 64) - 1:#x}" for value in key]
         elif by == "gfp":
@@ -481,7 +484,7 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
             texts = [gfp_names(value & 0xFFFF_FFFF) for value in key]
         else:
             texts = [str(value) for value in key]
-    last = [pl.Series("last_call_site", [sites.name(value) for value in grouped["last_call_site"]], dtype=pl.String)] if by == "ptr" else []
+    last = [pl.Series("last_call_site", [_site(value, sites, symbols) for value in grouped["last_call_site"]], dtype=pl.String)] if by == "ptr" else []
     columns = (
         "hits", "bytes_alloc", "bytes_req", "waste_bytes", "frag_percent", "pingpong", "freed", "reused", "failed", "live", "live_bytes", "live_bytes_requested",
         "lifetime_mean", "age_oldest", "age_youngest",
@@ -491,33 +494,12 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
     return grouped.with_columns(*labels, *last).select("label", "key", *columns, *(["last_call_site"] if last else []))
 
 
-@dataclass(frozen=True)
-class CallSites:
-    """Names for the call sites of a recording.
-
-    :ivar printed: symbols that trace text printed, by the number the recording has in their place.
-    :ivar resolved: names that the reader knew for addresses.
-    :ivar symbols: the user's own, which go before.
-    """
-
-    printed: Mapping[int, str]
-    resolved: Mapping[int, str]
-    symbols: Symbols | None = None
-
-    def name(self, value: int, nobody: str = "") -> str:
-        """What a call site is called: its symbol, else its address; `nobody` for 0."""
-        if value in self.printed:
-            return self.printed[value]
-        if value == 0:
-            return nobody or ("(none)" if self.printed or self.resolved else BULK_SITE)
-        found = (self.symbols.resolve(value) if self.symbols else None) or self.resolved.get(value)
-        return found or f"{value & (1 << 64) - 1:#x}"
-
-
-def call_sites(recording: Recording, symbols: Symbols | None = None, raw_ip: bool = False) -> CallSites:
-    """The names of a recording's call sites; with `raw_ip` none but those that text printed instead of addresses."""
+def call_sites(recording: Recording, raw_ip: bool = False) -> dict[int, str]:
+    """Names of call sites: symbols that trace text printed, by the number the recording has in their place, and names that the reader or the recorder
+    knew for addresses (not with `raw_ip`)."""
+    printed = _numbered(recording.provenance.procfs.get("call_sites", ""), 10)
     resolved = {} if raw_ip else _numbered(recording.provenance.procfs.get("symbols", ""), 16)
-    return CallSites(_numbered(recording.provenance.procfs.get("call_sites", ""), 10), resolved, None if raw_ip else symbols)
+    return {**resolved, **printed, **({0: "(none)"} if printed else {})}
 
 
 def check_raw_ip(recording: Recording, raw_ip: bool) -> None:
@@ -540,7 +522,17 @@ def _numbered(text: str, base: int) -> dict[int, str]:
     return found
 
 
-def function_name(site: str) -> str:
+def _site(value: int, sites: Mapping[int, str], symbols: Symbols | None) -> str:
+    """What a call site is called: its symbol, else its address; 0, where nothing else is said of it, is a bulk allocation."""
+    if value in sites:
+        return sites[value]
+    if value == 0:
+        return BULK_SITE
+    resolved = symbols.resolve(value) if symbols else None
+    return resolved or f"{value & (1 << 64) - 1:#x}"
+
+
+def _function(site: str) -> str:
     """A call site's function: without offset and size, with its module."""
     name, plus, rest = site.partition("+")
     _, space, module = rest.partition(" ")
