@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from mmtwin import __version__
 from mmtwin.cli import terminal
+from mmtwin.cli.blame import blame
 from mmtwin.cli.claims import claims
 from mmtwin.cli.demo import demo
 from mmtwin.cli.explain import explain
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "replay": replay,
     "stat": stat,
     "explain": explain,
+    "blame": blame,
     "layout": layout,
     "claims": claims,
 }
