@@ -16,6 +16,7 @@ import pytest
 
 import mmtwin
 from mmtwin.cli.main import main
+from mmtwin.diagnose.blame import blame
 from mmtwin.diagnose.page_stat import page_stat
 from mmtwin.diagnose.stat import stat
 from mmtwin.errors import RequestError
@@ -101,6 +102,19 @@ def test_where_perf_kmem_is_right_the_figures_are_its_own(recordings: dict[str, 
     assert mine == theirs
     pages = page_stat(recordings[name]).summary
     assert (pages.requests, pages.free_requests) == (number(text, "Total allocation requests"), number(text, "Total free requests"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blame_says_the_same_of_who_grows(recordings: dict[str, Recording], name: str) -> None:
+    """Live bytes of objects and pages at the end: blame, stat and a query of its own."""
+    objects, pages = blame(recordings[name], "callsite").grows
+    assert objects.rows["live_end"].sum() == stat(recordings[name]).summary.live_bytes
+    events = recordings[name].events.filter(pl.col("kind").is_in(["mm_page_alloc", "mm_page_free"]))
+    frames = (
+        events.with_columns(pl.int_ranges(0, 2 ** pl.col("order").cast(pl.Int64)).alias("page")).explode("page").with_columns(pl.col("pfn") + pl.col("page"))
+    )
+    live = frames.group_by("pfn", maintain_order=True).last().filter(pl.col("kind") == "mm_page_alloc")
+    assert pages.rows["live_end"].sum() == 4096 * len(live)
 
 
 def test_the_bundled_recording_too() -> None:
