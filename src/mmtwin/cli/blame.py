@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtwin.cli.stat import _duration, parse_window, read
+from mmtwin.cli.stat import _duration, parse_window
 from mmtwin.cli.terminal import ForTerminal, UsageError, printable
 from mmtwin.errors import RequestError
+from mmtwin.recording.readers import read
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,9 +27,9 @@ LEFT = ("Over time", "Born", "Verdict", "Wanted", "Got")
 """Columns of words, not of numbers."""
 CODE = """\
 from mmtwin.diagnose.blame import blame
-from mmtwin.recording import store
+from mmtwin.recording.readers import read
 {more}
-recording = store.load({path!r})
+recording = read({path!r})
 result = blame(recording, {by!r}{arguments})
 print(result.fragments)
 for table in (*result.grows, *result.leaks):
@@ -73,7 +74,7 @@ def blame(
     with terminal.progress("reading"):
         recording = read(file)
     from mmtwin.diagnose.blame import blame as run
-    from mmtwin.diagnose.symbols import read_symbols
+    from mmtwin.recording.symbols import read_symbols
 
     window = parse_window(time, recording) if time is not None else (None, None)
     names = read_symbols(symbols) if symbols is not None else None
@@ -121,7 +122,7 @@ def _code(file: Path, by: str, sections: tuple[str, ...], steps: int, time: str 
     arguments += f", window=parse_window({time!r}, recording)" if time is not None else ""
     arguments += f", symbols=read_symbols({str(symbols)!r})" if symbols is not None else ""
     more = "from mmtwin.cli.stat import parse_window\n" if time is not None else ""
-    more += "from mmtwin.diagnose.symbols import read_symbols\n" if symbols is not None else ""
+    more += "from mmtwin.recording.symbols import read_symbols\n" if symbols is not None else ""
     return CODE.format(more=more, path=str(file), by=by, arguments=arguments)
 
 

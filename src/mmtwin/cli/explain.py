@@ -127,9 +127,9 @@ def _explain_recording(
         return terminal.write(_recording_code(file, at, order, flags, cpu))
     from mmtwin.diagnose.explain import at as moment
     from mmtwin.diagnose.explain.at_show import at_lines, failure_lines
-    from mmtwin.diagnose.symbols import read_symbols
     from mmtwin.gfp import gfp_names
     from mmtwin.recording import store
+    from mmtwin.recording.symbols import read_symbols
 
     with terminal.progress("reading"):
         recording = store.load(file)

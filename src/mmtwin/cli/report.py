@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from mmtwin.cli.output_file import output_path
-from mmtwin.cli.stat import read
 from mmtwin.cli.terminal import ForTerminal, Terminal, UsageError, printable
+from mmtwin.recording.readers import read
 
 if TYPE_CHECKING:
     from mmtwin.recording.model import Recording
@@ -18,7 +18,7 @@ SUFFIX = ".html"
 MOST_STEPS = 1000
 CODE = """\
 from pathlib import Path
-from mmtwin.cli.stat import read
+from mmtwin.recording.readers import read
 from mmtwin.report.document import document
 from mmtwin.report.page import render
 
@@ -72,7 +72,7 @@ def report(
 def gather(recording: Recording, file: Path, steps: int, symbols: Path | None, terminal: Terminal) -> dict[str, Any]:
     """The report's data, with progress on stderr."""
     from mmtwin import _jit
-    from mmtwin.diagnose.symbols import read_symbols
+    from mmtwin.recording.symbols import read_symbols
     from mmtwin.report.document import document
 
     names = None if symbols is None else read_symbols(symbols)

@@ -11,8 +11,8 @@ import polars as pl
 
 from mmtwin.diagnose import page_stat, stat
 from mmtwin.diagnose.stat import StatResult
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.recording.model import Recording
+from mmtwin.recording.symbols import Symbols
 
 MEASURES = ("bytes", "live_bytes", "waste_bytes", "hits")
 """What a node holds: bytes handed out, those of them live at the end, those nobody asked for, and how often."""

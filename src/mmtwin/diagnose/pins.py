@@ -16,11 +16,11 @@ import polars as pl
 
 from mmtwin.diagnose.cache_names import BULK, KMALLOCS
 from mmtwin.diagnose.stat import BULK_SITE, CACHE_ALLOCS, FREES, call_sites
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.gfp import gfp_names
 from mmtwin.mm.slab_tables import SLAB_UNUSED
 from mmtwin.mm.tables import PG_BUDDY, PG_LRU, PG_MOVABLE, PG_PCP, PG_SLAB, pageblock_rows, pageblock_starts
 from mmtwin.recording.model import Recording, Snapshot
+from mmtwin.recording.symbols import Symbols
 from mmtwin.replay.moments import EARLIER, FREE, Moment
 from mmtwin.units import PAGE_SHIFT
 

@@ -20,10 +20,10 @@ import polars as pl
 
 from mmtwin.diagnose.cache_names import BULK, KMALLOCS, cache_label, describe_bulk, with_caches
 from mmtwin.diagnose.malloc_stat import objects
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
 from mmtwin.notebook import Card, InNotebook, Table, readable_size
 from mmtwin.recording.model import KIND, KINDS, Recording
+from mmtwin.recording.symbols import Symbols
 
 CACHE_ALLOCS = ("kmem_cache_alloc", "kmem_cache_alloc_node")
 FREES = ("kfree", "kmem_cache_free")
@@ -63,6 +63,7 @@ class SlabSummary:
     :ivar reused: allocations whose address was given out again without a recorded free: freed silently.
     :ivar net_bytes: growth of allocated bytes; None unless every free has its allocation and the other way round.
     :ivar cross_cpu_frees: freed on another CPU than allocated.
+    :ivar tasks_only: only some tasks were recorded: frees by others, by kernel threads and by RCU are missing, so what seems live may be free.
     :ivar bulk_allocations: of `allocations`, those by kmem_cache_alloc_bulk (only recordings with the recorder's slab probes know them).
     """
 
@@ -91,6 +92,7 @@ class SlabSummary:
     bulk_allocations: int
     bulk_frees: int
     withheld: int
+    tasks_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,17 +157,16 @@ def stat(
     :param window: first and last time on the trace clock. Objects are paired over the whole recording up to the last time; only
         what happens inside the window is counted.
     :param symbols: names for call sites that are addresses.
-    :param raw_ip: call sites as addresses, without `symbols`; trace text that names them by symbols has no addresses.
+    :param raw_ip: call sites as addresses, without names; trace text that names them by symbols has no addresses.
     :returns: rows with columns label, key, hits, bytes_alloc, bytes_req, waste_bytes, frag_percent, pingpong, freed, reused, failed, live,
         live_bytes, live_bytes_requested, lifetime_mean, age_oldest, age_youngest (null where nothing was freed, or nothing is live).
     :raises RequestError: an unknown group or sort key, a window without slab events, or `raw_ip` where there are no addresses.
     """
     check_choice("group", by, GROUPS)
     keys = sort_keys(sort, by, SORT, DEFAULT_SORT_LIVE if live else DEFAULT_SORT)
-    if raw_ip and call_sites(recording):
-        raise RequestError("no raw call sites: this trace text names its call sites by symbols, without addresses")
+    check_raw_ip(recording, raw_ip)
     recording, allocations, summary, (start, end), notes = _paired(recording, by, window)
-    rows = _grouped(allocations, by, recording, notes, symbols if not raw_ip else None, window[1] is None)
+    rows = _grouped(allocations, by, recording, notes, symbols if not raw_ip else None, window[1] is None, raw_ip)
     if live:
         rows = rows.filter(pl.col("live") > 0)
     return StatResult("slab", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
@@ -182,7 +183,7 @@ def _paired(recording: Recording, by: str, window: tuple[int | None, int | None]
     start, end = event_window(events["time"], window)
     if window[1] is not None:  # what happens later is not known at that time
         events = events.filter(pl.col("time") <= end)
-    allocations, summary = _pair(events, (events["time"] >= start).to_numpy(), end, _withheld(recording))
+    allocations, summary = _pair(events, (events["time"] >= start).to_numpy(), end, _withheld(recording), tasks_only(recording))
     if summary.withheld:
         notes.append(
             f"{summary.withheld:,} addresses were withheld in the trace text: whether those objects were freed is unknown; trace with no_hash_pointers"
@@ -202,7 +203,7 @@ def by_cache_and_site(recording: Recording, symbols: Symbols | None = None) -> t
     :raises RequestError: there are no slab events.
     """
     recording, allocations, summary, (start, end), notes = _paired(recording, "cache", (None, None))
-    rows = sorted_rows(_grouped(allocations, "callsite", recording, notes, symbols, True), DEFAULT_SORT, "callsite", SORT)
+    rows = sorted_rows(_grouped(allocations, "callsite", recording, notes, symbols, True, False), DEFAULT_SORT, "callsite", SORT)
     result = StatResult("slab", "callsite", DEFAULT_SORT, False, clock(recording), start, end, summary, rows, notes)
     keys = ["kmalloc", "type", "class", "cache"]
     real = pl.col("real")
@@ -243,6 +244,8 @@ def clock(recording: Recording) -> str:
     """
     if recording.provenance.how in ("vm", "malloc"):
         return "events"
+    if trace_clock := recording.provenance.procfs.get("trace_clock"):
+        return "events" if trace_clock == "counter" else "ns"
     times = recording.events["time"]
     if recording.provenance.how != "ftrace" or not len(times):
         return "ns"
@@ -288,7 +291,19 @@ def reading_notes(recording: Recording) -> list[str]:
     """What makes the sums less certain: lost events, and what the reader of trace text had to say."""
     lost = recording.provenance.lost_events
     notes = [f"the trace buffer lost {lost:,} events: sums are too low, and some objects that seem live or unmatched are not"] if lost else []
+    notes += [TASKS_ONLY] if tasks_only(recording) else []
     return notes + [note for note in recording.provenance.notes if not note.startswith(("call sites are", "the trace buffer lost"))]
+
+
+TASKS_ONLY = (
+    "only some tasks were recorded: frees by other tasks, by kernel threads and by RCU outside of them are missing, so what seems live may be free by now"
+    " (perf record -a records all)"
+)
+
+
+def tasks_only(recording: Recording) -> bool:
+    """Whether the recording is of some tasks, not of the machine."""
+    return recording.provenance.scope == "tasks"
 
 
 def _withheld(recording: Recording) -> bool:
@@ -336,7 +351,7 @@ def _is_allocation(events: pl.DataFrame) -> tuple[Bool, Bool, Bool]:
     return allocates, frees, bulk
 
 
-def _pair(events: pl.DataFrame, inside: Bool, end: int, withheld: bool) -> tuple[pl.DataFrame, SlabSummary]:
+def _pair(events: pl.DataFrame, inside: Bool, end: int, withheld: bool, some_tasks: bool) -> tuple[pl.DataFrame, SlabSummary]:
     """Every allocation inside the window with how it ended, and the sums."""
     allocates, frees, bulk = _is_allocation(events)
     ptr, time, cpu = events["ptr"].to_numpy(), events["time"].to_numpy(), events["cpu"].to_numpy()
@@ -362,7 +377,7 @@ def _pair(events: pl.DataFrame, inside: Bool, end: int, withheld: bool) -> tuple
     )
     if "name" in events.columns:
         table = table.with_columns(_names(events["name"], table["name"], np.where(freed, then, -1)))
-    return table, _summary(table, events, inside, frees, bulk, (nowhere, zero_size), earlier, allocates, withheld)
+    return table, _summary(table, events, inside, frees, bulk, (nowhere, zero_size), earlier, allocates, withheld, some_tasks)
 
 
 def _names(every: pl.Series, own: pl.Series, freed_by: Int) -> pl.Series:
@@ -374,7 +389,16 @@ def _names(every: pl.Series, own: pl.Series, freed_by: Int) -> pl.Series:
 
 
 def _summary(
-    table: pl.DataFrame, events: pl.DataFrame, inside: Bool, frees: Bool, bulk: Bool, special: tuple[Bool, Bool], earlier: Int, allocates: Bool, withheld: bool
+    table: pl.DataFrame,
+    events: pl.DataFrame,
+    inside: Bool,
+    frees: Bool,
+    bulk: Bool,
+    special: tuple[Bool, Bool],
+    earlier: Int,
+    allocates: Bool,
+    withheld: bool,
+    some_tasks: bool,
 ) -> SlabSummary:
     nowhere, zero_size = special
     fate = pl.col("fate")
@@ -402,6 +426,7 @@ def _summary(
     unmatched = real & ~(before & allocates[earlier])
     matched_all = int(real.sum() - unmatched.sum())
     net_known = not unmatched.any() and not sums["reused"] and not sums["withheld"] and matched_all == sums["matched"]
+    net_known = net_known and not (some_tasks and sums["live"])
     return SlabSummary(
         allocations=sums["allocations"],
         failed=sums["failed"],
@@ -428,6 +453,7 @@ def _summary(
         bulk_allocations=sums["bulk"],
         bulk_frees=int((here & bulk & ~nowhere).sum()),
         withheld=sums["withheld"] + int(unknown.sum()),
+        tasks_only=some_tasks,
     )
 
 
@@ -436,9 +462,11 @@ def frag_percent(requested: int, allocated: int) -> float:
     return 100.0 * (allocated - requested) / allocated if allocated else 0.0
 
 
-def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str], symbols: Symbols | None, to_the_end: bool) -> pl.DataFrame:
+def _grouped(
+    table: pl.DataFrame, by: str, recording: Recording, notes: list[str], symbols: Symbols | None, to_the_end: bool, raw_ip: bool = False
+) -> pl.DataFrame:
     """Sums per group, with the groups' names."""
-    sites = call_sites(recording)
+    sites = call_sites(recording, raw_ip)
     keys: list[str]
     extra: list[pl.Expr] = []
     match by:
@@ -521,21 +549,40 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
     return grouped.with_columns(*labels, *last).select("label", "key", *columns, *(["last_call_site"] if last else []))
 
 
-def call_sites(recording: Recording) -> dict[int, str]:
-    """Symbols that the trace text itself printed for call sites, by the number the recording has in their place."""
+def call_sites(recording: Recording, raw_ip: bool = False) -> dict[int, str]:
+    """Names of call sites: symbols that trace text printed, by the number the recording has in their place, and names that the reader or the recorder
+    knew for addresses (not with `raw_ip`)."""
+    printed = _numbered(recording.provenance.procfs.get("call_sites", ""), 10)
+    resolved = {} if raw_ip else _numbered(recording.provenance.procfs.get("symbols", ""), 16)
+    return {**resolved, **printed, **({0: "(none)"} if printed else {})}
+
+
+def check_raw_ip(recording: Recording, raw_ip: bool) -> None:
+    """:raises RequestError: addresses are wanted where there are none."""
+    if raw_ip and recording.provenance.procfs.get("call_sites"):
+        raise RequestError("no raw call sites: this trace text names its call sites by symbols, without addresses")
+
+
+def _numbered(text: str, base: int) -> dict[int, str]:
+    """Lines "number name"; numbers with their highest of 64 bits set are negative in the table."""
     found = {}
-    for line in recording.provenance.procfs.get("call_sites", "").splitlines():
+    for line in text.splitlines():
         number, _, symbol = line.partition(" ")
-        if number.isdigit() and symbol:
-            found[int(number)] = symbol
+        try:
+            value = int(number, base)
+        except ValueError:
+            continue
+        if symbol and 0 < value < 1 << 64:
+            found[value - (1 << 64) if value >> 63 else value] = symbol
     return found
 
 
 def _site(value: int, sites: Mapping[int, str], symbols: Symbols | None) -> str:
+    """What a call site is called: its symbol, else its address; 0, where nothing else is said of it, is a bulk allocation."""
     if value in sites:
         return sites[value]
     if value == 0:
-        return BULK_SITE if not sites else "(none)"
+        return BULK_SITE
     resolved = symbols.resolve(value) if symbols else None
     return resolved or f"{value & (1 << 64) - 1:#x}"
 

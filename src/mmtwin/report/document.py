@@ -9,8 +9,8 @@ from typing import Any
 
 from mmtwin import __version__
 from mmtwin.diagnose import stat
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.recording.model import Recording
+from mmtwin.recording.symbols import Symbols
 from mmtwin.replay.moments import Moment
 from mmtwin.report import failures
 from mmtwin.report.findings import findings

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mmtwin.diagnose import call_tree
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
 from mmtwin.recording.model import Recording
+from mmtwin.recording.symbols import Symbols
 from mmtwin.report import failures
 from mmtwin.report.activity import activity
 from mmtwin.report.holders import CLASSES

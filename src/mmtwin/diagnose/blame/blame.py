@@ -20,9 +20,9 @@ from mmtwin.diagnose.blame.lives import BY, object_lives, page_lives
 from mmtwin.diagnose.blame.steps import STEPS, Steps, cut
 from mmtwin.diagnose.blame.wastes import Wastes
 from mmtwin.diagnose.stat import LIVE, check_choice, reading_notes
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RecordingError
 from mmtwin.recording.model import Recording
+from mmtwin.recording.symbols import Symbols
 from mmtwin.replay.moments import moments
 
 SECTIONS = {"fragments": "who fragments", "grows": "who grows", "leaks": "who leaks", "wastes": "who wastes"}

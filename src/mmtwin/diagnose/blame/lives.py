@@ -14,9 +14,9 @@ from mmtwin.diagnose.malloc_stat import objects as malloc_objects
 from mmtwin.diagnose.page_stat import HIGHEST_ORDER, _frames
 from mmtwin.diagnose.pins import Owners, function_of, site_names
 from mmtwin.diagnose.stat import CACHE_ALLOCS, FREED, FREES, LIVE, REUSED, ZERO_SIZE_PTR, _is_allocation, _slab_events, following
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
 from mmtwin.recording.model import Recording
+from mmtwin.recording.symbols import Symbols
 from mmtwin.units import PAGE_SIZE
 
 BY = {"callsite": "Callsite", "function": "Function", "cache": "Cache", "pid": "PID"}

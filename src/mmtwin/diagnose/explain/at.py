@@ -23,7 +23,6 @@ from mmtwin.diagnose.explain.log_gfp import Flags, decode
 from mmtwin.diagnose.explain.mem_info import ZONE_ORDER, Block, MemInfo, Zone
 from mmtwin.diagnose.explain.model import DECIDED, VERDICTS, Remedy, Request, Verdict, size, zone_dict
 from mmtwin.diagnose.explain.zone_rules import Ask, ZoneVerdict
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
 from mmtwin.gfp import (
     ALLOC_MIN_RESERVE,
@@ -39,6 +38,7 @@ from mmtwin.mm.buddy import page_zone
 from mmtwin.mm.page_alloc import EINVAL, alloc_pages, get_page_from_freelist, highest_zone
 from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, Pgdat, copy_pgdat
 from mmtwin.recording.model import Recording
+from mmtwin.recording.symbols import Symbols
 from mmtwin.replay.moments import Moment, moments
 from mmtwin.replay.placement import context_ids
 from mmtwin.units import PAGE_SIZE
