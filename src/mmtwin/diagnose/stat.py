@@ -38,7 +38,7 @@ GROUPS: Mapping[str, str] = {
     "node": "Node",
 }  # fmt: skip
 """What objects can be added up by, and the heading of that column."""
-COLUMNS_BY = {"cache": ("gfp", "name"), "pid": ("pid",), "gfp": ("gfp",), "node": ("node",)}
+COLUMNS_BY = {"cache": ("gfp", "name"), "pid": ("pid",), "gfp": ("gfp",), "node": ("node",), "*": ("gfp", "name", "context", "pid")}
 SORT: Mapping[str, str] = {
     "bytes": "bytes_alloc", "requested": "bytes_req", "hit": "hits", "frag": "frag_percent", "waste": "waste_bytes", "pingpong": "pingpong",
     "live": "live_bytes", "reused": "reused", "failed": "failed", "lifetime": "lifetime_mean", "age": "age_oldest",
@@ -170,6 +170,25 @@ def stat(
     if live:
         rows = rows.filter(pl.col("live") > 0)
     return StatResult("slab", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
+
+
+def allocations(recording: Recording) -> tuple[pl.DataFrame, SlabSummary]:
+    """Every allocation with how it ended, and the sums over them; for those who want more than sums.
+
+    Beside the events' own columns (time, cpu, kind, call_site, ptr, bytes_req, bytes_alloc, gfp, name, context, pid): ``fate`` (`LIVE` and so on), ``real``
+    (it got memory), ``row`` and ``then``, the positions among the recording's slab events of the allocation and of the event that ended it (-1: none), and
+    of that event ``then_kind``, ``then_cpu`` and ``then_context``.
+
+    :raises RequestError: no slab events were recorded.
+    """
+    events = _slab_events(recording, "*")
+    if not len(events):
+        raise RequestError("no slab events: no kmalloc, kfree or kmem_cache events were recorded; mmtwin record --slab adds them")
+    end = events["time"].max()
+    assert isinstance(end, int)
+    table, summary = _pair(events, np.ones(len(events), dtype=bool), end, _withheld(recording))
+    ended = events.select(pl.col("kind").alias("then_kind"), pl.col("cpu").alias("then_cpu"), pl.col("context").alias("then_context"))
+    return pl.concat([table, ended[table["then"].to_numpy().clip(0)]], how="horizontal"), summary
 
 
 def leaks(recording: Recording, by: str = "callsite", *, window: tuple[int | None, int | None] = (None, None), symbols: Symbols | None = None) -> StatResult:
@@ -304,6 +323,8 @@ def _pair(events: pl.DataFrame, inside: Bool, end: int, withheld: bool) -> tuple
         pl.Series("lifetime", lifetime),
         pl.Series("age", age),
         pl.Series("bulk", bulk[chosen]),
+        pl.Series("row", chosen),
+        pl.Series("then", then),
     )
     if "name" in events.columns:
         table = table.with_columns(_names(events["name"], table["name"], np.where(freed, then, -1)))
