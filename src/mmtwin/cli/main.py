@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from mmtwin import __version__
 from mmtwin.cli import terminal
+from mmtwin.cli.advise import advise
 from mmtwin.cli.claims import claims
 from mmtwin.cli.demo import demo
 from mmtwin.cli.explain import explain
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "info": info,
     "replay": replay,
     "stat": stat,
+    "advise": advise,
     "explain": explain,
     "layout": layout,
     "claims": claims,

@@ -205,7 +205,16 @@ def kvmalloc(case: Case) -> Suggestion | None:
     largest = max(max(site.sizes, default=0), site.largest_failed if site.failed else 0)
     order = get_order(largest) if largest else 0
     wanted = order > case.limits.costly_order or (site.failed > 0 and largest > PAGE_SIZE)
-    if not site.kmalloc or not wanted or not site.hits or not site.may_sleep or site.dma or site.gfp & GFP.NOFAIL or not _kvfree_fits(site):
+    if (
+        not site.kmalloc
+        or not wanted
+        or not site.hits
+        or not site.may_sleep
+        or site.dma
+        or site.gfp & GFP.NOFAIL
+        or _in_kvmalloc(site)
+        or not _kvfree_fits(site)
+    ):
         return None
     failed = f"; {site.failed:,} failed" if site.failed else ""
     return Suggestion(
@@ -299,17 +308,27 @@ def own_cache_saving(size: int, number: int, cpus: int) -> int:
 
 
 def whole_pages(case: Case) -> Suggestion | None:
-    """Above 8 KiB kmalloc rounds up to a power of two of pages; alloc_pages_exact gives the rest back."""
+    """Above 8 KiB kmalloc rounds up to a power of two of pages; alloc_pages_exact gives the rest back, and vmalloc never takes it."""
     site = case.site
-    rounded = {size: align_up(size, PAGE_SIZE) for size, _, _ in case.held if size > KMALLOC_MAX_CACHE_SIZE}
-    saved = sum((given - rounded[size]) * number for size, given, number in case.held if size in rounded)
-    if not site.kmalloc or min(site.sizes, default=0) <= KMALLOC_MAX_CACHE_SIZE or saved < case.limits.saving_bytes:
+    large = [(align_up(size, PAGE_SIZE), given, number) for size, given, number in case.held if size > KMALLOC_MAX_CACHE_SIZE]
+    saved = sum((given - pages) * number for pages, given, number in large)
+    if not site.kmalloc or saved < case.limits.saving_bytes:
         return None
-    number = sum(number for _, _, number in case.held)
+    held, number = sum(given * number for _, given, number in large), sum(number for _, _, number in large)
+    present, why = (
+        f"kmalloc({_sizes(site)}): {_orders(site)}",
+        f"of {held:,} bytes in the {number:,} larger than 8 KiB held at the peak, {saved:,} are whole pages behind their end, as kmalloc gives 2^n pages",
+    )
+    threshold = f"{case.limits.saving_bytes:,} bytes at the peak"
+    if _in_kvmalloc(site):
+        return Suggestion(
+            "whole-pages", "memory", "kvmalloc: " + present, "vmalloc and vfree, for what is held long", why, threshold,
+            ("which callers of kvmalloc hold it, and how long: vmalloc costs a page-table entry for each page",), saved, _way(site),
+            Way("vmalloc", drop=int(GFP.NORETRY | GFP.NOWARN)), saved,
+        )  # fmt: skip
     sleeps = site.may_sleep and not site.dma and _kvfree_fits(site)
     return Suggestion(
-        "whole-pages", "memory", f"kmalloc({_sizes(site)}): {_orders(site)}", "alloc_pages_exact and free_pages_exact" + (", or vmalloc and vfree" if sleeps else ""),
-        f"{number:,} held at the peak have {saved:,} bytes of pages behind their end, as kmalloc gives 2^n pages", f"{case.limits.saving_bytes:,} bytes at the peak",
+        "whole-pages", "memory", present, "alloc_pages_exact and free_pages_exact" + (", or vmalloc and vfree" if sleeps else ""), why, threshold,
         ("whether the size is at hand where the memory is freed, which free_pages_exact needs",), saved, _way(site), Way("alloc_pages"), saved,
     )  # fmt: skip
 
@@ -444,6 +463,13 @@ def _cache(site: Site) -> str:
 def _cache_name(site: Site) -> str:
     name = site.name.partition("+")[0]
     return name if name.replace("_", "").replace(".", "").isalnum() and not name.startswith("0x") else "its_own"
+
+
+def _in_kvmalloc(site: Site) -> bool:
+    """Whether these are kvmalloc's own attempts, for which vmalloc stands in when they fail (``kvmalloc_node``, mm/util.c)."""
+    return site.name.startswith(("kvmalloc", "__kvmalloc")) or bool(
+        site.gfp & GFP.NORETRY and site.gfp & GFP.NOWARN and max(site.sizes, default=0) > KMALLOC_MAX_CACHE_SIZE
+    )
 
 
 def _kvfree_fits(site: Site) -> bool:
