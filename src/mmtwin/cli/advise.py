@@ -191,7 +191,7 @@ def _trial(advice: Advice) -> RenderableType:
     for words, now, then in pairs:
         if now is not None and then is not None:
             shown.add_row(f"failed, {words}", _failed(now), _failed(then))
-    if tried.then.merged_with:
+    if tried.then.merged_with and advice.suggestion.rule == "own-cache":
         shown.add_row(f"merged with the cache {tried.then.merged_with}", "", "")
     return shown
 

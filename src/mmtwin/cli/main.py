@@ -47,10 +47,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "info": info,
     "replay": replay,
     "stat": stat,
-    "advise": advise,
     "explain": explain,
     "layout": layout,
     "claims": claims,
+    "advise": advise,
 }
 for position, (verb, command) in enumerate(COMMANDS.items()):
     app.command(command, name=verb, sort_key=position)

@@ -71,7 +71,7 @@ class Trial:
 
     :ivar machine: which one it was tried on, in words. `every`: every n-th object was taken.
     :ivar now, then: on that machine; `now_fragmented`, `then_fragmented`: on one whose free memory is single pages only; None where no block above order 0 is asked for.
-    :ivar now_short, then_short: on one that has no free memory above the minimum watermark; None where flags and reserves do not differ.
+    :ivar now_short, then_short: on one that has no free memory above the minimum watermark of any zone; None where flags and reserves do not differ.
     """
 
     machine: str
@@ -167,21 +167,26 @@ def _machine(recording: Recording) -> tuple[Machine, str]:
 
 
 def fragment(machine: Machine) -> None:
-    """Takes every free page down to the minimum watermark and gives every second page frame back: no two free ones are buddies."""
-    for pfn in exhaust(machine):
+    """Takes every page, reserves too, and gives every second page frame back: no two free ones are buddies."""
+    for pfn in exhaust(machine, int(GFP.MEMALLOC)):
         if pfn & 1:
             machine.free_pages(pfn, 0)
     machine.drain()
 
 
-def exhaust(machine: Machine) -> list[int]:
-    """Takes every free page down to the minimum watermark; returns the page frames. Only reserves are left."""
+def exhaust(machine: Machine, gfp: int = 0) -> list[int]:
+    """Takes the free pages of all zones, down to the minimum watermark, and returns the page frames.
+
+    :param gfp: __GFP_MEMALLOC: all of them.
+    """
     taken = []
-    try:
-        while True:
-            taken.append(machine.alloc_pages(0, 0))
-    except AllocationFailure:
-        return taken
+    for zone in (int(GFP.HIGHMEM), 0, int(GFP.DMA32), int(GFP.DMA)):
+        try:
+            while True:
+                taken.append(machine.alloc_pages(0, gfp | zone))
+        except AllocationFailure:
+            pass
+    return taken
 
 
 def run(machine: Machine, requests: pl.DataFrame, way: Way, *, exhausted: bool = False) -> Outcome:
