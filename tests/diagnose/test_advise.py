@@ -231,8 +231,8 @@ def test_kvmallocs_own_attempts_are_known(recording: Make) -> None:
 @pytest.mark.parametrize(
     ("event", "rule", "kind"),
     [
-        ({"context": 1}, "sleep-in-interrupt", "bug"),
-        ({"context": 2, "gfp": GFP_KERNEL}, "sleep-in-interrupt", "bug"),
+        ({"context": 1}, "sleep-in-atomic", "bug"),
+        ({"context": 2, "gfp": GFP_KERNEL}, "sleep-in-atomic", "bug"),
         ({"gfp": GFP_KERNEL | 0x2}, "wrong-zone", "bug"),
         ({"gfp": GFP_KERNEL | int(GFP.DMA)}, "gfp-dma", "check"),
         ({"gfp": GFP_KERNEL | int(GFP.NOFAIL), "bytes_req": 16_384, "bytes_alloc": 16_384}, "nofail-order", "bug"),
@@ -254,6 +254,32 @@ def test_flags(recording: Make, event: dict[str, Any], rule: str, kind: str) -> 
 )
 def test_flags_that_are_right(recording: Make, event: dict[str, Any]) -> None:
     assert not only(recording(*traffic_of(event, 20))).advice
+
+
+def flagged(tmp_path: Path, flags: str, gfp: str, others: str = ".....") -> SiteAdvice:
+    """The site f of a trace text with these flags, beside one site that holds a lock now and then."""
+    line = "     a-1  [000] {flags} {at}.000001: kmalloc: call_site={site}+0x1/0x9 ptr=ffff8880{ptr:08x} bytes_req=64 bytes_alloc=64 gfp_flags={gfp}\n"
+    lines = [line.format(flags=flags, at=i, site="f", ptr=0x1000 * i + 0x1000, gfp=gfp) for i in range(20)]
+    lines += [line.format(flags=f, at=30 + i, site="g", ptr=0x1000 * i + 0x90000, gfp="GFP_NOWAIT") for i, f in enumerate((others, "...1."))]
+    (tmp_path / "trace").write_text("".join(lines))
+    result = advise(ftrace_text.read(tmp_path / "trace"), tries=False)
+    return next(s for s in result.sites if s.site.name.startswith("f+"))
+
+
+def test_flags_of_trace_text_tell_locks(tmp_path: Path) -> None:
+    may = flagged(tmp_path, ".....", "GFP_ATOMIC")
+    assert rules_of(may) == ["atomic-in-task"]
+    assert may.site.in_task == (20, 0, 0)
+    assert may.advice[0].suggestion.suggested == "GFP_KERNEL"
+    for off in ("...1.", "d....", "b....", "D..2."):
+        assert not flagged(tmp_path, off, "GFP_ATOMIC").advice
+        bug = flagged(tmp_path, off, "GFP_KERNEL")
+        assert rules_of(bug) == ["sleep-in-atomic"]
+        assert bug.site.in_task == (20, 20, 20)
+    assert not flagged(tmp_path, ".N...", "GFP_KERNEL").advice
+    uncounted = flagged(tmp_path, "...1.", "GFP_KERNEL", "...1.")  # never 0: the depth is the tracer's own
+    assert uncounted.site.in_task is None
+    assert not uncounted.advice
 
 
 def test_too_few_to_ask(recording: Make) -> None:

@@ -144,18 +144,27 @@ def suggestions(case: Case) -> Iterator[Suggestion]:
             yield found
 
 
-def sleep_in_interrupt(case: Case) -> Suggestion | None:
-    """GFP_KERNEL and its like may sleep, and an interrupt must not (``might_alloc``)."""
-    wrong = [use for use in case.site.uses if use.context != TASK and use.gfp & GFP.DIRECT_RECLAIM]
-    if not wrong:
+def sleep_in_atomic(case: Case) -> Suggestion | None:
+    """GFP_KERNEL and its like may sleep, and an interrupt, or a task with preemption, interrupts or bottom halves off, must not (``might_alloc``)."""
+    site = case.site
+    wrong = [use for use in site.uses if use.context != TASK and use.gfp & GFP.DIRECT_RECLAIM]
+    locked = site.in_task[2] if site.in_task is not None else 0
+    if not wrong and not locked:
         return None
-    number = sum(use.requests for use in wrong)
+    use = wrong[0] if wrong else next((u for u in site.uses if u.gfp & GFP.DIRECT_RECLAIM), None)
+    if use is None:  # the call site's other kind of request
+        return None
+    number = sum(u.requests for u in wrong)
+    where = CONTEXTS[use.context] if wrong else "an atomic section"
+    parts = ([f"{number:,} of {_requests(site)} came from an interrupt"] if wrong else []) + (
+        [f"{locked:,} requests of this call site came from tasks with preemption, interrupts or bottom halves off"] if locked else []
+    )
+    unknown = () if site.in_task is not None else ("requests under a spinlock or with interrupts off in task context: only trace text with its flags says so",)
     return Suggestion(
-        "sleep-in-interrupt", "bug", f"{_flags(wrong[0])} in {CONTEXTS[wrong[0].context]}", "GFP_ATOMIC, or do it in process context (a work item)",
-        f"{number:,} of {_requests(case.site)} came from an interrupt and allow direct reclaim, which sleeps: with CONFIG_DEBUG_ATOMIC_SLEEP the kernel says "
-        '"BUG: sleeping function called from invalid context", without it the machine may hang when memory is short', "any such request",
-        ("requests under a spinlock or with interrupts off in task context: the trace has no column for them",),
-        now=_way(case.site), then=_way(case.site, add=GFP_ATOMIC, drop=int(GFP.DIRECT_RECLAIM | GFP.IO | GFP.FS)), weight=number,
+        "sleep-in-atomic", "bug", f"{_flags(use)} in {where}", "GFP_ATOMIC, or do it in process context (a work item, before taking the lock)",
+        " and ".join(parts) + " and allow direct reclaim, which sleeps: with CONFIG_DEBUG_ATOMIC_SLEEP the kernel says "
+        '"BUG: sleeping function called from invalid context", without it the machine may hang when memory is short', "any such request", unknown,
+        now=_way(site) if wrong else None, then=_way(site, add=GFP_ATOMIC, drop=int(GFP.DIRECT_RECLAIM | GFP.IO | GFP.FS)), weight=number + locked,
     )  # fmt: skip
 
 
@@ -357,13 +366,20 @@ def atomic_in_task(case: Case) -> Suggestion | None:
     number = sum(use.requests for use in atomic)
     if len(atomic) != len(site.uses) or any(use.context != TASK for use in site.uses) or number < case.limits.atomic_requests:
         return None
+    if site.in_task is not None and site.in_task[1]:
+        return None  # it is right: something was off
     failed = sum(use.failed for use in atomic)
+    where, unknown = "none from an interrupt", "locks held and preemption off: only trace text with its flags says so"
+    if site.in_task is not None:
+        where, unknown = (
+            "with preemption, interrupts and bottom halves on",
+            "RCU read sides, in which nothing may sleep either, and callers that did not run here",
+        )
     return Suggestion(
-        "atomic-in-task", "check", f"{_flags(atomic[0])}, always in a task", "GFP_KERNEL, if no lock is held and preemption is on",
-        f"all {number:,} requests came from tasks, none from an interrupt; {failed:,} failed. GFP_ATOMIC takes from the last reserves below the minimum watermark, "
-        "which interrupts need, and gives up where GFP_KERNEL would reclaim", f"{case.limits.atomic_requests} requests, all in tasks",
-        ("locks held and preemption off: the trace does not say",), now=_way(site), then=_way(site, add=int(GFP.DIRECT_RECLAIM | GFP.IO | GFP.FS), drop=int(GFP.HIGH | GFP.ATOMIC)),
-        weight=failed or number,
+        "atomic-in-task", "check", f"{_flags(atomic[0])}, always in a task", "GFP_KERNEL" + (", if no lock is held and preemption is on" if site.in_task is None else ""),
+        f"all {number:,} requests came from tasks, {where}; {failed:,} failed. GFP_ATOMIC takes from the last reserves below the minimum watermark, "
+        "which interrupts need, and gives up where GFP_KERNEL would reclaim", f"{case.limits.atomic_requests} requests, all in tasks", (unknown,),
+        now=_way(site), then=_way(site, add=int(GFP.DIRECT_RECLAIM | GFP.IO | GFP.FS), drop=int(GFP.HIGH | GFP.ATOMIC)), weight=failed or number,
     )  # fmt: skip
 
 
@@ -394,7 +410,7 @@ def account(case: Case) -> Suggestion | None:
 
 
 RULES: dict[str, Rule] = {
-    "sleep-in-interrupt": sleep_in_interrupt, "wrong-zone": wrong_zone, "nofail-order": nofail_order, "too-large": too_large, "kvmalloc": kvmalloc,
+    "sleep-in-atomic": sleep_in_atomic, "wrong-zone": wrong_zone, "nofail-order": nofail_order, "too-large": too_large, "kvmalloc": kvmalloc,
     "high-order-atomic": high_order_atomic, "mempool": mempool, "nowarn": nowarn, "own-cache": own_cache, "whole-pages": whole_pages, "cache-padding": cache_padding,
     "atomic-in-task": atomic_in_task, "gfp-dma": gfp_dma, "account": account,
 }  # fmt: skip

@@ -60,6 +60,8 @@ class Site:
     :ivar lifetime_mean: of those freed, in the recording's unit of time; None if there are none.
     :ivar fallbacks: failed requests after which the same task at once got as much in another way.
     :ivar largest_failed: bytes of the largest request that failed, 0 without one.
+    :ivar in_task: of the call site's requests in task context: all, those with preemption, interrupts or bottom halves off, and of these those that may sleep; None if
+        the recording does not say (only trace text with its flags does, of a kernel that counts).
     """
 
     key: int
@@ -86,6 +88,7 @@ class Site:
     lifetime_mean: float | None
     fallbacks: int = 0
     largest_failed: int = 0
+    in_task: tuple[int, int, int] | None = None
 
     @property
     def waste_bytes(self) -> int:
@@ -125,6 +128,7 @@ class Site:
             "freed": self.freed, "reused": self.reused, "live": self.live, "live_bytes": self.live_bytes, "peak": self.peak, "peak_bytes": self.peak_bytes,
             "freed_by": dict(self.freed_by), "freed_in": {str(c): n for c, n in self.freed_in.items()}, "pids": self.pids, "cross_cpu_frees": self.cross_cpu,
             "lifetime_mean": self.lifetime_mean, "fallbacks": self.fallbacks, "largest_failed": self.largest_failed,
+            "in_task": list(self.in_task) if self.in_task is not None else None,
         }  # fmt: skip
 
 
@@ -176,6 +180,7 @@ def traffic(recording: Recording, symbols: Symbols | None = None) -> Traffic:
     by, where = _lists(freed.with_columns(pl.col("then_kind").cast(pl.String)), "then_kind"), _lists(freed, "then_context")
     fallbacks = _fallbacks(table)
     names = call_sites(recording)
+    in_task = _in_task(recording)
     found = []
     for row in grouped.iter_rows(named=True):
         key = (row["call_site"], row["kmalloc"])
@@ -186,7 +191,7 @@ def traffic(recording: Recording, symbols: Symbols | None = None) -> Traffic:
                 zero_size=row["zero_size"], bytes_req=row["bytes_req"], bytes_alloc=row["bytes_alloc"], sizes=sizes.get(key, {}), uses=uses[key],
                 freed=row["freed"], reused=row["reused"], live=row["live"], live_bytes=row["live_bytes"], peak=peak, peak_bytes=peak_bytes,
                 freed_by=by.get(key, {}), freed_in=where.get(key, {}), pids=row["pids"], cross_cpu=row["cross"], lifetime_mean=row["lifetime_mean"],
-                fallbacks=fallbacks.get(key, 0), largest_failed=row["largest_failed"] or 0,
+                fallbacks=fallbacks.get(key, 0), largest_failed=row["largest_failed"] or 0, in_task=in_task.get(key[0]),
             )
         )  # fmt: skip
     found.sort(key=lambda site: (-site.bytes_alloc, -site.failed, site.name, site.kmalloc))
@@ -206,6 +211,15 @@ def held_by(requests: pl.DataFrame) -> tuple[tuple[int, int, int], ...]:
     held = _held_at_peak(requests.filter("real"))
     counted = held.group_by("bytes_req", "bytes_alloc").len().sort(["bytes_req", "bytes_alloc"], descending=True)
     return tuple((int(size), int(given), int(number)) for size, given, number in counted.iter_rows())
+
+
+def _in_task(recording: Recording) -> dict[int, tuple[int, int, int]]:
+    """What the reader of trace text counted (``provenance.procfs["in_task"]``)."""
+    found = {}
+    for line in recording.provenance.procfs.get("in_task", "").splitlines():
+        site, requests, atomic, may_sleep = map(int, line.split())
+        found[site] = requests, atomic, may_sleep
+    return found
 
 
 def _grouped(table: pl.DataFrame) -> pl.DataFrame:
