@@ -34,6 +34,7 @@ FILES = (
     DATA / "linux-3.x-i386-slub-boot.ftrace.txt.gz",
     DATA / "linux-6.1.ftrace.txt",
     DATA / "advise-6.18.perf.txt.gz",
+    DATA / "advise-6.1.ftrace.txt.gz",
 )
 KMALLOC = ("kmalloc", "kmalloc_node")
 
@@ -135,7 +136,10 @@ def test_held_at_the_peak() -> None:
     for size, _ in at_most.values():
         counts[size] = counts.get(size, 0) + 1
     total: dict[int, int] = {}
-    for sizes in sites.traffic(recording).peak_kmalloc.counts.values():
+    traffic = sites.traffic(recording)
+    small = recording.events.filter((pl.col("kind") == "kmalloc") & pl.col("bytes_req").is_between(1, 8192) & ~pl.col("ptr").is_in([0, 16]))
+    assert (traffic.requests_kmalloc.number, traffic.requests_kmalloc.bytes_requested) == (len(small), small["bytes_req"].sum())
+    for sizes in traffic.peak_kmalloc.counts.values():
         for size, number in sizes.items():
             total[size] = total.get(size, 0) + number
     assert total == counts
@@ -501,6 +505,16 @@ def test_findings_in_a_real_trace(perf: AdviceResult) -> None:
     assert 10 < 100 * dirents.site.waste_bytes / dirents.site.bytes_alloc < 25
     assert perf.classes is not None
     assert perf.classes.best[-1].slab_bytes <= perf.classes.added[-1].slab_bytes < perf.classes.kernel.slab_bytes
+
+
+def test_a_kernel_without_faults() -> None:
+    """ftrace of a real 6.1, in which a module held 200 objects of 640 bytes: that is found, and nothing else; GFP_ATOMIC under locks is right."""
+    result = advise(read(DATA / "advise-6.1.ftrace.txt.gz"), tries=False)
+    assert [(s.site.size, s.site.peak, rules_of(s)) for s in result.sites if s.advice] == [(640, 200, ["own-cache"])]
+    assert not result.others
+    locked = [s.site for s in result.sites if s.site.in_task and s.site.in_task[1]]
+    assert len(locked) == 3
+    assert all(site.in_task is not None and site.in_task[2] == 0 for site in locked)
 
 
 def test_ranked(perf: AdviceResult) -> None:

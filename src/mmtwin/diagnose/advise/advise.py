@@ -6,8 +6,8 @@ fail that did not before, the suggestion is not given, and the site's verdict sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import polars as pl
@@ -15,7 +15,7 @@ import polars as pl
 from mmtwin.diagnose.advise import areas, page_kinds, rules, sites, trial
 from mmtwin.diagnose.advise.rules import KINDS, THRESHOLDS, Case, Suggestion, Thresholds
 from mmtwin.diagnose.advise.sites import Site, Traffic
-from mmtwin.diagnose.advise.size_classes import KERNEL_CLASSES, Classes, Objects, best_classes, evaluate
+from mmtwin.diagnose.advise.size_classes import KERNEL_CLASSES, Classes, best_classes, evaluate
 from mmtwin.diagnose.stat import SlabSummary, clock
 from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import MmtwinError, RequestError
@@ -41,8 +41,8 @@ class Advice:
 
     @property
     def saved_bytes(self) -> int:
-        """At the site's peak: by the twin, times the objects that each tried one stands for; without a trial by arithmetic."""
-        if self.trial is None:
+        """At the site's peak: by the twin, times the objects that each tried one stands for; without a trial by arithmetic. 0 if it is not about memory."""
+        if self.trial is None or not self.suggestion.saves_bytes:
             return self.suggestion.saves_bytes
         return self.trial.pages_saved * self.trial.every * PAGE_SIZE
 
@@ -224,13 +224,3 @@ def _classes(traffic: Traffic, cpus: int) -> ClassAdvice | None:
     best = best_classes(objects, len(KERNEL_CLASSES), cpus=cpus)
     added = best_classes(objects, len(KERNEL_CLASSES) + MORE_CLASSES, cpus=cpus, keep=KERNEL_CLASSES)
     return ClassAdvice(objects.number, objects.bytes_requested, kernel, tuple(best), tuple(c for c in added if len(c.sizes) > len(KERNEL_CLASSES)))
-
-
-def weights(counts: Mapping[int, int]) -> Objects:
-    """Objects of one type, for `best_classes`."""
-    return Objects({0: counts})
-
-
-def without_trials(result: AdviceResult) -> AdviceResult:
-    """The same result with arithmetic alone."""
-    return replace(result, sites=tuple(replace(s, advice=tuple(Advice(a.suggestion) for a in s.advice)) for s in result.sites))

@@ -28,7 +28,7 @@ def suggestions(recording: Recording) -> Iterator[Suggestion]:
         if gfp & OPTIMISTIC == OPTIMISTIC or order < 0:
             continue
         present = f"order {order}, {gfp_names(gfp)}"
-        if not gfp & GFP.DIRECT_RECLAIM and order > 0:
+        if not gfp & GFP.DIRECT_RECLAIM and gfp & GFP.KSWAPD_RECLAIM and order > 0:
             yield Suggestion(
                 "high-order-atomic", "failure" if failed else "order", present, "single pages, or blocks taken beforehand",
                 f"{requests:,} requests that may neither reclaim nor compact need {1 << order} pages in a row; {failed:,} failed", "any such request",

@@ -22,7 +22,7 @@ from mmtwin.machine import GFP_BITS, Machine, boot
 from mmtwin.recording import load
 from mmtwin.recording.model import Recording
 from mmtwin.slab_api import KmemCache
-from mmtwin.units import PAGE_SHIFT, PAGE_SIZE, format_size, get_order
+from mmtwin.units import PAGE_SIZE, format_size, get_order
 
 MOST = 20_000
 """Objects tried at most; of more, every n-th is taken, with its own free."""
@@ -395,8 +395,3 @@ ALLOCATORS: dict[str, Callable[[Machine, Way], Allocator]] = {
 def impossible(error: MmtwinError) -> str:
     """Why a way could not be tried, in a few words."""
     return str(error).splitlines()[0]
-
-
-def held_bytes(pages: int) -> int:
-    """Pages as bytes."""
-    return pages << PAGE_SHIFT
