@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmtwin.diagnose.advise import trial
 from mmtwin.diagnose.advise.advise import advise
 from mmtwin.diagnose.stat import stat
 from mmtwin.recording import store
@@ -77,6 +78,15 @@ def test_one_site(mmtwin: Run, fails: Callable[..., str]) -> None:
         assert fact in out
     assert "more sizes" in out
     assert fails(1, "advise", PERF, "--site", "nothing").startswith(f"{PERF}: no site 'nothing'; the ")
+
+
+def test_dropped_is_shown(mmtwin: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = trial.Outcome(200, 0, 0, 0, 52, 52, 52, 52, 2, 0, 0, 0)
+    monkeypatch.setattr(trial.Bench, "compare", lambda *_: trial.Trial("a machine", 1, outcome, outcome, outcome, outcome))
+    code, out, _ = mmtwin("advise", PERF, "--site", "alloc_pipe_info")
+    assert code == 0
+    assert "Not suggested, as the twin does not bear it out:" in out
+    assert "own-cache was tried on the twin and does not help" in out
 
 
 def test_no_suggestion(mmtwin: Run, tmp_path: Path) -> None:

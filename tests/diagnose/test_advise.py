@@ -458,8 +458,10 @@ def test_mempool_keeps_going_without_memory(machine: Machine) -> None:
     some = requests(30, 4096, gfp=GFP_ATOMIC & ~int(GFP.HIGH | GFP.ATOMIC) | int(GFP.NOMEMALLOC))
     now = trial.run(machine.copy(), some, Way("kmalloc"), exhausted=True)
     then = trial.run(machine.copy(), some, Way("mempool", size=4096, reserve=30), exhausted=True)
-    assert now.failed == 30
-    assert then.failed == 0
+    assert (now.failed, now.pages_peak) == (30, 0)
+    assert (then.failed, then.pages_peak, then.pages_end) == (0, 32, 32)  # four slabs of eight
+    returned = trial.run(machine.copy(), requests(30, 4096, freed=True), Way("mempool", size=4096, reserve=2))
+    assert returned.failed == 0
 
 
 def test_the_twin_may_say_no(recording: Make, machine: Machine) -> None:
@@ -471,6 +473,24 @@ def test_the_twin_may_say_no(recording: Make, machine: Machine) -> None:
     assert advice.trial is not None and advice.saved_bytes == (advice.trial.now.pages_peak - advice.trial.then.pages_peak) * 4096 >= 4096
     stubborn = advise(recording(*rows), site="0x1000", thresholds=Thresholds(saving_bytes=advice.saved_bytes + 1, cache_objects=1))
     assert not stubborn.sites[0].advice
+
+
+def test_dropped(recording: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the twin does not bear out, and what it cannot try."""
+    events = recording(*traffic_of({"bytes_req": 640, "bytes_alloc": 1024}, 200))
+    outcome = trial.Outcome(200, 0, 0, 0, 52, 52, 52, 52, 2, 0, 0, 0)
+    monkeypatch.setattr(trial.Bench, "compare", lambda *_: trial.Trial("a machine", 1, outcome, outcome))
+    one = only(events, tries=True)
+    assert (one.advice, [a.suggestion.rule for a in one.dropped]) == ((), ["own-cache"])
+    assert one.verdict.endswith("; own-cache was tried on the twin and does not help")
+    monkeypatch.setattr(trial.Bench, "compare", lambda *_: trial.Trial("a machine", 1, outcome, replace(outcome, pages_peak=1, failed=1)))
+    assert only(events, tries=True).dropped
+
+    def no(*_: object) -> None:
+        raise RequestError("this cannot be tried")
+
+    monkeypatch.setattr(trial.Bench, "compare", no)
+    assert only(events, tries=True).advice[0].not_tried == "this cannot be tried"
 
 
 def test_sampling(recording: Make, monkeypatch: pytest.MonkeyPatch) -> None:

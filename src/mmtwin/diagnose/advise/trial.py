@@ -41,7 +41,7 @@ class Outcome:
 
     :ivar requests: tried. `failed`: got no memory at once; `waits`: of them, those for which Linux would reclaim memory first. `refused`: the kernel forbids them
         in their context.
-    :ivar pages_peak, pages_end: taken from the page allocator, at most and at the end of the recording.
+    :ivar pages_peak, pages_end: taken from the page allocator, at most and at the end of the recording; a mempool's reserve included.
     :ivar slab_pages_peak, slab_pages_end: of them in slabs.
     :ivar highest_order: of a request for pages.
     :ivar page_table_writes: entries written. `tlb_flushes`: of a range or all. `steps`: in the trees and lists of virtual areas.
@@ -196,7 +196,9 @@ def run(machine: Machine, requests: pl.DataFrame, way: Way, *, exhausted: bool =
 
     :param requests: columns row, then, bytes_req, gfp, cpu, context and then_cpu, one row per allocation.
     """
+    before, slabs = machine.steps(), _slab_pages(machine)
     allocator = ALLOCATORS[way.allocator](machine, way)
+    reserved = _pages(machine, before)
     if exhausted:
         exhaust(machine)
     count = len(requests)
@@ -208,9 +210,10 @@ def run(machine: Machine, requests: pl.DataFrame, way: Way, *, exhausted: bool =
     at = np.concatenate([ends[freed], begins])
     which = np.concatenate([-1 - freed, np.arange(count)])  # negative: the free of that object; at one event it comes first
     which = which[np.argsort(at, kind="stable")]
-    start, slabs = machine.steps(), _slab_pages(machine)
+    start = machine.steps()
     held: dict[int, int] = {}
-    failed = waits = refused = peak = slab_peak = 0
+    failed = waits = refused = 0
+    peak, slab_peak = reserved, _slab_pages(machine) - slabs
     report = ""
     with machine.events() as log:
         for step in which.tolist():
@@ -228,12 +231,12 @@ def run(machine: Machine, requests: pl.DataFrame, way: Way, *, exhausted: bool =
             except (SleepingInAtomic, SchedulingWhileAtomic, KernelBug) as error:
                 refused += 1
                 report = report or str(error)
-            peak = max(peak, _pages(machine, start))
+            peak = max(peak, reserved + _pages(machine, start))
             slab_peak = max(slab_peak, _slab_pages(machine) - slabs)
     orders = [event.order for event in log if event.kind == "mm_page_alloc"]
     after = machine.steps()
     return Outcome(
-        requests=count, failed=failed, waits=waits, refused=refused, pages_peak=peak, pages_end=_pages(machine, start), slab_pages_peak=slab_peak,
+        requests=count, failed=failed, waits=waits, refused=refused, pages_peak=peak, pages_end=reserved + _pages(machine, start), slab_pages_peak=slab_peak,
         slab_pages_end=_slab_pages(machine) - slabs, highest_order=max([*orders, allocator.order, 0]),
         page_table_writes=after["page_table_writes"] - start["page_table_writes"], tlb_flushes=after["tlb_flushes"] - start["tlb_flushes"],
         steps=sum(after[name] - start[name] for name in ("tree_steps", "rotations", "list_steps")), report=report, merged_with=allocator.merged_with,
