@@ -359,7 +359,9 @@ def test_small_areas(recording: Make) -> None:
         "0xffa000000000c000-0xffa0000000011000   20480 kernel_clone+0xbf/0x430 pages=4 vmalloc N0=4\n"
         "0xffa0000000012000-0xffa0000000014000    8192 hpet_enable+0xef/0x46d phys=0x00000000fed00000 ioremap\n"
     )
-    found = list(areas.suggestions(recording({"kind": "kfree", "ptr": 1}, procfs={"vmallocinfo": text})))
+    events = recording({"kind": "kfree", "ptr": 1}, procfs={"vmallocinfo": text})
+    assert not list(areas.suggestions(events))
+    found = list(areas.suggestions(events, Thresholds(small_areas=1)))
     assert [(s.present, s.weight, s.kind) for s in found] == [("probe: vmalloc of a page", 2, "cost"), ("gen_pool_add_owner: vmalloc of a page", 1, "cost")]
 
 
@@ -550,6 +552,23 @@ def test_atomic_in_a_real_kernel() -> None:
     assert advice.trial is not None
     assert (advice.trial.now.refused, advice.trial.then.refused, advice.trial.then.failed) == (2, 0, 0)
     assert advice.trial.now.report.startswith("BUG: sleeping function called from invalid context at include/linux/sched/mm.h:")
+
+
+def test_exact_from_a_recorded_machine() -> None:
+    """A module held 1,000 objects of 640 bytes: the twin's slabs now are those of the second memory dump.
+
+    When the module made a cache instead (in a recording that is not bundled), it became an alias of task_group, with 84 slabs of two pages: what the twin says beforehand.
+    """
+    recording = read(DATA / "advise-640-256m-1cpu-slab.mmrec")
+    one = next(s for s in advise(recording).sites if s.advice)
+    assert (rules_of(one), one.site.peak) == (["own-cache"], 1000)
+    tried = one.advice[0].trial
+    assert tried is not None and recording.before is not None and recording.after is not None
+    assert recording.before.caches is not None and recording.after.caches is not None
+    slabs = [snapshot.filter(pl.col("name") == "kmalloc-1k")["nr_slabs"].item() for snapshot in (recording.before.caches, recording.after.caches)]
+    order = recording.after.caches.filter(pl.col("name") == "kmalloc-1k")["order"].item()
+    assert tried.now.slab_pages_peak == (slabs[1] - slabs[0]) << order == 250
+    assert (tried.then.merged_with, tried.then.slab_pages_peak) == ("task_group", 84 << 1)
 
 
 def test_ranked(perf: AdviceResult) -> None:

@@ -265,6 +265,11 @@ def _facts(one: SiteAdvice, clock: str) -> Iterator[tuple[str, str]]:
     yield "Sizes", ", ".join(f"{_number(size)} ({_number(n)} times)" for size, n in shown) + more
     for use in s.uses:
         yield "Flags", f"{gfp_names(use.gfp)} in {CONTEXTS[use.context]}: {_number(use.requests)}" + (f", {_number(use.failed)} failed" if use.failed else "")
+    if s.in_task is not None:
+        yield (
+            "In tasks",
+            f"{_number(s.in_task[0])} requests of this call site, {_number(s.in_task[1])} of them with preemption, interrupts or bottom halves off",
+        )
     ends = f"{_number(s.freed)} by a recorded free" + (f", {_number(s.reused)} silently" if s.reused else "")
     yield (
         "Freed",

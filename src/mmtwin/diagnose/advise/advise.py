@@ -155,7 +155,7 @@ def advise(
         case = Case(one, sites.held_by(requests), cpus, traffic.accounted, thresholds)
         found.append(_site_advice(case, requests, bench))
     found.sort(key=_rank)
-    kinds = () if site is not None else (*page_kinds.suggestions(recording), *areas.suggestions(recording))
+    kinds = () if site is not None else (*page_kinds.suggestions(recording), *areas.suggestions(recording, thresholds))
     others = tuple(_tried(s, areas.requests(s.weight), bench) if s.rule == "small-vmalloc" else Advice(s) for s in kinds)
     classes = _classes(traffic, cpus) if site is None and config.get("SLAB") != "y" else None
     return AdviceResult(tuple(found), others, classes, traffic.summary, clock(recording), thresholds, bench.text if bench is not None else "", notes)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from mmtwin.diagnose.advise.rules import Suggestion, Way
+from mmtwin.diagnose.advise.rules import THRESHOLDS, Suggestion, Thresholds, Way
 from mmtwin.gfp import GFP_KERNEL
 from mmtwin.recording.model import Recording
 from mmtwin.units import PAGE_SIZE
@@ -22,16 +22,16 @@ EXECUTABLE = ("module", "insn", "bpf", "text", "trampoline")
 """Parts of the names of functions whose memory is run as code, which kmalloc's is not."""
 
 
-def suggestions(recording: Recording) -> Iterator[Suggestion]:
+def suggestions(recording: Recording, limits: Thresholds = THRESHOLDS) -> Iterator[Suggestion]:
     """One for each user of one-page areas, the one with most of them first."""
     counted = Counter(AREA.findall(recording.provenance.procfs.get("vmallocinfo", "")))
     for caller, number in sorted(counted.items(), key=lambda item: (-item[1], item[0])):
-        if any(word in caller for word in EXECUTABLE):
+        if number < limits.small_areas or any(word in caller for word in EXECUTABLE):
             continue
         yield Suggestion(
             "small-vmalloc", "cost", f"{caller}: vmalloc of a page", "kmalloc and kfree, or kvmalloc if larger ones occur",
             f"{number:,} areas of one page at the end of the recording: each also has addresses of its own for two pages, a descriptor, an entry in two trees and in a page table",
-            "any area of one page", ("the bytes asked for: /proc/vmallocinfo shows whole pages", "whether user space maps it, which needs whole pages"),
+            f"{limits.small_areas} areas of one page", ("the bytes asked for: /proc/vmallocinfo shows whole pages", "whether user space maps it, which needs whole pages"),
             now=Way("vmalloc"), then=Way("kmalloc"), weight=number,
         )  # fmt: skip
 

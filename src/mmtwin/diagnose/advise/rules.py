@@ -49,6 +49,7 @@ class Thresholds:
     :ivar padding_percent: share of a cache's object that is padding before it is worth a look.
     :ivar account_bytes: memory that tasks made the kernel hold, without __GFP_ACCOUNT.
     :ivar atomic_requests: so many GFP_ATOMIC requests in task context before the question is asked.
+    :ivar small_areas: areas of one page by one function before it is worth a change.
     :ivar fallback_percent: share of the failures after which something else was allocated.
     """
 
@@ -58,6 +59,7 @@ class Thresholds:
     padding_percent: float = 5.0
     account_bytes: int = 1 << 20
     atomic_requests: int = 16
+    small_areas: int = 8
     fallback_percent: float = 50.0
 
     def to_dict(self) -> dict[str, Any]:
