@@ -548,7 +548,7 @@ def test_atomic_in_a_real_kernel() -> None:
     assert [s.site.name for s in wrong] == ["do_kmalloc+0x1c/0x50"]
     assert wrong[0].site.in_task == (1, 1, 1)
     advice = wrong[0].advice[0]
-    assert "2 of 3 requests came from an interrupt and 1 requests of this call site came from tasks with preemption" in advice.suggestion.why
+    assert "2 of 3 requests came from an interrupt and 1 request of this call site came from tasks with preemption" in advice.suggestion.why
     assert advice.trial is not None
     assert (advice.trial.now.refused, advice.trial.then.refused, advice.trial.then.failed) == (2, 0, 0)
     assert advice.trial.now.report.startswith("BUG: sleeping function called from invalid context at include/linux/sched/mm.h:")
@@ -569,6 +569,14 @@ def test_exact_from_a_recorded_machine() -> None:
     order = recording.after.caches.filter(pl.col("name") == "kmalloc-1k")["order"].item()
     assert tried.now.slab_pages_peak == (slabs[1] - slabs[0]) << order == 250
     assert (tried.then.merged_with, tried.then.slab_pages_peak) == ("task_group", 84 << 1)
+
+
+def test_size_classes_on_the_twin(perf: AdviceResult) -> None:
+    """The arithmetic's bytes of slabs are the twin's."""
+    tried = advise(read(DATA / "advise-6.18.perf.txt.gz")).classes
+    assert tried is not None and perf.classes is not None
+    assert (tried.twin_kernel, tried.twin_best) == (tried.kernel.slab_bytes, tried.best[-1].slab_bytes)
+    assert perf.classes.twin_best is None
 
 
 def test_ranked(perf: AdviceResult) -> None:

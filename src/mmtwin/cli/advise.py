@@ -102,7 +102,7 @@ def text(result: AdviceResult, lines: int) -> list[RenderableType]:
     number = sum(len(site.advice) for site in advised) + len(result.others)
     where = f"; tried on {result.machine}" if result.machine else ""
     head = f"{_count(number, 'suggestion')} for {len(advised):,} of {_count(len(result.sites), 'call site')}{where}"
-    shown: list[RenderableType] = [Text(head if number else f"No suggestion: all {len(result.sites):,} call sites are right as they are{where}", style="bold")]
+    shown: list[RenderableType] = [Text(head if number else f"No suggestion: {_all(len(result.sites))}{where}", style="bold")]
     for one in advised:
         shown += ["", *_site(one)]
     for other in result.others:
@@ -239,11 +239,14 @@ def _classes(found: ClassAdvice) -> list[RenderableType]:
     for c, words in rows:
         saved = f"{_number(kernel.slab_bytes - c.slab_bytes)} ({100 * (kernel.slab_bytes - c.slab_bytes) / kernel.slab_bytes:.1f}%)" if c is not kernel else ""
         shown.add_row(str(len(c.sizes)), _number(c.slab_bytes), _number(c.object_waste_bytes), _number(c.slab_waste_bytes), saved, words)
+    twin = ""
+    if found.twin_kernel is not None and found.twin_best is not None:
+        twin = f" Held in slabs of the twin they take {_number(found.twin_kernel)} bytes in the kernel's classes, and {_number(found.twin_best)} in the best."
     what = f"At the peak {_count(found.objects, 'object')} of {_number(found.bytes_requested)} bytes were held. Bytes of slabs that they need, and of these unused inside objects and in slabs:"
     return [
         Text(what),
         shown,
-        Text("Best of all sets of as many classes, or fewer where more save nothing, that keep kmalloc's alignment; docs/advise.md has the rules."),
+        Text("Best of all sets of as many classes, or fewer where more save nothing, that keep kmalloc's alignment; docs/advise.md has the rules." + twin),
     ]
 
 
@@ -258,8 +261,8 @@ def _facts(one: SiteAdvice, clock: str) -> Iterator[tuple[str, str]]:
     )
     yield "Requests", f"{_number(s.hits)} successful, {_number(s.failed)} failed" + (f", {_number(s.zero_size)} of no bytes" if s.zero_size else "")
     yield "Bytes", f"{_number(s.bytes_req)} asked for, {_number(s.bytes_alloc)} given, {_number(s.waste_bytes)} of them unused"
-    yield "Held at most", f"{_number(s.peak)} objects; {_number(s.peak_bytes)} bytes"
-    yield "At the end", f"{_number(s.live)} objects, {_number(s.live_bytes)} bytes"
+    yield "Held at most", f"{_count(s.peak, 'object')}; {_number(s.peak_bytes)} bytes"
+    yield "At the end", f"{_count(s.live, 'object')}, {_number(s.live_bytes)} bytes"
     shown = list(s.sizes.items())[:MOST_SIZES]
     more = f" and {len(s.sizes) - MOST_SIZES:,} more sizes" if len(s.sizes) > MOST_SIZES else ""
     yield "Sizes", ", ".join(f"{_number(size)} ({_number(n)} times)" for size, n in shown) + more
@@ -268,7 +271,7 @@ def _facts(one: SiteAdvice, clock: str) -> Iterator[tuple[str, str]]:
     if s.in_task is not None:
         yield (
             "In tasks",
-            f"{_number(s.in_task[0])} requests of this call site, {_number(s.in_task[1])} of them with preemption, interrupts or bottom halves off",
+            f"{_count(s.in_task[0], 'request')} of this call site, {_number(s.in_task[1])} of them with preemption, interrupts or bottom halves off",
         )
     ends = f"{_number(s.freed)} by a recorded free" + (f", {_number(s.reused)} silently" if s.reused else "")
     yield (
@@ -295,6 +298,10 @@ def _grid(rows: Iterator[tuple[str, Any]]) -> RenderableType:
 
 def _number(value: int) -> str:
     return f"{value:,}"
+
+
+def _all(sites: int) -> str:
+    return f"all {sites:,} call sites are right as they are" if sites != 1 else "the only call site is right as it is"
 
 
 def _count(number: int, word: str) -> str:

@@ -7,6 +7,7 @@ fail that did not before, the suggestion is not given, and the site's verdict sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,13 +19,15 @@ from mmtwin.diagnose.advise.sites import Site, Traffic
 from mmtwin.diagnose.advise.size_classes import KERNEL_CLASSES, Classes, best_classes, evaluate
 from mmtwin.diagnose.stat import SlabSummary, clock
 from mmtwin.diagnose.symbols import Symbols
-from mmtwin.errors import MmtwinError, RequestError
+from mmtwin.errors import AllocationFailure, MmtwinError, RequestError
 from mmtwin.mm.slab_common import slub_cpus
 from mmtwin.recording.model import Recording
 from mmtwin.units import PAGE_SIZE
 
 MORE_CLASSES = 3
 """Classes added to the kernel's own at most, in the table of what one more would save."""
+MOST_HELD = 50_000
+"""Objects that the twin is given at most to try the size classes."""
 Progress = Callable[[int, int], None]
 
 
@@ -77,6 +80,7 @@ class ClassAdvice:
 
     :ivar objects: what was held. `requests`: all that were made.
     :ivar kernel: the kernel's own classes. `best`: as many or fewer, the optimum for each number. `added`: the kernel's own, and the best one, two ... more.
+    :ivar twin_kernel, twin_best: bytes of slabs when the twin holds these objects; None if that was not tried, as there are more than `MOST_HELD` of them.
     """
 
     objects: int
@@ -84,6 +88,8 @@ class ClassAdvice:
     kernel: Classes
     best: tuple[Classes, ...]
     added: tuple[Classes, ...]
+    twin_kernel: int | None = None
+    twin_best: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -157,7 +163,7 @@ def advise(
     found.sort(key=_rank)
     kinds = () if site is not None else (*page_kinds.suggestions(recording), *areas.suggestions(recording, thresholds))
     others = tuple(_tried(s, areas.requests(s.weight), bench) if s.rule == "small-vmalloc" else Advice(s) for s in kinds)
-    classes = _classes(traffic, cpus) if site is None and config.get("SLAB") != "y" else None
+    classes = _classes(traffic, cpus, tries) if site is None and config.get("SLAB") != "y" else None
     return AdviceResult(tuple(found), others, classes, traffic.summary, clock(recording), thresholds, bench.text if bench is not None else "", notes)
 
 
@@ -216,11 +222,15 @@ def _rank(site: SiteAdvice) -> tuple[Any, ...]:
     return (1, -site.site.bytes_alloc, -site.site.failed, site.site.name, site.site.kmalloc)
 
 
-def _classes(traffic: Traffic, cpus: int) -> ClassAdvice | None:
+def _classes(traffic: Traffic, cpus: int, tries: bool) -> ClassAdvice | None:
     objects = traffic.peak_kmalloc
     if not objects.number:
         return None
     kernel = evaluate(objects, KERNEL_CLASSES, cpus=cpus)
     best = best_classes(objects, len(KERNEL_CLASSES), cpus=cpus)
     added = best_classes(objects, len(KERNEL_CLASSES) + MORE_CLASSES, cpus=cpus, keep=KERNEL_CLASSES)
-    return ClassAdvice(objects.number, objects.bytes_requested, kernel, tuple(best), tuple(c for c in added if len(c.sizes) > len(KERNEL_CLASSES)))
+    twin: list[int | None] = [None, None]
+    if tries and objects.number <= MOST_HELD:
+        with suppress(AllocationFailure):  # more than the machine has
+            twin = [trial.hold(objects, c.sizes, cpus) for c in (kernel, best[-1])]
+    return ClassAdvice(objects.number, objects.bytes_requested, kernel, tuple(best), tuple(c for c in added if len(c.sizes) > len(KERNEL_CLASSES)), *twin)

@@ -159,7 +159,7 @@ def sleep_in_atomic(case: Case) -> Suggestion | None:
     number = sum(u.requests for u in wrong)
     where = CONTEXTS[use.context] if wrong else "an atomic section"
     parts = ([f"{number:,} of {_requests(site)} came from an interrupt"] if wrong else []) + (
-        [f"{locked:,} requests of this call site came from tasks with preemption, interrupts or bottom halves off"] if locked else []
+        [f"{_count(locked, 'request')} of this call site came from tasks with preemption, interrupts or bottom halves off"] if locked else []
     )
     unknown = () if site.in_task is not None else ("requests under a spinlock or with interrupts off in task context: only trace text with its flags says so",)
     return Suggestion(
@@ -304,7 +304,7 @@ def own_cache(case: Case) -> Suggestion | None:
     return Suggestion(
         "own-cache", "memory", f"kmalloc({size}, {_flags(site.uses[0])}): {kmalloc_name(kind, size)}", f'kmem_cache_create("{_cache_name(site)}", {size}, 0, {slab_flag_names(flags) if flags else 0})',
         f"all {site.hits:,} requests ask for {size} bytes and get {given}; {site.peak:,} are held at once. A slab of {class_slab >> 10} KiB holds {class_fit} of the class, "
-        f"one of {slab >> 10} KiB {fit} of the size: {saved:,} bytes at the peak.{smaller}",
+        f"one of {slab >> 10} KiB {fit} of the size: by arithmetic at least {saved:,} bytes at the peak.{smaller}",
         f"one size, {case.limits.cache_objects} objects held, {case.limits.saving_bytes:,} bytes saved",
         ("whether the size depends on the kernel's configuration", "copies to and from user space: then kmem_cache_create_usercopy, which is never merged"),
         saved, _way(site), Way("cache", size=size, flags=flags), saved,
@@ -355,7 +355,7 @@ def cache_padding(case: Case) -> Suggestion | None:
         return None
     return Suggestion(
         "cache-padding", "check", f"{_cache(site)}: {size} bytes in {given}", f"alignment {MINALIGN}, without SLAB_HWCACHE_ALIGN",
-        f"{given - size} bytes of each object are padding: {saved:,} bytes at the peak of {site.peak:,} objects", f"{case.limits.padding_percent:g}% and {case.limits.saving_bytes:,} bytes at the peak",
+        f"{given - size} bytes of each object are padding: {saved:,} bytes at the peak of {_count(site.peak, 'object')}", f"{case.limits.padding_percent:g}% and {case.limits.saving_bytes:,} bytes at the peak",
         ("why it is aligned: two objects in one cache line slow down CPUs that write to both", "whether it is merged with a cache of larger objects"),
         saved, Way("cache", size=given), Way("cache", size=size), saved,
     )  # fmt: skip
@@ -426,7 +426,7 @@ def verdict(case: Case) -> str:
         return "no successful request"
     waste = sum((given - size) * number for size, given, number in case.held)
     held = sum(given * number for _, given, number in case.held)
-    lost = f"{waste:,} of {held:,} bytes unused at its peak of {site.peak:,} objects"
+    lost = f"{waste:,} of {held:,} bytes unused at its peak of {_count(site.peak, 'object')}"
     if waste < limits.saving_bytes:
         return f"right: {lost}, less than {_page(limits.saving_bytes)}"
     if not site.kmalloc:
@@ -457,9 +457,12 @@ def _flags(use: Use) -> str:
     return gfp_names(use.gfp)
 
 
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'s' if number != 1 else ''}"
+
+
 def _requests(site: Site) -> str:
-    number = sum(use.requests for use in site.uses)
-    return f"{number:,} request{'s' if number != 1 else ''}"
+    return _count(sum(use.requests for use in site.uses), "request")
 
 
 def _sizes(site: Site) -> str:

@@ -6,7 +6,8 @@ allocator's alone, but a cache that the site shares with others in reality is al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,8 @@ import numpy as np
 import polars as pl
 
 from mmtwin import profiles
-from mmtwin.diagnose.advise.rules import Way
+from mmtwin.diagnose.advise.rules import Way, cache_flags
+from mmtwin.diagnose.advise.size_classes import Objects
 from mmtwin.errors import AllocationFailure, KernelBug, MmtwinError, ProfileError, SchedulingWhileAtomic, SleepingInAtomic
 from mmtwin.gfp import GFP
 from mmtwin.machine import GFP_BITS, Machine, boot
@@ -172,6 +174,22 @@ def fragment(machine: Machine) -> None:
         if pfn & 1:
             machine.free_pages(pfn, 0)
     machine.drain()
+
+
+def hold(objects: Objects, classes: Iterable[int], cpus: int) -> int:
+    """Bytes of slabs that these objects take on a freshly booted machine with a cache for each class and type, all on one CPU."""
+    machine = boot("linux-6.1", BOOTED_RAM, cpus, cmdline="slab_nomerge")
+    sizes = sorted(classes)
+    before = _slab_pages(machine)
+    for kind, counts in sorted(objects.counts.items()):
+        caches: dict[int, KmemCache] = {}
+        for size, number in counts.items():
+            c = sizes[bisect_left(sizes, size)]
+            if c not in caches:
+                caches[c] = machine.kmem_cache_create(f"advise-{kind}-{c}", c, 0, cache_flags(kind))
+            for _ in range(number):
+                machine.kmem_cache_alloc(caches[c])
+    return (_slab_pages(machine) - before) * PAGE_SIZE
 
 
 def exhaust(machine: Machine, gfp: int = 0) -> list[int]:
