@@ -412,7 +412,7 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
             keys = ["call_site"]
         case "function":
             unique = table["call_site"].unique()
-            functions = [_function(site_name(value, sites, symbols)) for value in unique]
+            functions = [_function(_site(value, sites, symbols)) for value in unique]
             numbers = {name: number for number, name in enumerate(dict.fromkeys(functions))}
             table = table.with_columns(
                 pl.col("call_site").replace_strict(unique, [numbers[name] for name in functions], return_dtype=pl.Int64).alias("function")
@@ -468,7 +468,7 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
     else:
         key = [value for (value,) in values]
         if by == "callsite":
-            texts = [site_name(value, sites, symbols) for value in key]
+            texts = [_site(value, sites, symbols) for value in key]
         elif by == "ptr":
             texts = [f"{value & (1 << 64) - 1:#x}" for value in key]
         elif by == "gfp":
@@ -477,7 +477,7 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
             texts = [gfp_names(value & 0xFFFF_FFFF) for value in key]
         else:
             texts = [str(value) for value in key]
-    last = [pl.Series("last_call_site", [site_name(value, sites, symbols) for value in grouped["last_call_site"]], dtype=pl.String)] if by == "ptr" else []
+    last = [pl.Series("last_call_site", [_site(value, sites, symbols) for value in grouped["last_call_site"]], dtype=pl.String)] if by == "ptr" else []
     columns = (
         "hits", "bytes_alloc", "bytes_req", "waste_bytes", "frag_percent", "pingpong", "freed", "reused", "failed", "live", "live_bytes", "live_bytes_requested",
         "lifetime_mean", "age_oldest", "age_youngest",
@@ -497,8 +497,7 @@ def call_sites(recording: Recording) -> dict[int, str]:
     return found
 
 
-def site_name(value: int, sites: Mapping[int, str], symbols: Symbols | None) -> str:
-    """A call site for people: as the trace text names it (`call_sites`), by a symbol, or its address."""
+def _site(value: int, sites: Mapping[int, str], symbols: Symbols | None) -> str:
     if value in sites:
         return sites[value]
     if value == 0:

@@ -16,7 +16,7 @@ import polars as pl
 
 from mmtwin.diagnose.advise.size_classes import Objects
 from mmtwin.diagnose.cache_names import with_caches
-from mmtwin.diagnose.stat import FAILED, FREED, LIVE, REUSED, ZERO_SIZE, SlabSummary, allocations, call_sites, reading_notes, site_name
+from mmtwin.diagnose.stat import FAILED, FREED, LIVE, REUSED, ZERO_SIZE, SlabSummary, _site, allocations, call_sites, reading_notes
 from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
 from mmtwin.gfp import GFP
@@ -187,7 +187,7 @@ def traffic(recording: Recording, symbols: Symbols | None = None) -> Traffic:
         peak, peak_bytes = peaks.get(key, (0, 0))
         found.append(
             Site(
-                key=key[0], name=site_name(key[0], names, symbols), kmalloc=key[1], cache=caches.get(key, {}), hits=row["hits"], failed=row["failed"],
+                key=key[0], name=_site(key[0], names, symbols), kmalloc=key[1], cache=caches.get(key, {}), hits=row["hits"], failed=row["failed"],
                 zero_size=row["zero_size"], bytes_req=row["bytes_req"], bytes_alloc=row["bytes_alloc"], sizes=sizes.get(key, {}), uses=uses[key],
                 freed=row["freed"], reused=row["reused"], live=row["live"], live_bytes=row["live_bytes"], peak=peak, peak_bytes=peak_bytes,
                 freed_by=by.get(key, {}), freed_in=where.get(key, {}), pids=row["pids"], cross_cpu=row["cross"], lifetime_mean=row["lifetime_mean"],

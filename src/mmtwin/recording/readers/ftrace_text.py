@@ -147,6 +147,8 @@ class _Text:
     written: int = 0
     cpus: int = 1
     sites: dict[str, int] = field(default_factory=dict)
+    in_task: dict[int, list[int]] = field(default_factory=dict)  # by call site: requests in task context, atomic ones, atomic ones that may sleep
+    depth_seen: bool = False
     gfp_numbers: bool = False
     unknown_gfp: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -154,8 +156,6 @@ class _Text:
     pointers: int = 0
     hashed: int = 0
     low: int = 0
-    in_task: dict[int, list[int]] = field(default_factory=dict)  # by call site: requests in task context, atomic ones, atomic ones that may sleep
-    depth_seen: bool = False
 
     def add(self, lines: list[str], first: int) -> None:
         """One block of lines, the first of which has the number `first`."""
@@ -341,9 +341,9 @@ class _Text:
         lost = max(self.lost, self.written - self.in_buffer)
         self._describe(events, lost)
         procfs = {"call_sites": "".join(f"{number} {symbol}\n" for symbol, number in self.sites.items())} if self.sites else {}
+        cpus = min(max(self.cpus, highest + 1), 8192)
         if self.depth_seen and any(requests > atomic for requests, atomic, _ in self.in_task.values()):  # else this kernel does not count, or counts the tracer
             procfs["in_task"] = "".join(f"{site} {' '.join(map(str, sums))}\n" for site, sums in self.in_task.items())
-        cpus = min(max(self.cpus, highest + 1), 8192)
         return Recording(Provenance(how="ftrace", workload_name=name, cpus=cpus, lost_events=lost, procfs=procfs, notes=self.notes), None, None, table)
 
     def _describe(self, events: int, lost: int) -> None:
