@@ -131,6 +131,12 @@ fi
 if wanted layouts "$@"; then
   "$here/layout.sh" "$here/module-build" "$root/tests/data/layouts.json.gz" "$here/kernel-6.1-686" "$here/kernel-6.1-686-pae" "$kernel" "$here/kernel-6.12"
 fi
+if wanted advise "$@"; then
+  "$here/advise.sh" "$here/module-build" "$root/tests/data" "$kernel"
+  "$mmtwin" record --vm "$kernel" --workload "$here/workloads/advise.sh" --mem 256M --slab --module "$here/module-build/$(cat "$kernel/release")/advise_probe.ko" \
+    -o "$root/tests/data/advise-640-256m-1cpu-slab.mmrec" --force
+fi
+
 if wanted alloc-cost "$@"; then "$here/alloc-cost.sh" "$here/module-build" "$root/tests/data/alloc-cost-6.1.json" "$kernel" "$here/kernel-6.1-686"; fi
 if wanted vmalloc-events "$@"; then
   scratch=$(mktemp -d)

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from mmtwin import __version__
 from mmtwin.cli import terminal
+from mmtwin.cli.advise import advise
 from mmtwin.cli.blame import blame
 from mmtwin.cli.claims import claims
 from mmtwin.cli.demo import demo
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "stat": stat,
     "explain": explain,
     "blame": blame,
+    "advise": advise,
     "report": report,
     "layout": layout,
     "claims": claims,

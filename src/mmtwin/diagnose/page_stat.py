@@ -21,7 +21,6 @@ import polars as pl
 from mmtwin.diagnose.stat import (
     StatResult,
     _function,
-    _site,
     call_sites,
     check_choice,
     check_raw_ip,
@@ -29,6 +28,7 @@ from mmtwin.diagnose.stat import (
     event_window,
     following,
     reading_notes,
+    site_name,
     sort_keys,
     sorted_rows,
     tasks_only,
@@ -240,7 +240,7 @@ def _grouped(table: pl.DataFrame, by: str, names: dict[int, str], sites: dict[in
     keys = {"kind": ["order", "migratetype", "gfp"], "migtype": ["migratetype"], "callsite": ["call_site"], "function": ["function"]}.get(by, [by])
     if by == "function":
         unique = table["call_site"].unique()
-        functions = pl.Series([_function(_site(value, sites, symbols)) for value in unique], dtype=pl.String)
+        functions = pl.Series([_function(site_name(value, sites, symbols)) for value in unique], dtype=pl.String)
         table = table.with_columns(pl.col("call_site").replace_strict(unique, functions, return_dtype=pl.String).alias("function"))
     is_live = pl.col("live_pages") > 0
     grouped = (
@@ -274,7 +274,7 @@ def _grouped(table: pl.DataFrame, by: str, names: dict[int, str], sites: dict[in
         case "gfp":
             texts = [_gfp(value) for value in key]
         case "callsite":
-            texts = [_site(value, sites, symbols) for value in key]
+            texts = [site_name(value, sites, symbols) for value in key]
         case _:
             texts = [str(value) for value in key]
     columns = ("hits", "failed", "pages", "bytes", "pages_freed", "pages_reused", "live", "live_pages", "live_bytes", "age_oldest", "age_youngest")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mmtwin.diagnose.cache_names import BULK, KMALLOCS
-from mmtwin.diagnose.stat import BULK_SITE, CACHE_ALLOCS, FREES, call_sites
+from mmtwin.diagnose.stat import CACHE_ALLOCS, FREES, call_sites, site_name
 from mmtwin.gfp import gfp_names
 from mmtwin.mm.slab_tables import SLAB_UNUSED
 from mmtwin.mm.tables import PG_BUDDY, PG_LRU, PG_MOVABLE, PG_PCP, PG_SLAB, pageblock_rows, pageblock_starts
@@ -332,14 +332,8 @@ def pins_in(
 
 def site_names(recording: Recording, symbols: Symbols | None = None) -> Callable[[int], str]:
     """How callers are named: as the trace text named them, else by symbols, else by their address."""
-    printed = call_sites(recording)
-
-    def name(site: int) -> str:
-        if site == 0 and not printed:
-            return BULK_SITE
-        return printed.get(site) or (symbols.resolve(site) if symbols else None) or f"{site & (1 << 64) - 1:#x}"
-
-    return name
+    known = call_sites(recording)
+    return lambda site: site_name(site, known, symbols)
 
 
 def function_of(site: str) -> str:

@@ -39,7 +39,7 @@ GROUPS: Mapping[str, str] = {
     "node": "Node",
 }  # fmt: skip
 """What objects can be added up by, and the heading of that column."""
-COLUMNS_BY = {"cache": ("gfp", "name"), "pid": ("pid",), "gfp": ("gfp",), "node": ("node",)}
+COLUMNS_BY = {"cache": ("gfp", "name"), "pid": ("pid",), "gfp": ("gfp",), "node": ("node",), "*": ("gfp", "name", "context", "pid")}
 SORT: Mapping[str, str] = {
     "bytes": "bytes_alloc", "requested": "bytes_req", "hit": "hits", "frag": "frag_percent", "waste": "waste_bytes", "pingpong": "pingpong",
     "live": "live_bytes", "reused": "reused", "failed": "failed", "lifetime": "lifetime_mean", "age": "age_oldest",
@@ -219,13 +219,32 @@ def by_cache_and_site(recording: Recording, symbols: Symbols | None = None) -> t
         .filter(pl.col("hits") > 0)
     )
     known = call_sites(recording)
-    sites = [_site(value, known, symbols) for value in sums["call_site"]]
+    sites = [site_name(value, known, symbols) for value in sums["call_site"]]
     return result, sums.select(
         pl.Series("cache", [cache_label(*row) for row in sums.select(keys).iter_rows()], dtype=pl.String),
         pl.Series("function", [_function(site) for site in sites], dtype=pl.String),
         pl.Series("site", sites, dtype=pl.String),
         "bytes", "live_bytes", "waste_bytes", "hits",
     )  # fmt: skip
+
+
+def allocations(recording: Recording) -> tuple[pl.DataFrame, SlabSummary]:
+    """Every allocation with how it ended, and the sums over them; for those who want more than sums.
+
+    Beside the events' own columns (time, cpu, kind, call_site, ptr, bytes_req, bytes_alloc, gfp, name, context, pid): ``fate`` (`LIVE` and so on), ``real``
+    (it got memory), ``row`` and ``then``, the positions among the recording's slab events of the allocation and of the event that ended it (-1: none), and
+    of that event ``then_kind``, ``then_cpu`` and ``then_context``.
+
+    :raises RequestError: no slab events were recorded.
+    """
+    events = _slab_events(recording, "*")
+    if not len(events):
+        raise RequestError("no slab events: no kmalloc, kfree or kmem_cache events were recorded; mmtwin record --slab adds them")
+    end = events["time"].max()
+    assert isinstance(end, int)
+    table, summary = _pair(events, np.ones(len(events), dtype=bool), end, _withheld(recording), tasks_only(recording))
+    ended = events.select(pl.col("kind").alias("then_kind"), pl.col("cpu").alias("then_cpu"), pl.col("context").alias("then_context"))
+    return pl.concat([table, ended[table["then"].to_numpy().clip(0)]], how="horizontal"), summary
 
 
 def leaks(recording: Recording, by: str = "callsite", *, window: tuple[int | None, int | None] = (None, None), symbols: Symbols | None = None) -> StatResult:
@@ -374,6 +393,8 @@ def _pair(events: pl.DataFrame, inside: Bool, end: int, withheld: bool, some_tas
         pl.Series("lifetime", lifetime),
         pl.Series("age", age),
         pl.Series("bulk", bulk[chosen]),
+        pl.Series("row", chosen),
+        pl.Series("then", then),
     )
     if "name" in events.columns:
         table = table.with_columns(_names(events["name"], table["name"], np.where(freed, then, -1)))
@@ -474,7 +495,7 @@ def _grouped(
             keys = ["call_site"]
         case "function":
             unique = table["call_site"].unique()
-            functions = [_function(_site(value, sites, symbols)) for value in unique]
+            functions = [_function(site_name(value, sites, symbols)) for value in unique]
             numbers = {name: number for number, name in enumerate(dict.fromkeys(functions))}
             table = table.with_columns(
                 pl.col("call_site").replace_strict(unique, [numbers[name] for name in functions], return_dtype=pl.Int64).alias("function")
@@ -530,7 +551,7 @@ def _grouped(
     else:
         key = [value for (value,) in values]
         if by == "callsite":
-            texts = [_site(value, sites, symbols) for value in key]
+            texts = [site_name(value, sites, symbols) for value in key]
         elif by == "ptr":
             texts = [f"{value & (1 << 64) - 1:#x}" for value in key]
         elif by == "gfp":
@@ -539,7 +560,7 @@ def _grouped(
             texts = [gfp_names(value & 0xFFFF_FFFF) for value in key]
         else:
             texts = [str(value) for value in key]
-    last = [pl.Series("last_call_site", [_site(value, sites, symbols) for value in grouped["last_call_site"]], dtype=pl.String)] if by == "ptr" else []
+    last = [pl.Series("last_call_site", [site_name(value, sites, symbols) for value in grouped["last_call_site"]], dtype=pl.String)] if by == "ptr" else []
     columns = (
         "hits", "bytes_alloc", "bytes_req", "waste_bytes", "frag_percent", "pingpong", "freed", "reused", "failed", "live", "live_bytes", "live_bytes_requested",
         "lifetime_mean", "age_oldest", "age_youngest",
@@ -577,7 +598,7 @@ def _numbered(text: str, base: int) -> dict[int, str]:
     return found
 
 
-def _site(value: int, sites: Mapping[int, str], symbols: Symbols | None) -> str:
+def site_name(value: int, sites: Mapping[int, str], symbols: Symbols | None) -> str:
     """What a call site is called: its symbol, else its address; 0, where nothing else is said of it, is a bulk allocation."""
     if value in sites:
         return sites[value]

@@ -157,6 +157,8 @@ class _Text:
     written: int = 0
     cpus: int = 1
     sites: dict[str, int] = field(default_factory=dict)
+    in_task: dict[int, list[int]] = field(default_factory=dict)  # by call site: requests in task context, atomic ones, atomic ones that may sleep
+    depth_seen: bool = False
     gfp_numbers: bool = False
     unknown_gfp: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -287,7 +289,7 @@ class _Text:
         if event == "mm_page_alloc":  # a failed request prints page frame 0, which is never handed out
             values["pfn"] = pl.when(values["pfn"] <= 0).then(-1).otherwise(values["pfn"])
         absent = {"pfn": -1, "order": -1, "migratetype": -1, "name": None}
-        columns = [pl.col("number"), pl.col("line")]
+        columns = [pl.col("number"), pl.col("line"), flags.alias("flags")]
         for column, dtype in EVENTS_SCHEMA.items():
             if column == "kind":
                 columns.append(pl.lit(event).cast(pl.Enum(KINDS)).alias(column))
@@ -307,7 +309,27 @@ class _Text:
             good = good & pl.col(column).is_between(-1 if may_lack else 0, high)
         for number, line in table.filter(~good).sort("number").select("number", "line").iter_rows():
             self._bad(number, line)
-        return table.filter(good).drop("line")
+        table = table.filter(good)
+        if "bytes_alloc" in raw:
+            self._atomic(table)
+        return table.drop("line", "flags")
+
+    def _atomic(self, table: pl.DataFrame) -> None:
+        """Counts the requests of tasks, and which of them came with preemption, interrupts or bottom halves off: no column of a recording says so.
+
+        The flags are irqs-off (d; b: bottom halves; D: both), need-resched, the context, and the preemption depth as a hexadecimal digit.
+        """
+        some = table.filter((pl.col("context") == 0) & (pl.col("flags").str.len_bytes() >= 4))
+        off = pl.col("flags").str.contains("^[dDbB]")
+        deep = pl.col("flags").str.contains("^...[1-9a-f]")
+        counted = some.group_by("call_site").agg(
+            pl.len(), (off | deep).sum().alias("atomic"), ((off | deep) & (pl.col("gfp") & 0x400 != 0)).sum().alias("may_sleep"), deep.any().alias("deep")
+        )
+        for site, requests, atomic, may_sleep, seen in counted.iter_rows():
+            sums = self.in_task.setdefault(site, [0, 0, 0])
+            for at, number in enumerate((requests, atomic, may_sleep)):
+                sums[at] += number
+            self.depth_seen |= seen
 
     def _translate(self, texts: pl.Series, rule: Callable[[str], int | None]) -> pl.Expr:
         """Few different texts occur, so each is looked at once."""
@@ -369,6 +391,8 @@ class _Text:
         self._describe(events, lost)
         procfs = {"call_sites": "".join(f"{number} {symbol}\n" for symbol, number in self.sites.items())} if self.sites else {}
         cpus = min(max(self.cpus, highest + 1), 8192)
+        if self.depth_seen and any(requests > atomic for requests, atomic, _ in self.in_task.values()):  # else this kernel does not count, or counts the tracer
+            procfs["in_task"] = "".join(f"{site} {' '.join(map(str, sums))}\n" for site, sums in self.in_task.items())
         return Recording(Provenance(how="ftrace", workload_name=name, cpus=cpus, lost_events=lost, procfs=procfs, notes=self.notes), None, None, table)
 
     def _describe(self, events: int, lost: int) -> None:
