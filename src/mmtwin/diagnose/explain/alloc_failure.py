@@ -29,7 +29,7 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
     page_kb = info.page_kb if info else 4
     match = ORDER.search(segment.said[:2000])
     order = int(match["old"] or match[1]) if match else None
-    request = request_of(segment, page_kb, order, flags_of(segment))
+    request = request_of(segment, page_kb, order, flags_of(segment), info is not None and info.page_known)
     stall = STALL.search(segment.text[:2000])
     title = f"page allocation {'stall' if stall else 'failure'}"
     if injected:
@@ -66,7 +66,7 @@ def headless(segment: Segment, slab: Segment) -> Report | None:
     fact, flags, info = slab_log.facts(slab), flags_of(slab), parse(segment.all, segment.turn)
     if fact is None or flags is None or info is None or not info.zones or segment.text.count("\n") > HEADLESS_LINES:
         return None
-    request = request_of(slab, info.page_kb, fact.min_order, flags)
+    request = request_of(slab, info.page_kb, fact.min_order, flags, info.page_known)
     request, verdict = judge(segment, info, request)
     why = f"The {fact.allocator} message after the dump says the request: cache {fact.cache}, order {fact.min_order} at least."
     missing = ("the failure's first lines: order and flags are those of the message after the dump", *verdict.missing)

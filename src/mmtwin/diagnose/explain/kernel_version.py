@@ -34,6 +34,9 @@ SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
 )
 """Text, the first and the last kernel series that prints it (README of the reports collected; one release more or less)."""
 
+BEFORE_2_6_28 = re.compile(r"\bActive:\d+\s+inactive:\d+\s+dirty:")
+"""The counters of kernels that had no lists of anonymous pages and of pages of files apart."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -94,6 +97,8 @@ def find_kernel(text: str, around: str = "") -> Kernel:
     for pattern, first, last in SIGNS:
         if re.search(pattern, text):
             low, high = max(low, first), min(high, last)
+    if BEFORE_2_6_28.search(text):
+        return Kernel("", (2, 6, 24), (2, 6), bits)
     return Kernel("", (low[0], low[1], 31 if low == (2, 6) else 0), max(low, high), bits)
 
 

@@ -59,6 +59,8 @@ class Stack:
         return any(re.search(pattern, frame) for frame in self.frames)
 
 
+LEFT_OVERS = 4
+"""Functions before the allocator's own are what an old unwinder found on the stack; if there are more, the stack has another beginning."""
 NONE = Stack((), "", "", "")
 
 
@@ -81,7 +83,9 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
     names = tuple(name for name, _ in frames)
     caller = module = ""
     path: list[str] = []
-    for name, owner in frames:
+    inside = [n for n, (name, _) in enumerate(frames) if INTERNAL.match(name) or INTERNAL.match(name.split(".")[0])]
+    junk = inside[0] if inside and inside[0] < LEFT_OVERS else 0
+    for name, owner in frames[junk:]:
         bare = name.split(".")[0]
         if not caller and (INTERNAL.match(name) or INTERNAL.match(bare)):
             continue

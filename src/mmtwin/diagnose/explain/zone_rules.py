@@ -155,6 +155,7 @@ def compiled_zones(info: MemInfo, version: tuple[int, int, int], bits: int = 0) 
             5 * ("Normal" not in chosen) + 4 * (movable and "Movable" not in chosen) + 2 * ("DMA32" in chosen and "HighMem" in chosen) + ("Device" in chosen)
         )
         wrong += 6 * ("HighMem" in chosen and bits == 64) + 6 * ("DMA32" in chosen and bits == 32)
+        wrong += 6 * ("HighMem" not in chosen and info.trailer.get("highmem", 0) > 0 and bits != 64 and "DMA32" not in seen)
         wrong += (
             3 * ("HighMem" in chosen and "HighMem" not in seen and bits != 32)
             + ("DMA32" in chosen and "DMA32" not in seen)
