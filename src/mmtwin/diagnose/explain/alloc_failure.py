@@ -16,6 +16,8 @@ ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})(?!\d)|\b(?P<old>\d{1,2})-order\b
 STALL = re.compile(r"stalls\s+for\s+(\d+)ms")
 HEADLESS_LINES = 60
 """A dump's lines, at most, before the message that follows it."""
+RECLAIM = ("try_to_free_pages", "do_try_to_free_pages", "__perform_reclaim", "__node_reclaim", "zone_reclaim", "balance_pgdat", "kswapd")
+"""Functions that run with PF_MEMALLOC set (gfp_pfmemalloc_allowed of mm/page_alloc.c); interrupts do not inherit it."""
 INTERRUPTS = ("softirq", "hard interrupt", "interrupt")
 
 
@@ -101,7 +103,8 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
             "evidence_missing", UNDECIDED, f"{name_of(request, True)} asked for {asked(request)} and was refused; which rule refused is not in the log.{extra}", tuple(why),
             missing=tuple(missing), remedies=(Remedy("look", "the lines from Mem-Info: on, after this message", "they hold each zone's free pages, watermarks and blocks"),),
         )  # fmt: skip
-    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits)
+    reclaiming = not oom and request.place not in INTERRUPTS and segment.stack.has(*RECLAIM)
+    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits, reclaiming)
     judged = page_verdict.judge_pages(ask, info, request, oom, constraint)
     request = replace(request, highest_zone=judged.highest, zones=judged.allowed)
     head = page_verdict.headline(judged, ask, info.page_kb)
@@ -121,6 +124,8 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     if segment.interleaved:
         missing.append("two dumps are in one another; the numbers were shared out in order, and may belong to the other one")
         certainty = PROBABLE if certainty == DECIDED else certainty
+    if ask.no_watermarks and reclaiming:
+        why.append("It was made while reclaiming memory (PF_MEMALLOC): watermarks do not hold for it, only what is free at all.")
     why += judged.notes
     use = memory_use(info)
     if judged.code in ("watermark", "really_empty", "lowmem_reserve") or oom:

@@ -38,10 +38,12 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
     mems = re.search(r"mems_allowed=\s*([\d,-]*\d)", segment.text)
     if order is not None and not 0 <= order <= MOST_ORDER:
         order = None
+    stack = segment.stack
+    known = stack.allocates or segment.kind not in ("page", "oom")
     return Request(
         segment.comm, int(who[2] or who[3]) if who else None, int(who[1]) if who and who[1] else None, order, (page_kb * 1024) << order if order is not None else None, None, flags,
-        nodes=nodes[1] if nodes else "", cpuset=cpuset[1] if cpuset else "", mems_allowed=mems[1] if mems else "", place=segment.stack.place, caller=segment.stack.caller,
-        module=segment.stack.module, path=segment.stack.path, page_known=page_known or SEVERAL_PAGE_SIZES.search(segment.text[:20_000]) is None,
+        nodes=nodes[1] if nodes else "", cpuset=cpuset[1] if cpuset else "", mems_allowed=mems[1] if mems else "", place=stack.place, caller=stack.caller if known else "",
+        module=stack.module if known else "", path=stack.path if known else (), page_known=page_known or SEVERAL_PAGE_SIZES.search(segment.text[:20_000]) is None,
     )  # fmt: skip
 
 

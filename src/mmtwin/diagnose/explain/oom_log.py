@@ -12,14 +12,14 @@ from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, UNDECIDED, Remedy, Report, Segment, Verdict, size
 
 CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
-OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+)")
+OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+?)(?=\s|$|\[\s*\d+\.\d+\])")
 NEW_LIMIT = re.compile(r"oom_memcg=([^,\s]+)")
 HOST = "host"
 """Alibaba's kernels name the whole machine so where others name a control group."""
 STATS = re.compile(r"[Mm]emory cgroup stats(?: for (/[^\s:]*(?::[^\s:]+)*))?:?(?=\s|$)")
 USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?\s+usage\s+(\d+)kB,\s+limit\s+(\d+)kB,\s+failcnt\s+(\d+)")
 KILLED = re.compile(
-    r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
+    r"(?:[Kk]ill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
 )
 TASK = re.compile(r"(?m)^\s*\[\s*(\d+)\]\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+((?:-?\d+\s+)*)(\S.*)$")
 SYSRQ = r"sysrq|SysRq|moom_callback"

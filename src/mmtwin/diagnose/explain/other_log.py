@@ -15,7 +15,7 @@ from mmtwin.diagnose.explain.oom_log import victim_of
 from mmtwin.diagnose.explain.stack import read_stack
 from mmtwin.diagnose.explain.zone_rules import Ask
 
-OOM_KILLED = re.compile(r"(?m)^.{0,40}\bOut of [Mm]emory: Kill")
+OOM_KILLED = re.compile(r"(?m)^.{0,40}\bOut of [Mm]emory: [Kk]ill")
 USER_PAGE = re.compile(
     r"_*handle_(?:pte_fault|mm_fault)|do_anonymous_page|do_(?:cow_|shared_|read_)?fault|__do_fault|do_wp_page|wp_page_copy|filemap_fault|_*do_page_cache_\w+"
 )

@@ -145,7 +145,7 @@ def _atomic_reserve(main: ZoneVerdict, page_kb: int) -> list[str]:
 
 def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: list[str], oom: bool) -> tuple[str, str]:
     passing = [z for z in eligible if z.rule == "passes"]
-    if all(z.free - z.cma <= 0 for z in eligible):
+    if all(z.free - z.cma <= 0 or (ask.no_watermarks and z.rule == "empty") for z in eligible):
         return "really_empty", DECIDED
     if passing:
         if oom and ask.version < (4, 9, 0) and len({z.zone.node for z in eligible}) > 1:

@@ -16,7 +16,7 @@ HEADERS = re.compile(
     r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
     r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
     r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
-    r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of [Mm]emory(?::\s+Kill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
+    r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of [Mm]emory(?::\s+[Kk]ill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
     r"|(?P<mem_info>\bMem-[Ii]nfo:)"
     r"|(?P<zone>\b(?:DMA32|DMA|Normal|HighMem|Movable)\s+free:\s*\d+\s*kB\s+(?:boost|min):)"
     r"|(?P<slab>\bSL[AU]B:\s+Unable\s+to\s+allocate\s+memory\s+on)"

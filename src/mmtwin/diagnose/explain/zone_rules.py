@@ -101,12 +101,16 @@ class ZoneVerdict:
 
 @dataclass(frozen=True)
 class Ask:
-    """What the tests need to know of a request."""
+    """What the tests need to know of a request.
+
+    :ivar reclaiming: the process that asks is freeing memory just then (PF_MEMALLOC): all of it is open to it.
+    """
 
     order: int
     flags: Flags
     version: tuple[int, int, int]
     bits: int = 0
+    reclaiming: bool = False
 
     @property
     def movable(self) -> bool:
@@ -129,7 +133,7 @@ class Ask:
 
     @property
     def no_watermarks(self) -> bool:
-        return "MEMALLOC" in self.flags and "NOMEMALLOC" not in self.flags
+        return ("MEMALLOC" in self.flags or self.reclaiming) and "NOMEMALLOC" not in self.flags
 
 
 def compiled_zones(info: MemInfo, version: tuple[int, int, int], bits: int = 0) -> tuple[str, ...]:
@@ -224,7 +228,7 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
     passes = usable > least + reserve or ask.no_watermarks
     if boost:
         need = need.replace(f"min {mark}", f"min {mark} ({boost} of it boost)", 1)
-    steps.append(f"free pages: {text} {'>' if usable > least + reserve else '<='} {need}: {_by(passes, margin, ask.no_watermarks)}")
+    steps.append(f"free pages: {text} {'>' if usable > least + reserve else '<='} {need}: {_by(passes, margin, ask)}")
     fitting, types, usable_blocks = _blocks(zone, ask, page_kb)
     if order and zone.blocks is None:
         missing.append("the free list is not in the log")
@@ -256,6 +260,8 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
             rule = "per_order_watermark"
         elif usable_blocks is False:
             rule = "cma_only" if "C" in types else "highatomic_only" if "H" in types else "isolated_only"
+    elif ask.no_watermarks and (free <= 0 or (zone.blocks is not None and not zone.listed_kb)):
+        rule = "empty"
     elif fitting and usable_blocks is False and not ask.no_watermarks:
         rule = "cma_only" if "C" in types else "highatomic_only" if "H" in types else "isolated_only"
     if zone.blocks is not None and (order or rule in ("cma_only", "highatomic_only", "isolated_only")):
@@ -288,9 +294,9 @@ def _marks(mark: int, least: int, ask: Ask) -> str:
     return f"min {mark} -> {half} (__GFP_HIGH)" + (f" -> {least} (cannot wait)" if least != half else "")
 
 
-def _by(passes: bool, margin: int, no_watermarks: bool) -> str:
-    if no_watermarks:
-        return "does not matter, __GFP_MEMALLOC ignores watermarks"
+def _by(passes: bool, margin: int, ask: Ask) -> str:
+    if ask.no_watermarks:
+        return f"does not matter, {'reclaim (PF_MEMALLOC)' if ask.reclaiming else '__GFP_MEMALLOC'} ignores watermarks"
     return f"passes by {margin}" if passes else f"refused by {-margin}" if margin else "refused (equal is not enough)"
 
 
