@@ -34,8 +34,8 @@ SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
 )
 """Text, the first and the last kernel series that prints it (README of the reports collected; one release more or less)."""
 
-BEFORE_2_6_28 = re.compile(r"\bActive:\d+\s+inactive:\d+\s+dirty:")
-"""The counters of kernels that had no lists of anonymous pages and of pages of files apart."""
+BEFORE_2_6_28 = re.compile(r"\bActive:\d+\s+inactive:\d+\s+dirty:|<[0-9a-f]{16}>\{\w+\+\d+\}")
+"""The counters of kernels that had no lists of anonymous pages and of pages of files apart, and the first stacks of x86-64."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,6 @@ def _by_flags(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def find_bits(text: str) -> int:
     """32 or 64, by the addresses and the release; 0 if the text shows neither."""
-    if re.search(r"x86_64|amd64|aarch64|arm64|ppc64|\[<?[0-9a-f]{16}>?\]|\bRIP:|\bR(?:AX|SP):", text):
+    if re.search(r"x86_64|amd64|aarch64|arm64|ppc64|\[<?[0-9a-f]{16}>?\]|<[0-9a-f]{16}>\{|\bRIP:|\bR(?:AX|SP):", text):
         return 64
     return 32 if re.search(r"\[<?[0-9a-f]{8}>?\]\s|\bE(?:IP|AX):|i[3-6]86", text) else 0

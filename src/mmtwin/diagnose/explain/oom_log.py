@@ -9,7 +9,7 @@ from mmtwin.diagnose.explain.alloc_failure import ORDER, judge
 from mmtwin.diagnose.explain.common import asked, flags_of, request_of
 from mmtwin.diagnose.explain.mem_info import parse
 from mmtwin.diagnose.explain.memory_use import memory_use
-from mmtwin.diagnose.explain.model import DECIDED, UNDECIDED, Remedy, Report, Segment, Verdict, size
+from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
 
 CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
 OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+?)(?=\s|$|\[\s*\d+\.\d+\])")
@@ -22,6 +22,8 @@ KILLED = re.compile(
     r"(?:[Kk]ill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
 )
 TASK = re.compile(r"(?m)^\s*\[\s*(\d+)\]\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+((?:-?\d+\s+)*)(\S.*)$")
+NO_ORDER = re.compile(r"(?m)oom-killer:\s+gfp_mask=0x[0-9a-f]+[ \t]*$")
+"""The whole line of kernels before 2.6.17."""
 SYSRQ = r"sysrq|SysRq|moom_callback"
 UNLIMITED_KB = 1 << 50
 
@@ -59,8 +61,15 @@ def read(segment: Segment) -> Report:
             missing=("which request failed, and where: a control group at its limit, or an architecture's own allocation",),
             remedies=(Remedy("look", "memory.events of the process's control group", "counts its failures at the limit"),),
         )  # fmt: skip
+        request = replace(request, order=None, bytes=None, flags=None)
     else:
+        assumed = number is None and NO_ORDER.search(text[:2000]) is not None
+        if assumed:
+            request = replace(request, order=0, bytes=page_kb * 1024)
         request, verdict = judge(segment, info, request, True, kind)
+        if assumed:
+            note = "the order: kernels before 2.6.17 do not print it; judged as a single page, the commonest"
+            verdict = replace(verdict, certainty=PROBABLE if verdict.certainty == DECIDED else verdict.certainty, missing=(note, *verdict.missing))
         if kind == "CONSTRAINT_CPUSET" and request.mems_allowed and verdict.code != "zone_eligibility":
             verdict = replace(
                 verdict, why=(f"The cpuset allows node {request.mems_allowed} only; what is free on other nodes is out of its reach, and is not printed.", *verdict.why),
