@@ -104,7 +104,7 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
             missing=tuple(missing), remedies=(Remedy("look", "the lines from Mem-Info: on, after this message", "they hold each zone's free pages, watermarks and blocks"),),
         )  # fmt: skip
     reclaiming = not oom and request.place not in INTERRUPTS and segment.stack.has(*RECLAIM)
-    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits, reclaiming)
+    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits, reclaiming=reclaiming)
     judged = page_verdict.judge_pages(ask, info, request, oom, constraint)
     request = replace(request, highest_zone=judged.highest, zones=judged.allowed)
     head = page_verdict.headline(judged, ask, info.page_kb)
