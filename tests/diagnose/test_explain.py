@@ -68,6 +68,16 @@ EXPECTED: dict[str, list[tuple[str, str, dict[str, tuple[str, int]]]]] = {
     "q13": [("order_too_large", "decided", {})],
     "q14": [("watermark", "decided", {"DMA32": ("watermark", -21)})],
     "q15": [("watermark", "probable", {"Normal": ("watermark", -915)})],
+    "q16": [("highatomic_only", "decided", {"DMA": ("lowmem_reserve", -28898), "DMA32": ("no_block", 388), "Normal": ("highatomic_only", -144)})],
+    "q17": [
+        ("watermark", "undecided", {"DMA": ("lowmem_reserve", -1), "DMA32": ("watermark", 0)}),
+        ("evidence_missing", "undecided", {}),
+        ("really_empty", "decided", {"DMA": ("empty", -1735), "DMA32": ("empty", -650)}),
+        ("evidence_missing", "undecided", {}),
+    ],
+    "q18": [("zone_eligibility", "decided", {"DMA": ("empty", -63), "DMA32": ("not_eligible", 0), "Normal": ("not_eligible", 0)})],
+    "q19": [("watermark", "undecided", {"Normal": ("lowmem_reserve", -8), "HighMem": ("watermark", -8)})],
+    "q20": [("no_block", "probable", {"DMA": ("no_block", 4509), "DMA32": ("empty", -511), "Normal": ("empty", -511), "HighMem": ("not_eligible", 0)})],
 }
 
 
@@ -112,6 +122,51 @@ def test_details() -> None:
     q15 = explain_log(log("q15")).main
     assert q15.request is not None
     assert (q15.request.order, q15.verdict.headline[:9]) == (0, "A process")
+    q17 = explain_log(log("q17")).reports[2]
+    assert q17.request is not None
+    assert q17.request.caller == "wb_start_writeback"
+    assert any("PF_MEMALLOC" in line for line in q17.verdict.why)
+    q20 = explain_log(log("q20")).main.request
+    assert q20 is not None
+    assert q20.caller == ""  # what the old unwinder found on the stack has no allocator in it
+
+
+CUT = (
+    "Mem-Info:\n"
+    + "Node 0 Normal free:8000kB min:{min}kB low:9000kB high:9500kB reserved_highatomic:0KB present:4194304kB managed:4000000kB\nlowmem_reserve[]: 0 0\n"
+)
+
+
+def test_side_sentences() -> None:
+    """What stands beside the verdict: callers, flags, victims and page sizes that were once wrong."""
+    size = explain_text(
+        "x: page allocation failure: order:5, mode:0xcc0(GFP_KERNEL), nodemask=(null)\nHardware name: Apple Mac mini (M1, 2020) (DT)\nCall trace:\n f+0x1/0x2\n"
+    ).main
+    assert size.request is not None
+    assert size.request.to_dict()["page_size_known"] is False
+    assert "if a page has 4 k" in text(explain_text("x: page allocation failure: order:5, mode:0xcc0(GFP_KERNEL)\nCPU: 1 PID: 1 Comm: x 6.1.0 #1 aarch64\n"))
+    killed = explain_text("Out of memory: kill process 100 (bash) score 9 or a child\nKilled process 101 (mc)\n")
+    assert "killed mc (pid 101)" in text(killed)
+    assert "bash" not in text(killed)
+    held = "BUG: sleeping function called from invalid context at mm/x.c:48\nin_atomic(): 1, irqs_disabled(): 0, pid: 7, name: dd\n1 lock held by dd/7:\n #0: ffff8000 (sb){.+.+}, at: path_openat+0x7d8/0xb00\n"
+    assert explain_text(held).main.request.caller == ""  # type: ignore[union-attr]
+    group = explain_text(
+        "x invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0\nmemory: usage 1000kB, limit 1000kB, failcnt 9\nMemory cgroup stats for /a/b:\nMemory cgroup out of memory: Killed process 1 (x)\n"
+    )
+    assert "/a/b" in text(group)
+    near = explain_text(CUT.format(min=7000))
+    assert "last attempt before killing" not in text(near)
+    old = explain_text("oom-killer: gfp_mask=0xd2\n" + CUT.format(min=8004).split("\n", 1)[1])
+    assert (old.main.verdict.code, old.main.verdict.certainty) == ("watermark", "probable")
+    assert any("2.6.17" in line for line in old.main.verdict.missing)
+    first_x86_64 = "sort: page allocation failure. order:1, mode:0x20\nCall Trace:<ffffffff8014e5f0>{__alloc_pages+816} <ffffffff801521c6>{__kmalloc+102}\n <ffffffff801b44f6>{get_mem_for_node+102}\n"
+    assert explain_text(first_x86_64).main.request.caller == "get_mem_for_node"  # type: ignore[union-attr]
+    fault = explain_text("x invoked oom-killer: gfp_mask=0x0(), nodemask=(null), order=0, oom_score_adj=0\n")
+    assert "cannot wait" not in text(fault)
+    late = explain_text(
+        "BUG: KFENCE: memory corruption in kfree+0x29d/0x2c0\nCorrupted memory at 0xffffffffb18c4ff9 [ 0xac . . ]:\n kfree+0x29d/0x2c0\n test_free+0x22/0x30\n"
+    )
+    assert "size in kfree" not in text(late)
 
 
 def test_real_slub_reports() -> None:
@@ -300,7 +355,8 @@ def test_every_kind_of_report_is_found_in_a_long_log() -> None:
         "WARNING: CPU: 1 PID: 98 at mm/page_alloc.c:5634 __alloc_pages+0x2a9/0x330", "kernel BUG at mm/slub.c:419!", "BUG: scheduling while atomic: a/8/0x00010003",
         "usercopy: Kernel memory exposure attempt detected from SLUB object 'x' (offset 0, size 9)!", "slab error in verify_redzone_free(): cache `x': double free detected",
         "alloc_contig_range: [10000, 10010) PFNs busy", "percpu: allocation failed, size=64 align=8 atomic=0, failed to allocate new chunk", "FAULT_INJECTION: forcing a failure.",
-        "vmap allocation for size 20480 failed: use vmalloc=<size> to increase size", "Out of Memory: Killed process 12 (x).", "__alloc_pages: 2-order allocation failed (gfp=0x20/0)",
+        "vmap allocation for size 20480 failed: use vmalloc=<size> to increase size", "Out of Memory: Killed process 12 (x).", "XFS: x(9) possible memory allocation deadlock size 65552 in kmem_alloc (mode:0x2400240)",
+        "__alloc_pages: 2-order allocation failed (gfp=0x20/0)",
     ):  # fmt: skip
         line = head.encode() + b"\n"
         assert [(code, at) for code, _, at in first_lines(NOISE + line + NOISE)] == [(code, 20_001) for code, _, _ in first_lines(line)], head

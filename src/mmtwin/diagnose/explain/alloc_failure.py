@@ -16,6 +16,8 @@ ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})(?!\d)|\b(?P<old>\d{1,2})-order\b
 STALL = re.compile(r"stalls\s+for\s+(\d+)ms")
 HEADLESS_LINES = 60
 """A dump's lines, at most, before the message that follows it."""
+RECLAIM = ("try_to_free_pages", "do_try_to_free_pages", "__perform_reclaim", "__node_reclaim", "zone_reclaim", "balance_pgdat", "kswapd")
+"""Functions that run with PF_MEMALLOC set (gfp_pfmemalloc_allowed of mm/page_alloc.c); interrupts do not inherit it."""
 INTERRUPTS = ("softirq", "hard interrupt", "interrupt")
 
 
@@ -29,7 +31,7 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
     page_kb = info.page_kb if info else 4
     match = ORDER.search(segment.said[:2000])
     order = int(match["old"] or match[1]) if match else None
-    request = request_of(segment, page_kb, order, flags_of(segment))
+    request = request_of(segment, page_kb, order, flags_of(segment), info is not None and info.page_known)
     stall = STALL.search(segment.text[:2000])
     title = f"page allocation {'stall' if stall else 'failure'}"
     if injected:
@@ -66,7 +68,7 @@ def headless(segment: Segment, slab: Segment) -> Report | None:
     fact, flags, info = slab_log.facts(slab), flags_of(slab), parse(segment.all, segment.turn)
     if fact is None or flags is None or info is None or not info.zones or segment.text.count("\n") > HEADLESS_LINES:
         return None
-    request = request_of(slab, info.page_kb, fact.min_order, flags)
+    request = request_of(slab, info.page_kb, fact.min_order, flags, info.page_known)
     request, verdict = judge(segment, info, request)
     why = f"The {fact.allocator} message after the dump says the request: cache {fact.cache}, order {fact.min_order} at least."
     missing = ("the failure's first lines: order and flags are those of the message after the dump", *verdict.missing)
@@ -101,7 +103,8 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
             "evidence_missing", UNDECIDED, f"{name_of(request, True)} asked for {asked(request)} and was refused; which rule refused is not in the log.{extra}", tuple(why),
             missing=tuple(missing), remedies=(Remedy("look", "the lines from Mem-Info: on, after this message", "they hold each zone's free pages, watermarks and blocks"),),
         )  # fmt: skip
-    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits)
+    reclaiming = not oom and request.place not in INTERRUPTS and segment.stack.has(*RECLAIM)
+    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits, reclaiming=reclaiming)
     judged = page_verdict.judge_pages(ask, info, request, oom, constraint)
     request = replace(request, highest_zone=judged.highest, zones=judged.allowed)
     head = page_verdict.headline(judged, ask, info.page_kb)
@@ -121,6 +124,8 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     if segment.interleaved:
         missing.append("two dumps are in one another; the numbers were shared out in order, and may belong to the other one")
         certainty = PROBABLE if certainty == DECIDED else certainty
+    if ask.no_watermarks and reclaiming:
+        why.append("It was made while reclaiming memory (PF_MEMALLOC): watermarks do not hold for it, only what is free at all.")
     why += judged.notes
     use = memory_use(info)
     if judged.code in ("watermark", "really_empty", "lowmem_reserve") or oom:

@@ -11,6 +11,10 @@ WHO = re.compile(r"CPU:\s*(\d+)\s+(?:UID:\s*\d+\s+)?PID:\s*(\d+)|\b[Pp]id:\s*(\d
 MODE = re.compile(r"(?:mode:|gfp_mask=|gfp=)\s*(0x[0-9a-fA-F]{1,16}|0x[0-9a-fA-F]*\*+)\s*(?:\(([\w|\s]{0,400}?)\))?(?=[\s,)/]|$|order)")
 """Some services put asterisks for digits; the names must do then."""
 MOST_ORDER = 60
+SEVERAL_PAGE_SIZES = re.compile(
+    r"\bCall trace:|aarch64|arm64|\bel[01]t?_\w+\+0x|powerpc|ppc64|\[c0000000[0-9a-f]{8}\]|\bNIP\b|\[<?a00000010[0-9a-f]{7}>?\]|ia64_\w+\+|\bTPC:|sparc64|loongarch|mips64"
+)
+"""What only reports of architectures have that can be built with other pages than of 4 kB."""
 
 
 def flags_of(segment: Segment, text: str | None = None) -> Flags | None:
@@ -22,8 +26,11 @@ def flags_of(segment: Segment, text: str | None = None) -> Flags | None:
     return decode(value, re.sub(r"\s+", "", match[2] or ""), segment.kernel.version, segment.kernel.known)
 
 
-def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags | None) -> Request:
-    """Who asked for what."""
+def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags | None, page_known: bool = False) -> Request:
+    """Who asked for what.
+
+    :param page_known: the log shows that pages are of `page_kb`.
+    """
     head = segment.text[:3000]
     who = WHO.search(segment.text[:8000])
     nodes = re.search(r"nodemask=\s*(\(null\)|[\d,-]+?)(?=[,\s]*(?:cpuset|order|oom_score|mems|global|task|$|\s))", head)
@@ -31,10 +38,12 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
     mems = re.search(r"mems_allowed=\s*([\d,-]*\d)", segment.text)
     if order is not None and not 0 <= order <= MOST_ORDER:
         order = None
+    stack = segment.stack
+    known = stack.allocates or segment.kind not in ("page", "oom")
     return Request(
         segment.comm, int(who[2] or who[3]) if who else None, int(who[1]) if who and who[1] else None, order, (page_kb * 1024) << order if order is not None else None, None, flags,
-        nodes=nodes[1] if nodes else "", cpuset=cpuset[1] if cpuset else "", mems_allowed=mems[1] if mems else "", place=segment.stack.place, caller=segment.stack.caller,
-        module=segment.stack.module, path=segment.stack.path,
+        nodes=nodes[1] if nodes else "", cpuset=cpuset[1] if cpuset else "", mems_allowed=mems[1] if mems else "", place=stack.place, caller=stack.caller if known else "",
+        module=stack.module if known else "", path=stack.path if known else (), page_known=page_known or SEVERAL_PAGE_SIZES.search(segment.text[:20_000]) is None,
     )  # fmt: skip
 
 
@@ -48,4 +57,7 @@ def asked(request: Request) -> str:
     flags = f", {request.flags.names}" if request.flags is not None and request.flags.value >= 0 else ""
     if request.order is None or request.bytes is None:
         return f"memory (the order is not in the log{flags})"
-    return f"{size(request.bytes)}{' in one piece' if request.order else ''} (order {request.order}{flags})"
+    piece = " in one piece" if request.order else ""
+    if not request.page_known:
+        return f"{1 << request.order} page{'s' * (request.order > 0)}{piece} (order {request.order}{flags}; {size(request.bytes)} if a page has {size(request.bytes >> request.order)})"
+    return f"{size(request.bytes)}{piece} (order {request.order}{flags})"

@@ -49,17 +49,18 @@ def read(segment: Segment) -> Report:
         reasons.append("it is inside rcu_read_lock()")
     where = f" in a {request.place}" if request.place in ("softirq", "hard interrupt", "interrupt") else ""
     caller = request.caller or "the caller"
+    first = request.caller or "The caller"
     if scheduling:
         head = f"{scheduling[1]} (pid {scheduling[2]}) went to sleep where that is forbidden{where}."
         if allocates:
-            head += f" {caller} allocated with a GFP flag that may sleep (GFP_KERNEL or its like)."
+            head += f" {first} allocated with a GFP flag that may sleep (GFP_KERNEL or its like)."
         details["preempt_count"] = int(scheduling[3], 16)
     elif allocates:
-        head = f"{caller} allocated with a GFP flag that may sleep (GFP_KERNEL or its like){where}, where sleeping is forbidden."
+        head = f"{first} allocated with a GFP flag that may sleep (GFP_KERNEL or its like){where}, where sleeping is forbidden."
     elif frees:
-        head = f"{caller} freed virtually contiguous memory{where}, where sleeping is forbidden: vfree and vunmap may sleep."
+        head = f"{first} freed virtually contiguous memory{where}, where sleeping is forbidden: vfree and vunmap may sleep."
     else:
-        head = f"{caller} called a function that may sleep ({file}){where}, where sleeping is forbidden."
+        head = f"{first} called a function that may sleep ({file}){where}, where sleeping is forbidden."
     why = [f"Forbidden because {' and '.join(reasons)}." if reasons else "Which lock or section forbids it is not in the report.",
            "Nothing was refused: the check (CONFIG_DEBUG_ATOMIC_SLEEP) warns, and the call went on. The state of memory does not matter."]  # fmt: skip
     if request.path:

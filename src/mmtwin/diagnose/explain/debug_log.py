@@ -215,14 +215,18 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
     fix = {
         "use_after_free": ("keep a reference while it is used, or stop the users before the free", "the access no longer meets freed memory"),
         "out_of_bounds": ("check the length or index against the object's size", "the access stays inside"),
-    }.get(code, ("see the access and the two stacks above", "they name the places that do not agree"))
+    }
+    if tool == "KFENCE" and message == "memory corruption":  # `function` is where it was noticed, when the object was freed
+        function = ""
+        fix["out_of_bounds"] = ("find who wrote beside the object, from its allocation to this free", "the free only found the damage")
+    remedy = fix.get(code, ("see the access and the two stacks above", "they name the places that do not agree"))
     verdict = Verdict(
         code,
         DECIDED if head and not invalid else PROBABLE,
         said + " Nothing was refused; this is a bug in the code that made the access.",
         tuple(why),
         missing=("which mistake: KFENCE knows no object at that address; the pointer is wild, or far from its object",) if invalid else (),
-        remedies=(Remedy("caller", f"{fix[0]}{f' in {function}' if function else ''}", fix[1]),),
+        remedies=(Remedy("caller", f"{remedy[0]}{f' in {function}' if function else ''}", remedy[1]),),
         details=details,
     )
     return verdict, f"{tool} report"

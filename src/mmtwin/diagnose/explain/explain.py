@@ -149,6 +149,8 @@ def read(segment: Segment) -> Report:
             return dma_log.read(segment)
         case "percpu":
             return other_log.percpu(segment)
+        case "deadlock":
+            return other_log.deadlock(segment)
         case "fault":
             return other_log.fault(segment)
     return other_log.mem_info(segment)

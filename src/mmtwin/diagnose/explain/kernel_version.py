@@ -34,6 +34,9 @@ SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
 )
 """Text, the first and the last kernel series that prints it (README of the reports collected; one release more or less)."""
 
+BEFORE_2_6_28 = re.compile(r"\bActive:\d+\s+inactive:\d+\s+dirty:|<[0-9a-f]{16}>\{\w+\+\d+\}")
+"""The counters of kernels that had no lists of anonymous pages and of pages of files apart, and the first stacks of x86-64."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -94,6 +97,8 @@ def find_kernel(text: str, around: str = "") -> Kernel:
     for pattern, first, last in SIGNS:
         if re.search(pattern, text):
             low, high = max(low, first), min(high, last)
+    if BEFORE_2_6_28.search(text):
+        return Kernel("", (2, 6, 24), (2, 6), bits)
     return Kernel("", (low[0], low[1], 31 if low == (2, 6) else 0), max(low, high), bits)
 
 
@@ -117,6 +122,6 @@ def _by_flags(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def find_bits(text: str) -> int:
     """32 or 64, by the addresses and the release; 0 if the text shows neither."""
-    if re.search(r"x86_64|amd64|aarch64|arm64|ppc64|\[<?[0-9a-f]{16}>?\]|\bRIP:|\bR(?:AX|SP):", text):
+    if re.search(r"x86_64|amd64|aarch64|arm64|ppc64|\[<?[0-9a-f]{16}>?\]|<[0-9a-f]{16}>\{|\bRIP:|\bR(?:AX|SP):", text):
         return 64
     return 32 if re.search(r"\[<?[0-9a-f]{8}>?\]\s|\bE(?:IP|AX):|i[3-6]86", text) else 0

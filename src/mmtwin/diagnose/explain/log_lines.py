@@ -86,7 +86,7 @@ def read_lines(data: bytes, before: int = 0) -> list[Line]:
 def join_wrapped(lines: list[Line]) -> list[Line]:
     """Puts what follows without decoration behind the line it belongs to, where the others have some: mail programs wrap, and printk's continuations come bare."""
     full = [line for line in lines if line.text]
-    if 2 * sum(line.decorated for line in full) <= len(full):
+    if 5 * sum(line.decorated for line in full) <= 2 * len(full):
         return lines
     joined: list[Line] = []
     for line in lines:

@@ -8,7 +8,7 @@ from mmtwin.diagnose.explain.mem_info import MemInfo
 from mmtwin.diagnose.explain.model import size
 
 NAMES = {
-    "anonymous": "memory of processes", "file": "file cache", "shmem": "shared memory and tmpfs", "slab_unreclaimable": "unreclaimable slab", "slab_reclaimable": "reclaimable slab", "slab": "slab (old kernels print one number, reclaimable or not)",
+    "anonymous": "memory of processes", "file": "file cache", "shmem": "shared memory and tmpfs", "slab_unreclaimable": "unreclaimable slab", "slab_reclaimable": "reclaimable slab", "lists": "memory of processes and file cache (old kernels print one number)", "slab": "slab (old kernels print one number, reclaimable or not)",
     "pagetables": "page tables", "unevictable": "unevictable", "unaccounted": "not in any counter (drivers, hugetlb pages, balloons, per-CPU)",
 }  # fmt: skip
 
@@ -31,6 +31,7 @@ def memory_use(info: MemInfo) -> MemoryUse:
     pages = {
         "anonymous": anon, "file": file, "shmem": c.get("shmem", 0), "slab_unreclaimable": c.get("slab_unreclaimable", 0),
         "slab_reclaimable": c.get("slab_reclaimable", 0), "slab": c.get("slab", 0), "pagetables": c.get("pagetables", 0), "unevictable": c.get("unevictable", 0),
+        "lists": 0 if "active_anon" in c else c.get("active", 0) + c.get("inactive", 0),
     }  # fmt: skip
     said: list[str] = []
     ram = t.get("ram", 0) - t.get("reserved", 0)

@@ -97,6 +97,7 @@ class Request:
     :ivar bytes: of the blocks asked for; `asked_bytes` what the caller wanted, where known.
     :ivar highest_zone: the highest zone it may use, and `zones` all of them, in the order of the kernel's search.
     :ivar place: "softirq", "system call", ...
+    :ivar page_known: whether the size of a page is certain; if not, `bytes` is for pages of 4 kB.
     """
 
     comm: str = ""
@@ -115,6 +116,7 @@ class Request:
     caller: str = ""
     module: str = ""
     path: tuple[str, ...] = ()
+    page_known: bool = True
 
     @property
     def may_sleep(self) -> bool | None:
@@ -130,6 +132,7 @@ class Request:
             "gfp_version": flags.era if flags else "", "gfp_agrees": flags.agree if flags else None, "gfp_note": flags.note if flags else "",
             "flags": sorted(flags.flags) if flags else [], "may_sleep": self.may_sleep, "highest_zone": self.highest_zone, "zones": list(self.zones), "nodemask": self.nodes,
             "cpuset": self.cpuset, "mems_allowed": self.mems_allowed, "context": self.place, "caller": self.caller, "module": self.module, "path": list(self.path),
+            "page_size_known": self.page_known,
         }  # fmt: skip
 
 

@@ -9,18 +9,21 @@ from mmtwin.diagnose.explain.alloc_failure import ORDER, judge
 from mmtwin.diagnose.explain.common import asked, flags_of, request_of
 from mmtwin.diagnose.explain.mem_info import parse
 from mmtwin.diagnose.explain.memory_use import memory_use
-from mmtwin.diagnose.explain.model import DECIDED, UNDECIDED, Remedy, Report, Segment, Verdict, size
+from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
 
 CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
-OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+)")
+OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+?)(?=\s|$|\[\s*\d+\.\d+\])")
 NEW_LIMIT = re.compile(r"oom_memcg=([^,\s]+)")
 HOST = "host"
 """Alibaba's kernels name the whole machine so where others name a control group."""
+STATS = re.compile(r"[Mm]emory cgroup stats(?: for (/[^\s:]*(?::[^\s:]+)*))?:?(?=\s|$)")
 USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?\s+usage\s+(\d+)kB,\s+limit\s+(\d+)kB,\s+failcnt\s+(\d+)")
 KILLED = re.compile(
-    r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
+    r"(?:[Kk]ill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
 )
 TASK = re.compile(r"(?m)^\s*\[\s*(\d+)\]\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+((?:-?\d+\s+)*)(\S.*)$")
+NO_ORDER = re.compile(r"(?m)oom-killer:\s+gfp_mask=0x[0-9a-f]+[ \t]*$")
+"""The whole line of kernels before 2.6.17."""
 SYSRQ = r"sysrq|SysRq|moom_callback"
 UNLIMITED_KB = 1 << 50
 
@@ -32,7 +35,7 @@ def read(segment: Segment) -> Report:
     page_kb = info.page_kb if info else 4
     order = ORDER.search(segment.said[:2000]) if segment.kind == "oom" else None
     number = int(order["old"] or order[1]) if order else None
-    request = request_of(segment, page_kb, number, flags_of(segment) if segment.kind == "oom" else None)
+    request = request_of(segment, page_kb, number, flags_of(segment) if segment.kind == "oom" else None, info is not None and info.page_known)
     constraint = CONSTRAINT.search(text)
     kind = constraint[1] if constraint else ""
     verdict: Verdict
@@ -48,7 +51,7 @@ def read(segment: Segment) -> Report:
         verdict = Verdict("manual_oom", DECIDED, "Nothing was refused: somebody asked for the OOM killer by hand (SysRq f, order -1).")
     elif segment.kind == "killed":
         verdict = Verdict(
-            "evidence_missing", UNDECIDED, f"{_victim(text)}The machine ran out of memory; the report that would say which request and which zone is not in the log.",
+            "evidence_missing", UNDECIDED, f"{victim_of(text)}The machine ran out of memory; the report that would say which request and which zone is not in the log.",
             missing=("the lines from 'invoked oom-killer' to the task table",), remedies=(Remedy("look", "the kernel's log before this line", "it holds the request, the zones and the tasks"),),
         )  # fmt: skip
     elif request.flags is not None and request.flags.value == 0 and number == 0:
@@ -58,8 +61,15 @@ def read(segment: Segment) -> Report:
             missing=("which request failed, and where: a control group at its limit, or an architecture's own allocation",),
             remedies=(Remedy("look", "memory.events of the process's control group", "counts its failures at the limit"),),
         )  # fmt: skip
+        request = replace(request, order=None, bytes=None, flags=None)
     else:
+        assumed = number is None and NO_ORDER.search(text[:2000]) is not None
+        if assumed:
+            request = replace(request, order=0, bytes=page_kb * 1024)
         request, verdict = judge(segment, info, request, True, kind)
+        if assumed:
+            note = "the order: kernels before 2.6.17 do not print it; judged as a single page, the commonest"
+            verdict = replace(verdict, certainty=PROBABLE if verdict.certainty == DECIDED else verdict.certainty, missing=(note, *verdict.missing))
         if kind == "CONSTRAINT_CPUSET" and request.mems_allowed and verdict.code != "zone_eligibility":
             verdict = replace(
                 verdict, why=(f"The cpuset allows node {request.mems_allowed} only; what is free on other nodes is out of its reach, and is not printed.", *verdict.why),
@@ -74,7 +84,7 @@ def read(segment: Segment) -> Report:
                 ),
             )
         verdict = replace(verdict, remedies=(*verdict.remedies, *_advice(verdict, info is not None)))
-    victim, tasks = _victim(text), _tasks(text, page_kb)
+    victim, tasks = victim_of(text), _tasks(text, page_kb)
     details = {
         **verdict.details,
         "constraint": kind,
@@ -100,8 +110,10 @@ def _charges(segment: Segment) -> bool:
 def memcg(segment: Segment) -> Verdict:
     """A control group at its limit."""
     text = segment.text
-    old, new = OLD_LIMIT.search(text), NEW_LIMIT.search(text)
-    group = old[2] if old else new[1] if new else ""
+    if segment.kind == "killed":  # the group's numbers stand before the line that its report begins with
+        text = re.split(r"Killed process[^\n]*\n|oom_reaper:[^\n]*\n", segment.before)[-1] + text
+    old, new, stats_of = OLD_LIMIT.search(text), NEW_LIMIT.search(text), STATS.search(text)
+    group = old[2] if old else new[1] if new else (stats_of[1] or "") if stats_of else ""
     usages = {match[1]: (int(match[2]), int(match[3]), int(match[4])) for match in USAGE.finditer(text)}
     at_limit = [name for name, (usage, limit, _) in usages.items() if limit < UNLIMITED_KB and limit and usage * 100 >= limit * 98]
     at_limit.sort(key=lambda name: -usages[name][2])  # the one that refused
@@ -131,10 +143,11 @@ def memcg(segment: Segment) -> Verdict:
     return Verdict("memcg_limit", DECIDED, said + ".", tuple(why), missing=missing, remedies=tuple(remedies), details=details)
 
 
-def _victim(text: str) -> str:
+def victim_of(text: str) -> str:
     found = list(KILLED.finditer(text))
     if not found:
         return ""
+    found = [match for match in found if match[0].startswith("Killed")] or found  # "Kill process" names the one chosen, whose child may have died instead
     best = max(found, key=lambda k: int(k[5] or 0))
     held = f", which held {size(int(best[5]) * 1024)}" if best[5] else ""
     return f"The kernel killed {best[2]} (pid {best[1]}){held}. "

@@ -55,7 +55,9 @@ def read(segment: Segment) -> Report:
                 ("It can never succeed: no zone was looked at, so free memory, fragmentation and watermarks do not matter.", f"The warning at {where} is printed once; later refusals are silent."),
                 missing=("pages of 4 kB and the usual largest order are assumed",), remedies=_fixes(request.caller), details=details,
             )  # fmt: skip
-        elif bare != "__alloc_pages_slowpath" and (segment.kernel.version >= (5, 0, 0) or (not values and stack.matches(ORDERING))):
+        elif (bare != "__alloc_pages_slowpath" or _early(text, segment)) and (
+            segment.kernel.version >= (5, 0, 0) or (not values and stack.matches(ORDERING)) or bare == "__alloc_pages_slowpath"
+        ):
             verdict = Verdict(
                 "order_too_large", PROBABLE, f"{request.comm or 'A process'} probably asked {request.caller or 'for memory'} for more than the page allocator's largest block ({size(4096 << LARGEST)}): that is the usual warning of {bare}.",
                 ("No zone was looked at.",), missing=("the order: no register shows one (they are cut, or were overwritten)",), remedies=_fixes(request.caller), details=details,
@@ -107,6 +109,12 @@ def _function(text: str, at: re.Match[str] | None) -> str:
         return match[1]
     names = re.findall(r"([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x", text)
     return next((name for name in names if name.split(".")[0] in ENTRY or name.startswith(("kvmalloc", "kmalloc_slab", "__kvmalloc"))), "")
+
+
+def _early(text: str, segment: Segment) -> bool:
+    """Whether it is the first check of the slow path, which up to 4.19 was that of the order."""
+    match = re.search(r"__alloc_pages_slowpath\S*?\+0x([0-9a-f]+)/", text)
+    return match is not None and int(match[1], 16) < 0x100 and segment.kernel.version < (4, 20, 0)
 
 
 COMPARE = re.compile(r"\b(41 )?83 f([89a-f]) (0[89a-f]) (?:0f 8[67]|7[67]) ")

@@ -24,6 +24,7 @@ class Judged:
     """A verdict on a request for pages.
 
     :ivar main: the zone whose rule counts most; None if no zone is eligible or shown.
+    :ivar oom: it is a report of the OOM killer.
     """
 
     code: str
@@ -34,6 +35,7 @@ class Judged:
     allowed: tuple[str, ...]
     notes: tuple[str, ...]
     missing: tuple[str, ...]
+    oom: bool = False
 
 
 def nodes_in(text: str) -> set[int] | None:
@@ -68,7 +70,7 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
             why = f"the cpuset allows node {request.mems_allowed} only"
         tested.append(judge_zone(zone, ask, highest, compiled, info.page_kb, why))
     zones = tuple(tested)
-    eligible = [z for z in zones if z.eligible and not (z.zone.fields.get("managed", z.zone.fields.get("present", 1)) == 0 and z.free == 0)]
+    eligible = [z for z in zones if z.eligible and not unpopulated(z)]
     missing = list(dict.fromkeys(f"{z.zone.label}: {text}" for z in eligible for text in z.missing))
     if not info.page_known and info.zones:
         missing.append("the page size is not shown; 4 kB is assumed")
@@ -97,7 +99,12 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
         certainty = PROBABLE
     if certainty == DECIDED and not info.page_known and ask.order:
         certainty = PROBABLE
-    return Judged(code, certainty, zones, main, highest, allowed, tuple(notes), tuple(missing))
+    return Judged(code, certainty, zones, main, highest, allowed, tuple(notes), tuple(missing), oom)
+
+
+def unpopulated(z: ZoneVerdict) -> bool:
+    """Whether the machine has no page in this zone: the allocator does not even look there."""
+    return z.zone.fields.get("managed", z.zone.fields.get("present", 1)) == 0 and z.free == 0
 
 
 def damaged(z: ZoneVerdict) -> str:
@@ -117,6 +124,8 @@ def damaged(z: ZoneVerdict) -> str:
 def _nothing_eligible(zones: tuple[ZoneVerdict, ...], constraint: str, highest: str) -> tuple[str, str]:
     if not zones:
         return "evidence_missing", UNDECIDED
+    if any(z.eligible for z in zones):  # all of them without pages
+        return ("zone_eligibility", DECIDED) if any(z.zone.name == highest for z in zones) else ("evidence_missing", UNDECIDED)
     restricted = constraint in ("CONSTRAINT_CPUSET", "CONSTRAINT_MEMORY_POLICY") or any("bound" in z.why_not or "cpuset" in z.why_not for z in zones)
     return "zone_eligibility", DECIDED if restricted else PROBABLE
 
@@ -136,7 +145,7 @@ def _atomic_reserve(main: ZoneVerdict, page_kb: int) -> list[str]:
 
 def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: list[str], oom: bool) -> tuple[str, str]:
     passing = [z for z in eligible if z.rule == "passes"]
-    if all(z.free - z.cma <= 0 for z in eligible):
+    if all(z.free - z.cma <= 0 or (ask.no_watermarks and z.rule == "empty") for z in eligible):
         return "really_empty", DECIDED
     if passing:
         if oom and ask.version < (4, 9, 0) and len({z.zone.node for z in eligible}) > 1:
@@ -181,7 +190,8 @@ def _passing(ask: Ask, passing: list[ZoneVerdict], notes: list[str], oom: bool) 
     unproven = [z for z in passing if "the min watermark is not in the log" in z.missing]
     if len(unproven) == len(passing):
         return "evidence_missing", UNDECIDED
-    tight = best.margin <= max(best.mark // 4, 64) or (best.low is not None and best.usable <= best.low + best.reserve)
+    below_low = best.low is not None and best.usable <= best.low + best.reserve and best.margin <= best.mark  # low can be raised far above min
+    tight = best.margin <= max(best.mark // 4, 64) or below_low
     if tight:
         notes.append(
             f"{best.zone.label} passes by {best.margin} pages at the dump and is near its watermark; {DRIFT}, so at the failure there may have been fewer."
@@ -203,6 +213,10 @@ def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
     if main is None:
         if judged.code == "evidence_missing" and judged.zones:
             return "The dump breaks off before the zone that counts."
+        if judged.code == "zone_eligibility" and any(z.eligible for z in judged.zones):
+            own = _and([z.zone.label for z in judged.zones if z.eligible])
+            rest = sum(z.free for z in judged.zones if not z.eligible)
+            return f"The request may use zones up to {judged.highest} only, and the machine has no pages there ({own}: nothing managed); {size(rest * page_kb * 1024)} are free in zones out of its reach."
         if judged.code == "zone_eligibility":
             shown = ", ".join(dict.fromkeys(z.zone.label for z in judged.zones))
             total = sum(z.free for z in judged.zones)
@@ -230,10 +244,12 @@ def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
     if judged.code == "watermark" and main.cma_decides:
         text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; the rest does not stay above the watermark."
     if judged.code == "watermark" and main.rule == "passes":
-        text = f"{free}: above its min watermark, but the last attempt before killing must leave the high one."
+        text = f"{free}: above its min watermark, " + (
+            "but the last attempt before killing must leave the high one." if judged.oom else "but so little that at the failure it may not have been."
+        )
     if judged.code == "watermark" and main.boost_decides:
         text = text.rstrip(".") + f", which is boosted by {size(main.boost * page_kb * 1024)}."
-    others = [z for z in judged.zones if z.eligible and z is not main and z.rule != "passes"]
+    others = [z for z in judged.zones if z.eligible and z is not main and z.rule != "passes" and not unpopulated(z)]
     said = {"lowmem_reserve": "is kept back by lowmem_reserve", "watermark": "is below its watermark", "no_block": "has no block that fits", "cma_only": "has fitting blocks in CMA only",
             "per_order_watermark": "has too few pages in the higher orders", "highatomic_only": "has fitting blocks in the atomic reserve only", "empty": "has nothing free",
             "blocks_not_shown": "passes its watermark, its blocks are not shown", "isolated_only": "has isolated blocks only"}  # fmt: skip
@@ -364,7 +380,14 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
             )  # fmt: skip
     if code == "no_block" and not reclaim:
         found.append(Remedy("admin", "not: vm.min_free_kbytes alone", "it keeps more pages free, not larger blocks"))
-    if code == "zone_eligibility":
+    if code == "zone_eligibility" and any(z.eligible for z in judged.zones):
+        found.append(
+            Remedy(
+                "caller", f"no GFP_{judged.highest} in {who} if the device reaches more", f"the request is not bound to the empty zone {judged.highest} then"
+            )
+        )
+        found.append(Remedy("admin", f"memory inside zone {judged.highest} (a crash kernel: crashkernel=SIZE,low)", "the zone gets pages to give"))
+    elif code == "zone_eligibility":
         found.append(
             Remedy(
                 "admin",
@@ -380,7 +403,7 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
             )
         )
     if (
-        any(z.zone.name == "HighMem" for z in judged.zones)
+        any(z.zone.name == "HighMem" and not unpopulated(z) for z in judged.zones)
         and judged.highest != "HighMem"
         and judged.highest != "Movable"
         and code in ("watermark", "no_block", "really_empty", "lowmem_reserve")

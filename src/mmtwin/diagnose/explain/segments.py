@@ -16,7 +16,7 @@ HEADERS = re.compile(
     r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
     r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
     r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
-    r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of [Mm]emory(?::\s+Kill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
+    r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of [Mm]emory(?::\s+[Kk]ill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
     r"|(?P<mem_info>\bMem-[Ii]nfo:)"
     r"|(?P<zone>\b(?:DMA32|DMA|Normal|HighMem|Movable)\s+free:\s*\d+\s*kB\s+(?:boost|min):)"
     r"|(?P<slab>\bSL[AU]B:\s+Unable\s+to\s+allocate\s+memory\s+on)"
@@ -28,6 +28,8 @@ HEADERS = re.compile(
     r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory|\busercopy\s+whitelist\?\s+Kernel\s+memory)"
     r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\b(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed|\balloc_contig_range:\s+\[[0-9a-f]+,\s*[0-9a-f]+\)\s+PFNs\s+busy)"
     r"|(?P<percpu>\bpercpu:\s+allocation\s+failed)"
+    r"|(?P<deadlock>\b[Pp]ossible\s+memory\s+allocation\s+deadlock\b)"
+    r"|(?P<nommu>\bAllocation\s+of\s+length\s+\d+\s+from\s+process\s+\d+)"
     r"|(?P<fault>\bFAULT_INJECTION:\s+forcing\s+a\s+failure)"
 )
 """First words of each kind of report; the group's name is its kind."""
@@ -46,7 +48,7 @@ class _Open:
 
     def __init__(self, kind: str, match: re.Match[str]) -> None:
         self.kind, self.at, self.end, self.match = kind, match.start(), 0, match
-        self.waits, self.named = kind in DUMPING, False
+        self.waits, self.named, self.closed = kind in DUMPING, False, 0
 
 
 def _headers(text: str, long: bool) -> Iterator[re.Match[str]]:
@@ -86,6 +88,10 @@ def cut(log: LogText, around: str = "", long: bool = False) -> Iterator[Segment]
             if any(o.kind in (*DUMPING, "killed", "mem_info") and match.start() - o.at < NEAR for o in opened[-4:]):
                 continue
             kind = "mem_info"
+        if kind == "nommu":  # mm/nommu.c dumps the memory once more behind its own line
+            if last is not None and last.kind == "page" and match.start() - last.at < NEAR:
+                last.closed = match.start()
+            continue
         if last is not None and _belongs(kind, last, match, text):
             last.named |= "cma_alloc" in match[0]
             continue
@@ -93,7 +99,7 @@ def cut(log: LogText, around: str = "", long: bool = False) -> Iterator[Segment]
         if len(opened) >= MOST:
             break
     for n, one in enumerate(opened):
-        one.end = opened[n + 1].at if n + 1 < len(opened) else len(text)
+        one.end = one.closed or (opened[n + 1].at if n + 1 < len(opened) else len(text))
     for n, one in enumerate(opened):
         yield _segment(log, opened, n, one, kernel)
 
@@ -104,7 +110,8 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
     between = text[last.at : match.start()]
     if kind == "killed":
         another = "Killed process" in between and not match[0].startswith("Out of memory")
-        return near and last.kind in ("oom", "killed") and not another
+        dump = last.kind == "mem_info" and match[0].startswith("Out of") and not another
+        return near and (dump or (last.kind in ("oom", "killed") and not another))
     if kind == "vmalloc":  # the allocator of addresses speaks first, then vmalloc itself
         return last.kind == "vmalloc" and between.count("\n") <= 3 and not match[0].startswith(("vmap", "vmalloc_node")) and not between.startswith("vmalloc")
     if kind == "page":  # 3.x: "vmalloc: allocation failure: N bytes" and then the page allocator's words, though it refused nothing
@@ -114,7 +121,7 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
     if kind == "dma" and last.match[0].endswith("busy"):  # a line for each range that is tried, then the area's own
         return near and (match[0].endswith("busy") or ("cma_alloc" in match[0] and not last.named))
     if kind == "dma":  # a bounce buffer that is full, and then the map's own warning
-        return last.kind == "dma" and between.count("\n") <= 2 and "full" not in match[0]
+        return last.kind == "dma" and between.count("\n") <= 2 and "full" not in match[0] and "cma_alloc" not in match[0]
     return kind == "kasan" and last.kind == "kasan" and between.count("\n") <= 6 and "Call" not in between  # inlined functions have a line each
 
 

@@ -18,7 +18,7 @@ WHO = {"caller": "in the code that asks", "admin": "on this machine", "kernel": 
 LABEL = 12
 NOT_READ = {
     "page": "page allocation failures", "vmalloc": "vmalloc failures", "percpu": "per-CPU failures", "oom": "of the OOM killer", "slab": "of a slab cache", "memory": "memory dumps without a head",
-    "cma": "of CMA", "sleeping": "of sleeping", "misuse": "of memory misused", "warning": "warnings of the allocators", "dma": "of DMA", "fault": "faults injected",
+    "cma": "of CMA", "sleeping": "of sleeping", "misuse": "of memory misused", "warning": "warnings of the allocators", "dma": "of DMA", "fault": "faults injected", "stalled": "of file systems that ask again and again",
 }  # fmt: skip
 """Kinds of `scan.ANCHORS`, for a sentence."""
 
@@ -98,7 +98,10 @@ def _request_lines(request: Request, width: int) -> Iterator[tuple[str, str]]:
         sleep = {True: "; may wait for memory", False: "; cannot wait", None: ""}[request.may_sleep]
         exact = f" for {size(request.asked_bytes)} asked" if request.asked_bytes else ""
         yield from _wrapped(
-            "request", f"order {request.order}, {1 << request.order} page{'s' * (request.order > 0)}, {size(request.bytes)}{exact}{sleep}", width, ""
+            "request",
+            f"order {request.order}, {1 << request.order} page{'s' * (request.order > 0)}, {size(request.bytes)}{'' if request.page_known else ' if a page has 4 kB'}{exact}{sleep}",
+            width,
+            "",
         )
     elif request.asked_bytes:
         yield from _wrapped("request", f"{size(request.asked_bytes)} ({request.asked_bytes} bytes)", width, "")

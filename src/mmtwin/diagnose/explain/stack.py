@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 
 FRAME = re.compile(
-    r"(?P<guess>\?\s+)?(?<![\w.$])(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x[0-9a-f]+|\d+(?=\s|$))(?:\s*[)]?\s*\[(?P<module>[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?"
+    r"(?P<guess>\?\s+)?(?<![\w.$])(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x[0-9a-f]+|\d+(?=[\s}]|$))(?:\s*[)]?\s*\[(?P<module>[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?"
 )
+LOCKS = re.compile(r"[ \t]*(?:#\d+:|(?:hard|soft)irqs\s+last\b|-> #\d+)")
+"""Lines of lockdep, which name functions that are not on the stack."""
 NOT_FRAMES = re.compile(r"\b(?:RIP|EIP|PC|LR|NIP|pc|lr|epc|ra)\b(?:\s+is\s+at|\s*:)?\s*(?:[0-9a-f]{4}:)?(?:\[<[0-9a-f]+>\]\s*)?$")
 INTERNAL = re.compile(
     r"^(?:_*dump_stack(?:_lvl)?|dump_trace|_*show_stack(?:_log_lvl)?|_*show_trace\w*|unwind_backtrace|dump_backtrace|_*warn\w*|panic|__report_bug|report_bug|_*might_\w+|___might_sleep|__schedule_bug"
@@ -42,6 +44,7 @@ class Stack:
     :ivar caller: who asked the allocator; "" if not known.
     :ivar module: of the caller; "".
     :ivar place: where it ran: one of `PLACES`, or "".
+    :ivar allocates: an allocator's own function is among the frames; if not, the innermost part is missing, and `caller` need not be the caller.
     """
 
     frames: tuple[str, ...]
@@ -49,6 +52,7 @@ class Stack:
     module: str
     place: str
     path: tuple[str, ...] = ()
+    allocates: bool = False
 
     def has(self, *names: str) -> bool:
         """Whether one of the functions is on the stack, with or without what the compiler adds to names."""
@@ -59,6 +63,8 @@ class Stack:
         return any(re.search(pattern, frame) for frame in self.frames)
 
 
+LEFT_OVERS = 4
+"""Functions before the allocator's own are what an old unwinder found on the stack; if there are more, the stack has another beginning."""
 NONE = Stack((), "", "", "")
 
 
@@ -69,7 +75,7 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
     guesses: list[tuple[str, str]] = []
     for match in FRAME.finditer(text):
         line_start = text.rfind("\n", 0, match.start()) + 1
-        if NOT_FRAMES.search(text[line_start : match.start()]):
+        if NOT_FRAMES.search(text[line_start : match.start()]) or LOCKS.match(text, line_start):
             continue
         frame = (match["name"], match["module"] or "")
         guesses.append(frame)
@@ -81,7 +87,9 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
     names = tuple(name for name, _ in frames)
     caller = module = ""
     path: list[str] = []
-    for name, owner in frames:
+    inside = [n for n, (name, _) in enumerate(frames) if INTERNAL.match(name) or INTERNAL.match(name.split(".")[0])]
+    junk = inside[0] if inside and inside[0] < LEFT_OVERS else 0
+    for name, owner in frames[junk:]:
         bare = name.split(".")[0]
         if not caller and (INTERNAL.match(name) or INTERNAL.match(bare)):
             continue
@@ -97,7 +105,7 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
         place = "interrupt"
     if place == "hard interrupt" and any(re.match(PLACES[1][1], name) for name in bare_names[: _first(bare_names, PLACES[0][1])]):
         place = "softirq"
-    return Stack(names, caller, module, place, tuple(path))
+    return Stack(names, caller, module, place, tuple(path), bool(inside))
 
 
 def _first(names: list[str], pattern: str) -> int:

@@ -106,7 +106,7 @@ def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise:
 def _pages(
     segment: Segment, info: MemInfo | None, request: Request, old: re.Match[str] | None, words: str, asked: int | None, got_bytes: int | None
 ) -> Verdict:
-    got = f" {size(int(old[2]))} of {size(int(old[3]))} were there" if old is not None and old[2] is not None else ""
+    got = f" {size(max(int(old[3]) - int(old[2]), 0))} of {size(int(old[3]))} were missing" if old is not None and old[2] is not None else ""
     order = re.search(r"page\s+order\s+(\d+)", words)
     number = int(order[1]) if order and int(order[1]) < 20 else 0
     _, verdict = judge(segment, info, replace(request, order=number, bytes=4096 << number))

@@ -104,6 +104,7 @@ class Ask:
     """What the tests need to know of a request.
 
     :ivar oom: the task is the OOM killer's victim (ALLOC_OOM): it may go to half of the mark, and take blocks of the highatomic reserve. A log does not say so.
+    :ivar reclaiming: the process that asks is freeing memory just then (PF_MEMALLOC): all of it is open to it.
     """
 
     order: int
@@ -111,6 +112,7 @@ class Ask:
     version: tuple[int, int, int]
     bits: int = 0
     oom: bool = False
+    reclaiming: bool = False
 
     @property
     def movable(self) -> bool:
@@ -133,7 +135,7 @@ class Ask:
 
     @property
     def no_watermarks(self) -> bool:
-        return "MEMALLOC" in self.flags and "NOMEMALLOC" not in self.flags
+        return ("MEMALLOC" in self.flags or self.reclaiming) and "NOMEMALLOC" not in self.flags
 
 
 def compiled_zones(info: MemInfo, version: tuple[int, int, int], bits: int = 0) -> tuple[str, ...]:
@@ -159,6 +161,7 @@ def compiled_zones(info: MemInfo, version: tuple[int, int, int], bits: int = 0) 
             5 * ("Normal" not in chosen) + 4 * (movable and "Movable" not in chosen) + 2 * ("DMA32" in chosen and "HighMem" in chosen) + ("Device" in chosen)
         )
         wrong += 6 * ("HighMem" in chosen and bits == 64) + 6 * ("DMA32" in chosen and bits == 32)
+        wrong += 6 * ("HighMem" not in chosen and info.trailer.get("highmem", 0) > 0 and bits != 64 and "DMA32" not in seen)
         wrong += (
             3 * ("HighMem" in chosen and "HighMem" not in seen and bits != 32)
             + ("DMA32" in chosen and "DMA32" not in seen)
@@ -227,7 +230,7 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
     passes = usable > least + reserve or ask.no_watermarks
     if boost:
         need = need.replace(f"min {mark}", f"min {mark} ({boost} of it boost)", 1)
-    steps.append(f"free pages: {text} {'>' if usable > least + reserve else '<='} {need}: {_by(passes, margin, ask.no_watermarks)}")
+    steps.append(f"free pages: {text} {'>' if usable > least + reserve else '<='} {need}: {_by(passes, margin, ask)}")
     fitting, types, usable_blocks = _blocks(zone, ask, page_kb)
     if order and zone.blocks is None:
         missing.append("the free list is not in the log")
@@ -259,6 +262,8 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
             rule = "per_order_watermark"
         elif usable_blocks is False:
             rule = "cma_only" if "C" in types else "highatomic_only" if "H" in types else "isolated_only"
+    elif ask.no_watermarks and (free <= 0 or (zone.blocks is not None and not zone.listed_kb)):
+        rule = "empty"
     elif fitting and usable_blocks is False and not ask.no_watermarks:
         rule = "cma_only" if "C" in types else "highatomic_only" if "H" in types else "isolated_only"
     if zone.blocks is not None and (order or rule in ("cma_only", "highatomic_only", "isolated_only")):
@@ -293,9 +298,9 @@ def _marks(mark: int, least: int, ask: Ask) -> str:
     return f"min {mark} -> {half} (__GFP_HIGH)" + (f" -> {least} (cannot wait)" if least != half else "")
 
 
-def _by(passes: bool, margin: int, no_watermarks: bool) -> str:
-    if no_watermarks:
-        return "does not matter, __GFP_MEMALLOC ignores watermarks"
+def _by(passes: bool, margin: int, ask: Ask) -> str:
+    if ask.no_watermarks:
+        return f"does not matter, {'reclaim (PF_MEMALLOC)' if ask.reclaiming else '__GFP_MEMALLOC'} ignores watermarks"
     return f"passes by {margin}" if passes else f"refused by {-margin}" if margin else "refused (equal is not enough)"
 
 
