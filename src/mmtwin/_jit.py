@@ -89,6 +89,15 @@ def _once(compile_: Callable[[Any], Any], path: Path) -> Callable[[Any], Any]:
     return run
 
 
+def callback(signature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function of integers that compiled code gets as an argument and calls through its address: others can take its place without compiling the caller again."""
+
+    def compile_(function: Callable[P, R]) -> Callable[P, R]:
+        return function if config.DISABLE_JIT else cast("Callable[P, R]", numba.cfunc(signature)(function))
+
+    return compile_
+
+
 def inner(function: Callable[P, R]) -> Callable[P, R]:
     """Everything an entry point calls: plain Python outside, inlined without reference counting inside (the caller keeps the tables alive)."""
     wrapped: Callable[P, R] = register_jitable(_nrt=False, forceinline=True)(function)
