@@ -89,13 +89,20 @@ def _once(compile_: Callable[[Any], Any], path: Path) -> Callable[[Any], Any]:
     return run
 
 
-def callback(signature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A function of integers that compiled code gets as an argument and calls through its address: others can take its place without compiling the caller again."""
+def callback(signature: str, function: Callable[P, R]) -> Callable[P, R]:
+    """A function of integers that compiled code gets as an argument and calls through its address: compiled by itself, so another can take its place."""
+    if config.DISABLE_JIT:
+        return function
+    saved, config.CACHE_DIR = config.CACHE_DIR, str(CACHE)
+    try:
+        return cast("Callable[P, R]", numba.cfunc(signature, cache=function.__module__.startswith("mmtwin."))(function))
+    finally:
+        config.CACHE_DIR = saved
 
-    def compile_(function: Callable[P, R]) -> Callable[P, R]:
-        return function if config.DISABLE_JIT else cast("Callable[P, R]", numba.cfunc(signature)(function))
 
-    return compile_
+def call(function: Any, *arguments: int) -> int:
+    """Calls what `callback` has made from Python."""
+    return int(function.ctypes(*arguments) if hasattr(function, "ctypes") else function(*arguments))
 
 
 def inner(function: Callable[P, R]) -> Callable[P, R]:

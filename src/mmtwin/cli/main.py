@@ -23,6 +23,7 @@ from mmtwin.cli.layout import layout
 from mmtwin.cli.record import record
 from mmtwin.cli.replay import replay
 from mmtwin.cli.stat import stat
+from mmtwin.cli.whatif import whatif
 from mmtwin.errors import MmtwinError
 
 INTERRUPTED = 130
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "replay": replay,
     "stat": stat,
     "explain": explain,
+    "whatif": whatif,
     "layout": layout,
     "claims": claims,
 }

@@ -113,17 +113,18 @@ class _Builder:
         self.free_at_start = (flags & (PG_BUDDY | PG_PCP)) != 0
         slab_heads = np.flatnonzero((flags & PG_SLAB) != 0)
         self.slab_pages = set(slab_heads.tolist())
-        self.discarded: set[int] = {
-            int(slab["pfn"]) for slab in slub.slab[np.flatnonzero(slub.slab["state"] == 2)]
-        }
+        self.discarded: set[int] = {int(slab["pfn"]) for slab in slub.slab[np.flatnonzero(slub.slab["state"] == 2)]}
         self.leaving: set[int] = set()
         self.last_alloc: dict[int, int] = {}
         self.refused: dict[int, list[int]] = {}
         self.stack: dict[int, list[int]] = {}
         self.bulk_call: dict[int, int] = {}
+        self.bulk_gfp: dict[int, int] = {}
         self.unknown = {"object_frees": 0, "page_frees": 0, "bulk_objects": 0, "object_caches": 0}
 
-    def add(self, op: np.void, kind: int, number: int = -1, gfp: int = 0, arg: int = 0, arg2: int = 0, order: int = 0, flag: int = 0, migratetype: int = 0) -> int:
+    def add(
+        self, op: np.void, kind: int, number: int = -1, gfp: int = 0, arg: int = 0, arg2: int = 0, order: int = 0, flag: int = 0, migratetype: int = 0
+    ) -> int:
         self.rows.append([number, gfp, arg, arg2, int(op["event"]), int(op["cpu"]), kind, order, flag, migratetype])
         return len(self.rows) - 1
 
@@ -281,8 +282,6 @@ class _Builder:
                 self.new_block(pfn, 1)
             self.add(op, PAGES_BULK, first, self.bulk_gfp.get(int(op["arg"]), 0xCC2), len(pages))
 
-    bulk_gfp: dict[int, int] = {}
-
 
 def _bulk_pages(pages: Pgdat, slub: Slub, placed: place.Placement) -> dict[int, list[int]]:
     """Which pages each silent bulk request got, by the number of the request: the checking replay is made, and looked at where such a request took some."""
@@ -339,7 +338,6 @@ def _collect(build: _Builder, placed: place.Placement) -> None:
         place.FOLD: FOLD, place.CPU_FOLD: FOLD, place.WMARKS: WMARKS, place.STAT_THRESHOLDS: STAT_THRESHOLDS, place.PAGESET: PAGESET, place.BALANCE: BALANCE,
         place.RECLAIM_SET: RECLAIM_SET, place.RECLAIM_CLEAR: RECLAIM_CLEAR, place.UNBOOST: UNBOOST, place.THRESHOLDS: THRESHOLDS, place.DRAIN: DRAIN,
     }  # fmt: skip
-    build.bulk_gfp = {}
     skipped = (place.NOP, place.WALK, place.SLAB_REFILL, place.FREE_DRAIN, place.OWNERSHIP, place.SLAB_EXCHANGE, place.SLAB_GIVE, place.BULK_LOCKED)
     kept = placed.ops[~np.isin(placed.ops["op"], skipped)]
     kinds = kept["op"].tolist()
@@ -427,7 +425,7 @@ def _with_lifetimes(table: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     given = np.flatnonzero((table["op"] == PAGES_ALLOC) & (table["flag"] & FLAG_REFUSED == 0))
     born = dict(zip(table["id"][given].tolist(), given.tolist(), strict=True))
     ages: dict[tuple[int, int], list[int]] = {}
-    for at in np.flatnonzero((table["op"] == PAGES_FREE)).tolist():
+    for at in np.flatnonzero(table["op"] == PAGES_FREE).tolist():
         first = born.pop(int(table["id"][at]), -1)
         if first >= 0:
             for key in ((int(table["order"][first]), int(table["gfp"][first])), (int(table["order"][first]), -1), (-1, -1)):
