@@ -21,7 +21,6 @@ from mmtwin._jit import call, callback, carray, inline_routine, inner, kernel, m
 from mmtwin.gfp import ALLOC_NO_WATERMARKS, HIGHATOMIC, ISOLATE, MAX_NR_ZONES
 from mmtwin.mm.buddy import free_list, free_one_page, get_pageblock_migratetype, is_free_block, isolate_free_page, page_zone, unreserve_highatomic_pageblock
 from mmtwin.mm.handle import INT8, INT16, INT32, INT64, address_table
-from mmtwin.mm.kmalloc import kmalloc_slab
 from mmtwin.mm.page_alloc import (
     EAGAIN,
     ENOMEM,
@@ -101,7 +100,6 @@ from mmtwin.replay.requests import (
     CPU_DEAD,
     DRAIN,
     FLAG_CONTENDED,
-    FLAG_KMALLOC,
     FLAG_MEMALLOC,
     FLAG_REFUSED,
     FLAG_TAIL,
@@ -148,8 +146,8 @@ FREE_SIGNATURE = "int64(int64, int64, int64, int64)"
 # One array of words holds all that the loop carries: the counters first, then what follows, then where the objects and the blocks are.
 W_FAILED = 24
 """Requests refused, by order."""
-P_USER, P_HANDLE, P_SIZES, P_SLOTS = range(40, 44)
-"""1: pages are the business of functions written by the user; the handle they get; 1: kmalloc looks for its cache anew; slots of the largest slab."""
+P_USER, P_HANDLE, P_SLOTS = range(40, 43)
+"""1: pages are the business of functions written by the user; the handle they get; slots of the largest slab."""
 W_FIXED = 44
 """Settings that the recording's own changes must leave alone: min_free_kbytes, watermark_scale_factor, CPUs online."""
 W_BLOCKS, W_IDS, W_SCRATCH = 48, 49, 50
@@ -662,8 +660,6 @@ def run_requests(h: int, requests: npt.NDArray[np.void], alloc: Any, own: Any, f
             if not room(s, w, 1):
                 return i
             c = int(op["arg"])
-            if int(op["flag"]) & FLAG_KMALLOC and w[P_SIZES]:
-                c = kmalloc_slab(s, int(op["arg2"]), int(op["gfp"]))
             packed = object_alloc(h, s, w, alloc, own, c, int(op["cpu"]), int(op["gfp"]))
             w[W_OBJECTS + int(op["id"])] = max(packed, GONE)
             if int(op["flag"]) & FLAG_REFUSED and packed >= 0:
@@ -709,7 +705,6 @@ class Start:
     :param blocks: number and first page frame of each such block.
     :param table: the requests, perhaps on other CPUs and from other caches than recorded.
     :param fixed: settings that the recording's own changes leave alone (see W_FIXED).
-    :param sizes: kmalloc finds its cache by size, because there are other size classes than the recording's.
     """
 
     pages: Pgdat
@@ -718,7 +713,6 @@ class Start:
     objects: npt.NDArray[np.int64]
     blocks: npt.NDArray[np.int64]
     fixed: tuple[int, int, int] = (0, 0, 0)
-    sizes: bool = False
 
 
 @dataclass(frozen=True)
@@ -803,8 +797,9 @@ def run(start: Start, requests: Requests, policy: Policy | None = None, progress
     w[W_BLOCKS], w[W_IDS], w[W_SCRATCH] = blocks, ids, ids + len(requests.ids)
     w[ids : ids + len(requests.ids)] = requests.ids
     w[W_OBJECTS + start.objects[:, 0]], w[blocks + start.blocks[:, 0]] = start.objects[:, 1], start.blocks[:, 1]
+    assert (start.blocks[:, 1] < int(pages.config[0]["nr_frames"])).all()
     most = 1 << slot_class(int(slub.cache["objects"].max(initial=1)))
-    w[P_USER], w[P_SIZES], w[P_SLOTS] = policy is not None, start.sizes, most
+    w[P_USER], w[P_SLOTS] = policy is not None, most
     w[W_FIXED : W_FIXED + 3] = start.fixed
     own, own_free = own_callbacks()
     alloc, free = (own, own_free) if policy is None else (policy.alloc, policy.free)

@@ -118,6 +118,7 @@ class _Builder:
         self.last_alloc: dict[int, int] = {}
         self.refused: dict[int, list[int]] = {}
         self.stack: dict[int, list[int]] = {}
+        self.sites: dict[int, int] = {}
         self.bulk_call: dict[int, int] = {}
         self.bulk_gfp: dict[int, int] = {}
         self.unknown = {"object_frees": 0, "page_frees": 0, "bulk_objects": 0, "object_caches": 0}
@@ -159,8 +160,9 @@ class _Builder:
     def object_event(self, op: np.void) -> None:
         """kmalloc or kmem_cache_alloc."""
         address, kmalloc, size = int(op["pfn"]), int(op["order"]) != 0, int(op["arg"])
-        if kmalloc and size > 8192:
-            return  # pages, which have their own event
+        if kmalloc and (size > 8192 or (not address and int(op["arg2"]) > 8192)):
+            self.large(op, address)
+            return
         stack = self.stack.get(int(op["context"]), [])
         at = stack.pop() if stack else -1
         if at < 0:
@@ -171,6 +173,13 @@ class _Builder:
         self.failed += not address
         if address:
             self.live[address] = row[0]
+
+    def large(self, op: np.void, address: int) -> None:
+        """A kmalloc of whole pages, which have had their own event: that learns the caller."""
+        found = self.refused.get(int(op["context"]), [])
+        at = self.last_alloc.get(address - int(self.slub.config[0]["page_offset"]) >> 12, -1) if address else found[-1] if found else -1
+        if at >= 0:
+            self.sites[at] = int(op["event"])
 
     def forget(self, address: int) -> int:
         """The number of an object that is being freed; -1 if it is no slab object or unknown."""
@@ -346,6 +355,7 @@ def _collect(build: _Builder, placed: place.Placement) -> None:
         if kind == place.SLAB_TAKE:
             build.take(op)
         elif kind == place.SLAB_SLOW:
+            build.refused.pop(int(op["context"]), None)
             if int(op["context"]) not in build.bulk_call:
                 build.take(op)
         elif kind == place.SLAB_ALLOC_EVENT:
@@ -405,6 +415,8 @@ def _finish(build: _Builder, recording: Recording, pages: Pgdat, slub: Slub, nam
     events = recording.events
     if len(table):
         table["site"] = events["call_site"].to_numpy()[table["event"]]
+        for at, event in build.sites.items():
+            table["site"][at] = events["call_site"][event]
         table["pid"] = events["pid"].to_numpy()[table["event"]]
         level = events["context"].to_numpy()[table["event"]]
         table["flag"] |= np.where((level > 0) | (table["pid"] == 0), FLAG_SOFT, 0).astype(np.int8)

@@ -71,7 +71,7 @@ class Moved:
         objects = start.objects.copy()
         for i, packed in enumerate(objects[:, 1].tolist()):
             objects[i, 1] = self.to.get(packed, packed)
-        return Start(start.pages, start.slub, start.table, objects, start.blocks, start.fixed, start.sizes)
+        return Start(start.pages, start.slub, start.table, objects, start.blocks, start.fixed)
 
 
 def rows_of(slub: Slub, c: int) -> npt.NDArray[np.int64]:
@@ -216,7 +216,7 @@ def recut(start: Start, changed: dict[int, tuple[int, int, int, int]]) -> Start:
         mine = frames[at : at + len(pieces[c])]
         at += len(pieces[c])
         fill(pages, slub, c, [p for p, f in zip(pieces[c], mine, strict=True) if f >= 0], [int(f) for f in mine if f >= 0], moved)
-    return moved.follow(Start(pages, slub, start.table, start.objects, start.blocks, start.fixed, start.sizes))
+    return moved.follow(Start(pages, slub, start.table, start.objects, start.blocks, start.fixed))
 
 
 def unpack(packed: int) -> tuple[int, int]:

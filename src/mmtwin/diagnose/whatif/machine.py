@@ -17,16 +17,16 @@ from mmtwin.diagnose.whatif.caches import ask
 from mmtwin.errors import RequestError
 from mmtwin.gfp import MOVABLE
 from mmtwin.machine import derive_constants
-from mmtwin.mm.buddy import add_to_free_list, del_page_from_free_list
+from mmtwin.mm.buddy import del_page_from_free_list, free_one_page
 from mmtwin.mm.list import list_del
 from mmtwin.mm.slab_tables import END, MAX_CACHES, new_slub
-from mmtwin.mm.tables import MAX_ORDER, NR_PCP_LISTS, PG_ALLOCATED, PG_BUDDY, PG_PCP, PG_SLAB, Pgdat, new_pgdat, pageblock_rows
+from mmtwin.mm.tables import MAX_ORDER, NR_PCP_LISTS, PG_ALLOCATED, PG_BUDDY, PG_LRU, PG_PCP, PG_SLAB, Pgdat, new_pgdat, pageblock_rows
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds
 from mmtwin.mm.watermark import setup_per_zone_wmarks
 from mmtwin.profiles import physical
 from mmtwin.recording.model import Recording
 from mmtwin.recording.state import _link, pcp_pages
-from mmtwin.replay.free_run import Start
+from mmtwin.replay.free_run import GONE, Start
 from mmtwin.replay.requests import FLAG_SOFT, FOLD
 
 
@@ -58,7 +58,7 @@ def with_cpus(start: Start, cpus: int) -> Start:
         pages.zone[z]["nr_free_pages"] += int(old.pcp["nr_free_pages_diff"][z * had : (z + 1) * had].sum())
     setup_per_zone_wmarks(pages)
     refresh_zone_stat_thresholds(pages)
-    return Start(pages, _slub_with_cpus(start, cpus), _tasks(start.table, cpus), start.objects, start.blocks, (*start.fixed[:2], 1), start.sizes)
+    return Start(pages, _slub_with_cpus(start, cpus), _tasks(start.table, cpus), start.objects, start.blocks, (*start.fixed[:2], 1))
 
 
 def _slub_with_cpus(start: Start, cpus: int) -> object:
@@ -114,9 +114,10 @@ def _tasks(table: npt.NDArray[np.void], cpus: int) -> npt.NDArray[np.void]:
     return table
 
 
-def with_ram(start: Start, recording: Recording, ram: int, cpus: int, min_free_kbytes: bool) -> Start:
+def with_ram(start: Start, recording: Recording, old_blocks: npt.NDArray[np.int64], ram: int, cpus: int, min_free_kbytes: bool) -> Start:
     """The machine with another amount of memory.
 
+    :param old_blocks: blocks that are older than the recording and freed in it (`Requests.old_blocks`).
     :param min_free_kbytes: the recorded machine's own value was set by somebody and stays.
     :raises RequestError: the recording's machine is not a guest of QEMU's, or what is in use does not fit.
     """
@@ -134,17 +135,20 @@ def with_ram(start: Start, recording: Recording, ram: int, cpus: int, min_free_k
     usable = [_mask(m, k, max(maps[0][-1][1], maps[1][-1][1])) for m, k in zip(maps, kept, strict=True)]
     old = start.pages
     had, frames = int(old.config[0]["nr_frames"]), maps[1][-1][1]
-    gone = usable[0] & ~usable[1]
-    stays = gone[:had]
-    _take_free(old, stays)
+    gone = (usable[0] & ~usable[1])[:had]
+    gone[frames:] = True
+    new = usable[1] & ~usable[0]  # the model's place of what the kernel keeps is not exact: what is free already is not new
+    idle = _inside_free(old, had)
+    new[:had] &= ~idle & (old.page["flags"][:had] & (PG_SLAB | PG_LRU) == 0)
+    new[[pfn + i for _, pfn, order in old_blocks.tolist() for i in range(1 << order)]] = False
+    _take_free(old, gone)
     blocks, slub = start.blocks.copy(), start.slub
-    used = _used(old, stays, [(int(slub.slab[r]["pfn"]), int(slub.slab[r]["order"])) for r in _slab_rows(slub)], blocks, usable[0])
+    used = _used(gone & usable[0][:had] & ~idle, gone, [(int(slub.slab[r]["pfn"]), int(slub.slab[r]["order"])) for r in _slab_rows(slub)], old_blocks)
     pages = _resized(old, frames)
     for z, span in enumerate(spans[1]):
         zone = pages.zone[z]
         managed = int(zone["managed_pages"]) + _count(usable[1], span) - _count(usable[0], spans[0][z])
         zone["start_pfn"], zone["end_pfn"], zone["present_pages"], zone["managed_pages"] = span.start, span.end, span.present, max(managed, 0)
-    new = usable[1] & ~usable[0]
     _give_free(pages, new[:frames])
     minimum = int(pages.config[0]["min_free_kbytes"])
     derive_constants(pages, kernel)
@@ -155,7 +159,7 @@ def with_ram(start: Start, recording: Recording, ram: int, cpus: int, min_free_k
     if len(found) and found.min() < 0:
         raise RequestError(f"--set ram={ram >> 20}M: what the recorded machine has in use at its start does not fit into that")
     _move(pages, slub, old, blocks, used, found)
-    return Start(pages, slub, start.table, start.objects, blocks, start.fixed, start.sizes)
+    return Start(pages, slub, start.table, start.objects, blocks, start.fixed)
 
 
 def _mask(ram: list[tuple[int, int]], kept: list[tuple[int, int]], frames: int) -> npt.NDArray[np.bool_]:
@@ -179,6 +183,7 @@ def _take_free(pages: Pgdat, gone: npt.NDArray[np.bool_]) -> None:
     frames = len(gone)
     flags = pages.page["flags"][:frames]
     whose = {pfn: zone * int(pages.config[0]["nr_cpus"]) + cpu for zone, cpu, pfn in pcp_pages(pages).select("zone", "cpu", "pfn").iter_rows()}
+    rest = np.zeros(frames, dtype=bool)
     for pfn in np.flatnonzero(flags & (PG_BUDDY | PG_PCP)).tolist():
         order = int(pages.page[pfn]["order"])
         part = gone[pfn : pfn + (1 << order)]
@@ -192,9 +197,8 @@ def _take_free(pages: Pgdat, gone: npt.NDArray[np.bool_]) -> None:
         else:
             del_page_from_free_list(pages, pfn, z, order)
             pages.zone[z]["nr_free_pages"] -= 1 << order
-        rest = np.zeros(frames, dtype=bool)
         rest[pfn : pfn + (1 << order)] = ~part
-        _give_free(pages, rest)
+    _give_free(pages, rest)
 
 
 def _give_free(pages: Pgdat, new: npt.NDArray[np.bool_]) -> None:
@@ -205,21 +209,18 @@ def _give_free(pages: Pgdat, new: npt.NDArray[np.bool_]) -> None:
         while at < last:
             order = min(MAX_ORDER, (at & -at).bit_length() - 1 if at else MAX_ORDER, (last - at).bit_length() - 1)
             z = next(z for z in range(len(pages.zone)) if int(pages.zone[z]["start_pfn"]) <= at < int(pages.zone[z]["end_pfn"]))
+            pages.page["flags"][at : at + (1 << order)] = 0
             kind = int(pages.pageblock[int(pageblock_rows(pages, np.array([at]))[0])])
-            add_to_free_list(pages, at, z, order, kind, True)
-            pages.zone[z]["nr_free_pages"] += 1 << order
+            free_one_page(pages, at, z, 0, order, kind, True)
             at += 1 << order
 
 
-def _used(
-    pages: Pgdat, gone: npt.NDArray[np.bool_], slabs: list[tuple[int, int]], blocks: npt.NDArray[np.int64], usable: npt.NDArray[np.bool_]
-) -> list[tuple[int, int]]:
-    """Blocks in use (first page frame, order) in frames that go: slabs as they are, all else page by page."""
-    busy = gone & (pages.page["flags"][: len(gone)] & (PG_BUDDY | PG_PCP) == 0) & ~_inside_free(pages, len(gone))
-    found = [(pfn, order) for pfn, order in slabs if gone[pfn : pfn + (1 << order)].any()]
+def _used(busy: npt.NDArray[np.bool_], gone: npt.NDArray[np.bool_], slabs: list[tuple[int, int]], old: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Blocks in use (first page frame, order) in frames that go: slabs and blocks that will be freed as they are, all else page by page."""
+    blocks = slabs + [(pfn, order) for _, pfn, order in old.tolist()]
+    found = [(pfn, order) for pfn, order in dict.fromkeys(blocks) if gone[pfn : pfn + (1 << order)].any()]
     for pfn, order in found:
         busy[pfn : pfn + (1 << order)] = False
-    assert len(blocks) >= 0 and len(usable)
     return found + [(int(pfn), 0) for pfn in np.flatnonzero(busy)]
 
 
@@ -271,4 +272,4 @@ def _move(pages: Pgdat, slub: object, old: Pgdat, blocks: npt.NDArray[np.int64],
         if pfn < frames:
             pages.page["flags"][pfn : min(pfn + (1 << order), frames)] = 0
     for i, pfn in enumerate(blocks[:, 1].tolist()):
-        blocks[i, 1] = to.get(pfn, pfn)
+        blocks[i, 1] = to.get(pfn, pfn if pfn < frames else GONE)

@@ -44,7 +44,7 @@ def start_under(
     cpus = settings.cpus or had
     if settings.ram is not None:
         user = requests_set_min_free(recording) and settings.min_free_kbytes is None
-        start = with_ram(start, recording, settings.ram, had, user)
+        start = with_ram(start, recording, requests.old_blocks, settings.ram, had, user)
         notes.append("RAM: the kernel's own memory and its zones are derived as at boot; what was in use keeps its place where that exists, else it is moved")
     if cpus != had:
         start = with_cpus(start, cpus)
@@ -91,7 +91,7 @@ def _watermarks(start: Start, settings: Settings) -> Start:
     boost = start.pages.zone["watermark_boost"].copy()
     setup_per_zone_wmarks(start.pages)
     start.pages.zone["watermark_boost"] = boost if settings.watermark_boost_factor != 0 else 0
-    return Start(start.pages, start.slub, start.table, start.objects, start.blocks, (fixed[0], fixed[1], fixed[2]), start.sizes)
+    return Start(start.pages, start.slub, start.table, start.objects, start.blocks, (fixed[0], fixed[1], fixed[2]))
 
 
 def slub_config(recording: Recording, settings: Settings, cpus: int) -> SlubConfig:
@@ -156,7 +156,7 @@ def _split(start: Start, names: list[str], notes: list[str]) -> Start:
             table["arg"][mine[table["site"][mine] == site]] = new
             made += 1
     notes.append(f"merge=off: requests to merged caches are told apart by call site ({made} further caches); what is older than the recording stays together")
-    return Start(start.pages, slub, table, start.objects, start.blocks, start.fixed, start.sizes)
+    return Start(start.pages, slub, table, start.objects, start.blocks, start.fixed)
 
 
 def _merged(start: Start, names: list[str], notes: list[str]) -> Start:
@@ -179,7 +179,7 @@ def _merged(start: Start, names: list[str], notes: list[str]) -> Start:
         table["arg"][objects & (table["arg"] == c)] = keep[found]
         merged += 1
     notes.append(f"merge=on: {merged} caches become aliases")
-    return Start(start.pages, slub, table, start.objects, start.blocks, start.fixed, start.sizes)
+    return Start(start.pages, slub, table, start.objects, start.blocks, start.fixed)
 
 
 class _Candidate:
@@ -244,7 +244,7 @@ def _sizes(start: Start, names: list[str], recording: Recording, settings: Setti
             known[wanted] = _new_class(slub, c, wanted[1], config)
             names.append(f"{PREFIXES[wanted[0]]}{wanted[1]}")
         table["arg"][at] = known[wanted]
-    return Start(start.pages, slub, table, start.objects, start.blocks, start.fixed, start.sizes)
+    return Start(start.pages, slub, table, start.objects, start.blocks, start.fixed)
 
 
 def _class_of(key: tuple[int, int, int], sizes: list[int], size_class: Callable[[int, int, int], int] | None) -> int:

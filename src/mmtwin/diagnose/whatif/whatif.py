@@ -212,7 +212,8 @@ def _kvmalloc(asked: Requests, outcome: Outcome, sites: tuple[int, ...]) -> tupl
         if not np.isin(sites, table["site"][large]).any():
             raise RequestError("--set kvmalloc: no large kmalloc in the recording comes from these call sites; mmtwin stat --by callsite lists them")
         large &= np.isin(table["site"], sites)
-    failed = np.flatnonzero(large & (outcome.blocks[table["id"]] < 0))
+    asked_for = np.flatnonzero(large)
+    failed = asked_for[outcome.blocks[table["id"][asked_for]] < 0]
     kept = np.ones(len(table), dtype=bool)
     blocks, where, rows = asked.blocks, [], []
     for at in failed.tolist():
