@@ -131,7 +131,8 @@ def with_ram(start: Start, recording: Recording, old_blocks: npt.NDArray[np.int6
     initrd = -(-provenance.initrd_bytes // 4096)
     maps = [physical.clip(physical.ram_frames(physical.qemu_pc_memory_map(size)), 0, kernel.max_frames) for size in (provenance.ram_bytes, ram)]
     spans = [physical.zone_spans(m, kernel.zone_limits, len(kernel.zone_names)) for m in maps]
-    kept = [physical.boot_reserve(kernel, m, s, cpus, initrd).kept for m, s in zip(maps, spans, strict=True)]
+    reserves = [physical.boot_reserve(kernel, m, s, cpus, initrd) for m, s in zip(maps, spans, strict=True)]
+    kept = [reserve.kept for reserve in reserves]
     usable = [_mask(m, k, max(maps[0][-1][1], maps[1][-1][1])) for m, k in zip(maps, kept, strict=True)]
     old = start.pages
     had, frames = int(old.config[0]["nr_frames"]), maps[1][-1][1]
@@ -147,11 +148,15 @@ def with_ram(start: Start, recording: Recording, old_blocks: npt.NDArray[np.int6
     pages = _resized(old, frames)
     for z, span in enumerate(spans[1]):
         zone = pages.zone[z]
-        managed = int(zone["managed_pages"]) + _count(usable[1], span) - _count(usable[0], spans[0][z])
-        zone["start_pfn"], zone["end_pfn"], zone["present_pages"], zone["managed_pages"] = span.start, span.end, span.present, max(managed, 0)
+        pages_there = int(zone["managed_pages"]) + _count(usable[1], span) - _count(usable[0], spans[0][z])
+        zone["start_pfn"], zone["end_pfn"], zone["present_pages"], zone["managed_pages"] = span.start, span.end, span.present, max(pages_there, 0)
     _give_free(pages, new[:frames])
     minimum = int(pages.config[0]["min_free_kbytes"])
+    managed = pages.zone["managed_pages"].copy()
+    for z, span in enumerate(spans[1]):  # what is freed late did not yet count
+        pages.zone[z]["managed_pages"] -= min(int(managed[z]), physical.count(physical.clip(reserves[1].freed, span.start, span.end)))
     derive_constants(pages, kernel)
+    pages.zone["managed_pages"] = managed
     if min_free_kbytes:
         pages.config[0]["min_free_kbytes"] = minimum
         setup_per_zone_wmarks(pages)

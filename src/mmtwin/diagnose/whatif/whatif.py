@@ -12,13 +12,14 @@ import polars as pl
 from mmtwin.diagnose.whatif.settings import Settings
 from mmtwin.diagnose.whatif.start import start_under
 from mmtwin.errors import InvariantError, RequestError
+from mmtwin.mm.pcp import drain_pages_zone
 from mmtwin.mm.tables import NR_ORDERS
 from mmtwin.mm.validate import validate
 from mmtwin.mm.validate_slub import validate_slub
 from mmtwin.recording import slab_state
 from mmtwin.recording.model import Recording
 from mmtwin.recording.state import restore
-from mmtwin.replay.free_run import Look, Outcome, Policy, look, run
+from mmtwin.replay.free_run import Look, Outcome, Policy, Start, look, run
 from mmtwin.replay.requests import FLAG_REFUSED, PAGES_ALLOC, PAGES_BULK, PAGES_FREE, Requests, requests
 
 UNUSABLE_ORDERS = (1, 3, 5, 9)
@@ -135,13 +136,24 @@ def whatif(
 def _case(recording: Recording, asked: Requests, settings: Settings, name: str, policy: Any) -> Case:
     start, names, notes = start_under(recording, asked, settings, None if policy is None else policy.size_class)
     pages_policy: Policy | None = None if policy is None else policy.pages
+    if pages_policy is not None:
+        _drain(start)
     outcome = run(start, asked, pages_policy)
     if settings.kvmalloc is not None:
         again, moved = _kvmalloc(asked, outcome, settings.kvmalloc)
         start, names, notes = start_under(recording, again, settings, None if policy is None else policy.size_class)
+        if pages_policy is not None:
+            _drain(start)
         outcome = run(start, again, pages_policy)
         notes.append(f"kvmalloc: {moved} large kmallocs that were refused take single pages instead (their vmap areas and page tables are not counted)")
     return _of(outcome, name, names, notes)
+
+
+def _drain(start: Start) -> None:
+    """A policy may have no per-CPU lists: what is on the kernel's goes to the buddy lists first."""
+    for z in range(len(start.pages.zone)):
+        for cpu in range(int(start.pages.config[0]["nr_cpus"])):
+            drain_pages_zone(start.pages, z, cpu, cpu)
 
 
 def _of(outcome: Outcome, name: str, names: list[str], notes: list[str]) -> Case:
