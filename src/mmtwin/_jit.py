@@ -89,13 +89,16 @@ def _once(compile_: Callable[[Any], Any], path: Path) -> Callable[[Any], Any]:
     return run
 
 
-def callback(signature: str, function: Callable[P, R]) -> Callable[P, R]:
-    """A function of integers that compiled code gets as an argument and calls through its address: compiled by itself, so another can take its place."""
+def callback(signature: str, function: Callable[P, R], cache: bool = True) -> Callable[P, R]:
+    """A function of integers that compiled code gets as an argument and calls through its address: compiled by itself, so another can take its place.
+
+    :param cache: keep the compiled code; not for closures, whose cells the cache does not see.
+    """
     if config.DISABLE_JIT:
         return function
     saved, config.CACHE_DIR = config.CACHE_DIR, str(CACHE)
     try:
-        return cast("Callable[P, R]", numba.cfunc(signature, cache=function.__module__.startswith("mmtwin."))(function))
+        return cast("Callable[P, R]", numba.cfunc(signature, cache=cache)(function))
     finally:
         config.CACHE_DIR = saved
 

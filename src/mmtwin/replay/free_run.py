@@ -252,7 +252,7 @@ def own_callbacks() -> tuple[Any, Any]:
 @inline_routine
 def get_pages(w: Any, alloc: Any, own: Any, cpu: int, order: int, gfp: int, contended: int, memalloc: bool) -> int:
     """A block, or a negative error. Where none is found and the kernel would reclaim, the reserves give one, if the request is one that it would go on trying for."""
-    pfn = alloc(w[P_HANDLE], cpu, order, gfp, contended)
+    pfn: int = alloc(w[P_HANDLE], cpu, order, gfp, contended)
     if pfn == -EAGAIN or (pfn < 0 and memalloc):
         w[C_WAITS] += 1
         pfn = -ENOMEM

@@ -19,7 +19,7 @@ from mmtwin.gfp import MOVABLE
 from mmtwin.machine import derive_constants
 from mmtwin.mm.buddy import del_page_from_free_list, free_one_page
 from mmtwin.mm.list import list_del
-from mmtwin.mm.slab_tables import END, MAX_CACHES, new_slub
+from mmtwin.mm.slab_tables import END, MAX_CACHES, Slub, new_slub
 from mmtwin.mm.tables import MAX_ORDER, NR_PCP_LISTS, PG_ALLOCATED, PG_BUDDY, PG_LRU, PG_PCP, PG_SLAB, Pgdat, new_pgdat, pageblock_rows
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds
 from mmtwin.mm.watermark import setup_per_zone_wmarks
@@ -61,7 +61,7 @@ def with_cpus(start: Start, cpus: int) -> Start:
     return Start(pages, _slub_with_cpus(start, cpus), _tasks(start.table, cpus), start.objects, start.blocks, (*start.fixed[:2], 1))
 
 
-def _slub_with_cpus(start: Start, cpus: int) -> object:
+def _slub_with_cpus(start: Start, cpus: int) -> Slub:
     """SLUB's tables for so many CPUs. A slab that was a CPU's stays one; further CPUs get slabs from the cache's partial lists; those of CPUs that are gone go to a partial list."""
     old, had = start.slub, int(start.slub.config[0]["nr_cpus"])
     slub = new_slub(cpus, 0, slabs=0, slots=0)._replace(
@@ -155,6 +155,7 @@ def with_ram(start: Start, recording: Recording, old_blocks: npt.NDArray[np.int6
     managed = pages.zone["managed_pages"].copy()
     for z, span in enumerate(spans[1]):  # what is freed late did not yet count
         pages.zone[z]["managed_pages"] -= min(int(managed[z]), physical.count(physical.clip(reserves[1].freed, span.start, span.end)))
+    pages.zone["wmark_high"] = 0  # as when the kernel first counts the pages above it
     derive_constants(pages, kernel)
     pages.zone["managed_pages"] = managed
     if min_free_kbytes:
@@ -178,8 +179,8 @@ def _count(usable: npt.NDArray[np.bool_], span: physical.ZoneSpan) -> int:
     return int(np.count_nonzero(usable[span.start : span.end]))
 
 
-def _slab_rows(slub: object) -> list[int]:
-    used = slub.slab[MAX_CACHES : int(slub.config[0]["slabs"])]  # type: ignore[attr-defined]
+def _slab_rows(slub: Slub) -> list[int]:
+    used = slub.slab[MAX_CACHES : int(slub.config[0]["slabs"])]
     return (MAX_CACHES + np.flatnonzero(used["state"] != 0)).tolist()
 
 
@@ -261,7 +262,7 @@ def _resized(old: Pgdat, frames: int) -> Pgdat:
     return pages
 
 
-def _move(pages: Pgdat, slub: object, old: Pgdat, blocks: npt.NDArray[np.int64], used: list[tuple[int, int]], found: npt.NDArray[np.int64]) -> None:
+def _move(pages: Pgdat, slub: Slub, old: Pgdat, blocks: npt.NDArray[np.int64], used: list[tuple[int, int]], found: npt.NDArray[np.int64]) -> None:
     """Blocks in use are elsewhere now."""
     to = {pfn + i: int(new) + i for (pfn, order), new in zip(used, found, strict=True) for i in range(1 << order)}
     frames = int(pages.config[0]["nr_frames"])
@@ -271,7 +272,7 @@ def _move(pages: Pgdat, slub: object, old: Pgdat, blocks: npt.NDArray[np.int64],
             row = int(old.page[pfn]["next"])
             pages.page["flags"][new : new + (1 << order)] |= PG_SLAB
             pages.page["next"][new : new + (1 << order)] = row
-            slub.slab[row]["pfn"] = new  # type: ignore[attr-defined]
+            slub.slab[row]["pfn"] = new
         else:
             pages.page[new]["flags"] = flags | PG_ALLOCATED
         if pfn < frames:

@@ -143,7 +143,7 @@ def _free(free: Any) -> Any:
 def _compile(path: Path, signature: str, function: Any) -> Any:
     """:raises RequestError: the first thing the compiler minds."""
     try:
-        return callback(signature, function)
+        return callback(signature, function, cache=False)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         place = next((line for line in lines if line.startswith("File") and path.name in line), "")
