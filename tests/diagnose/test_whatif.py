@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -152,3 +153,19 @@ def test_a_policy_that_loses_pages_is_told_on(pipes: Recording, asked: Requests,
     good = (ROOT / "examples/policies/no_stealing.py").read_text()
     path.write_text(good.replace("    give_block(pages, cpu, pfn, order)\n", "    pages.page[pfn]['flags'] = 1\n"))
     assert whatif(pipes, policy=load_policy(path), asked=asked).cases[-1].broken
+
+
+def test_the_document_says_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("whatif_table", ROOT / "docs/whatif_table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    text = (ROOT / "docs/whatif.md").read_text()
+    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 3
+    pairs = table.truth()["pairs"]
+    assert len(pairs) == 11 and not any(pair["broken"] for pair in pairs.values())
+    for name in ("order0", "minorder1", "partial0", "nomerge", "min16m", "wsf200"):  # one CPU, the same memory
+        predicted, real = pairs[name]["predicted"], pairs[name]["real"]
+        assert abs(predicted["slab pages"] - real["slab pages"]) <= 0.02 * real["slab pages"]
+        assert abs(predicted["free pages"] - real["free pages"]) <= 0.002 * real["free pages"]
+        assert abs(predicted["refused"] - real["refused"]) <= 0.1 * real["refused"]
