@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 Run = Callable[..., tuple[int, str, str]]
 PIPES = Path(__file__).parents[1] / "recordings" / "pipes-512m-1cpu-slab.mmrec"
+pytestmark = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="whole recordings take minutes in the interpreter")
 
 
 def test_table_and_drawing(mmtwin: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from mmtwin.replay.requests import Requests, requests
 from mmtwin.report.whatif_svg import render
 
 ROOT = Path(__file__).parents[2]
+
+
+pytestmark = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="whole recordings take minutes in the interpreter")
 
 
 @pytest.fixture(scope="module")

@@ -48,9 +48,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "replay": replay,
     "stat": stat,
     "explain": explain,
-    "whatif": whatif,
     "layout": layout,
     "claims": claims,
+    "whatif": whatif,
 }
 for position, (verb, command) in enumerate(COMMANDS.items()):
     app.command(command, name=verb, sort_key=position)
