@@ -3,19 +3,24 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mmtwin.diagnose.whatif import Settings, load_policy, parse_settings, whatif
 from mmtwin.diagnose.whatif.start import start_under
-from mmtwin.diagnose.whatif.whatif import WhatIf
+from mmtwin.diagnose.whatif.whatif import WhatIf, _kvmalloc
 from mmtwin.errors import RequestError
 from mmtwin.mm.validate import validate
 from mmtwin.mm.validate_slub import validate_slub
 from mmtwin.recording import store
 from mmtwin.recording.model import Recording
-from mmtwin.replay.requests import Requests, requests
+from mmtwin.replay.free_run import GONE, run, start_of
+from mmtwin.replay.requests import PAGES_ALLOC, PAGES_BULK, PAGES_FREE, Requests, requests
 from mmtwin.report.whatif_svg import render
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +108,25 @@ def test_settings_are_refused(word: str, said: str) -> None:
     with pytest.raises(RequestError, match=said) as caught:
         parse_settings([word])
     assert "\n" not in str(caught.value)
+
+
+def test_kvmalloc_takes_single_pages(asked: Requests) -> None:
+    """A large kmalloc that is refused becomes as many single pages, and its free that many frees."""
+    table = asked.table.copy()
+    freed = set(table["id"][table["op"] == PAGES_FREE].tolist())
+    at = next(i for i, row in enumerate(table) if int(row["op"]) == PAGES_ALLOC and int(row["order"]) and int(row["id"]) in freed)
+    number, count = int(table["id"][at]), 1 << int(table["order"][at])
+    table["site"][at] = 0x1234
+    blocks = np.zeros(asked.blocks, dtype=np.int64)
+    blocks[number] = GONE
+    outcome: Any = SimpleNamespace(blocks=blocks)
+    again, moved = _kvmalloc(replace(asked, table=table), outcome, (0x1234,))
+    assert moved == 1 and again.blocks == asked.blocks + count and len(again) == len(asked) + count - 1
+    assert int(again.table["op"][at]) == PAGES_BULK and int(again.table["arg"][at]) == count > 1
+    singles = again.table[(again.table["op"] == PAGES_FREE) & (again.table["id"] >= asked.blocks)]
+    assert singles["id"].tolist() == [asked.blocks + i for i in range(count)] and not singles["order"].any()
+    outcome = run(replace(start_of(again), table=again.table), again)
+    assert outcome.counters["bulk_pages"] == 60 + count and outcome.counters["page_failures"] == 0
 
 
 def test_kvmalloc_needs_a_site(pipes: Recording, asked: Requests) -> None:

@@ -237,7 +237,8 @@ def _kvmalloc(asked: Requests, outcome: Outcome, sites: tuple[int, ...]) -> tupl
         kept[at] = False
         for free in np.flatnonzero((table["op"] == PAGES_FREE) & (table["id"] == table["id"][at])).tolist():
             kept[free] = False
-            for i in range(count):
+            part = int(table["arg2"][free])
+            for i in range(part, part + (1 << int(table["order"][free]))):
                 single = table[free].copy()
                 single["id"], single["order"], single["arg2"] = blocks + i, 0, 0
                 where.append(free)
