@@ -34,13 +34,6 @@ from mmtwin.replay.slabs import new_slabs
     SLAB_RELEASE,
 ) = range(27)  # fmt: skip
 """Kinds of requests."""
-KIND_NAMES = (
-    "nothing", "object", "object freed", "objects in bulk", "objects freed in bulk", "cache shrunk", "cache flushed", "cache created", "cache destroyed",
-    "CPU gone", "pages", "pages freed", "pages in bulk", "pages isolated by compaction", "page put on the LRU", "lists drained", "counters folded",
-    "watermarks set", "CPUs counted", "lists resized", "reclaim began", "reclaim active", "reclaim over", "boost over", "thresholds changed", "reserve given back",
-    "slab of an earlier grace period freed",
-)  # fmt: skip
-
 REQUEST = np.dtype(
     [
         ("id", "i8"),  # of the object or block, or where the ids of a bulk request begin
@@ -61,8 +54,6 @@ REQUEST = np.dtype(
 FLAG_CONTENDED, FLAG_TAIL, FLAG_MEMALLOC, FLAG_REFUSED, FLAG_KMALLOC, FLAG_MAYBE, FLAG_SOFT = 1, 2, 4, 8, 16, 32, 64
 """The per-CPU lists were locked by somebody else; the block goes to its list's tail; the task may ignore watermarks; the kernel said no; the object is a
 kmalloc; this free is only made if the request (which the kernel refused) is granted; an interrupt, which stays on its CPU."""
-
-INTERRUPT = 1
 
 
 @dataclass(frozen=True)
@@ -283,7 +274,8 @@ class _Builder:
         self.add(op, PAGES_FREE, number, arg2=pfn - self.base[number], order=order, flag=FLAG_TAIL if tail else 0)
         self.owner[pfn : pfn + (1 << order)] = -1
 
-    def bulk_pages_got(self, op: np.void, index: int) -> None:
+    def bulk_pages_got(self, op: np.void) -> None:
+        """A silent bulk request is done: its pages, as the checking replay found them."""
         pages = self.bulk_pages.get(int(op["arg"]), [])
         if int(op["arg2"]) and pages:
             first = self.blocks
@@ -350,8 +342,7 @@ def _collect(build: _Builder, placed: place.Placement) -> None:
     skipped = (place.NOP, place.WALK, place.SLAB_REFILL, place.FREE_DRAIN, place.OWNERSHIP, place.SLAB_EXCHANGE, place.SLAB_GIVE, place.BULK_LOCKED)
     kept = placed.ops[~np.isin(placed.ops["op"], skipped)]
     kinds = kept["op"].tolist()
-    for index, kind in enumerate(kinds):
-        op = kept[index]
+    for op, kind in zip(kept, kinds, strict=True):
         if kind == place.SLAB_TAKE:
             build.take(op)
         elif kind == place.SLAB_SLOW:
@@ -380,7 +371,7 @@ def _collect(build: _Builder, placed: place.Placement) -> None:
         elif kind == place.BULK_BEGIN:
             build.bulk_gfp[int(op["arg"])] = int(op["gfp"])
         elif kind == place.BULK_END:
-            build.bulk_pages_got(op, index)
+            build.bulk_pages_got(op)
         elif kind == place.SLAB_NEW:
             build.slab_new(op)
         elif kind == place.SLAB_BULK_ALLOC:

@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmtwin.mm.list import list_add_tail
-from mmtwin.mm.slab_common import MINALIGN, CacheGeometry, SlubConfig, calculate_sizes
 from mmtwin.mm.slab_tables import ALLOCATED, END, MAX_CACHES, SLAB_LIVE, Slub, reserve
-from mmtwin.mm.slub import SLOT_BITS, SLOT_MASK, free_row, new_row
+from mmtwin.mm.slub import SLOT_BITS, free_row, new_row
 from mmtwin.mm.tables import PG_ALLOCATED, PG_SLAB, Pgdat
 from mmtwin.replay import free_run
 from mmtwin.replay.free_run import Start
@@ -39,15 +38,6 @@ def ask(pages: Pgdat, slub: Slub, freed: Iterable[tuple[int, int]], wanted: Iter
     old = np.array([(i, pfn) for i, (pfn, _) in enumerate(gone)], dtype=np.int64).reshape(-1, 2)
     requests = Requests(table, np.zeros(0, np.int64), 0, len(table), nothing, nothing, pages, slub, [])
     return free_run.run(Start(pages, slub, table, nothing, old), requests).blocks[len(gone) :].copy()
-
-
-def new_geometry(slub: Slub, c: int, config: SlubConfig) -> CacheGeometry | None:
-    """What `calculate_sizes` makes of an existing cache under other options; None if it cannot be made so. (The slot size is kept: merging may have changed it.)"""
-    cache = slub.cache[c]
-    flags = int(cache["flags"]) & ~0xC0000000
-    size = int(cache["size"])
-    made = calculate_sizes(max(size, 1), max(MINALIGN, 1), flags & ~0xD00, False, config.cpus, config.min_order, config.max_order, config.min_objects)
-    return made if made is not None and made.size == size else None
 
 
 @dataclass
@@ -96,9 +86,8 @@ def places(slub: Slub, c: int) -> dict[int, tuple[int, int]]:
     return found
 
 
-def cut(slub: Slub, c: int, objects: int, rows: npt.NDArray[np.int64] | None = None, keep: npt.NDArray[np.bool_] | None = None) -> list[Piece]:
-    """The cache's objects, slab after slab, cut into pieces of `objects`. With `keep` (over all slots in that order) only those are live."""
-    rows = rows_of(slub, c) if rows is None else rows
+def cut(slub: Slub, c: int, objects: int, rows: npt.NDArray[np.int64]) -> list[Piece]:
+    """The cache's objects, slab after slab, cut into pieces of `objects`."""
     if not len(rows):
         return []
     where = places(slub, c)
@@ -106,8 +95,6 @@ def cut(slub: Slub, c: int, objects: int, rows: npt.NDArray[np.int64] | None = N
     owner = np.repeat(rows, sizes)
     slot = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     live = slub.slot[slub.slab["slots"][owner] + slot] == ALLOCATED
-    if keep is not None:
-        live &= keep
     source = owner << SLOT_BITS | slot
     pieces = []
     for first in range(0, len(owner), objects):
@@ -217,8 +204,3 @@ def recut(start: Start, changed: dict[int, tuple[int, int, int, int]]) -> Start:
         at += len(pieces[c])
         fill(pages, slub, c, [p for p, f in zip(pieces[c], mine, strict=True) if f >= 0], [int(f) for f in mine if f >= 0], moved)
     return moved.follow(Start(pages, slub, start.table, start.objects, start.blocks, start.fixed))
-
-
-def unpack(packed: int) -> tuple[int, int]:
-    """Slab row and slot."""
-    return packed >> SLOT_BITS, packed & SLOT_MASK
