@@ -29,6 +29,7 @@ from bench import (
     stream,
     vmap_replay,
     vmaps,
+    whatif,
 )
 from bench import explain as explain_log
 from bench.measure import Figures, say
@@ -44,6 +45,7 @@ def _steps(quick: bool, figures: Figures) -> list[tuple[str, dict[str, str], Cal
         ("Replay of one long stream", stream.ABOUT, partial(stream.measure, *((2_000_000, 500_000) if quick else ()))),
         ("The peer: perf kmem", peer_perf_kmem.ABOUT, partial(peer_perf_kmem.measure, figures, *((2, 1) if quick else ()))),
         ("Replay of slab recordings", slabs.ABOUT, partial(slabs.measure, *((2_000_000,) if quick else ()))),
+        ("What-ifs: free runs of recordings", whatif.ABOUT, partial(whatif.measure, *((2,) if quick else ()))),
         ("The peer for slabs: perf kmem stat --slab", slab_peer.ABOUT, partial(slab_peer.measure, *((1, 1) if quick else ()))),
         ("Cost of a kmalloc and its kfree", slab_pairs.ABOUT, partial(slab_pairs.measure, *((20_000, 2) if quick else ()))),
         ("Soak of the slab allocator", soak.ABOUT, partial(soak.measure, *((1_000_000, 250_000) if quick else ()))),

@@ -89,6 +89,25 @@ def _once(compile_: Callable[[Any], Any], path: Path) -> Callable[[Any], Any]:
     return run
 
 
+def callback(signature: str, function: Callable[P, R], cache: bool = True) -> Callable[P, R]:
+    """A function of integers that compiled code gets as an argument and calls through its address: compiled by itself, so another can take its place.
+
+    :param cache: keep the compiled code; not for closures, whose cells the cache does not see.
+    """
+    if config.DISABLE_JIT:
+        return function
+    saved, config.CACHE_DIR = config.CACHE_DIR, str(CACHE)
+    try:
+        return cast("Callable[P, R]", numba.cfunc(signature, cache=cache)(function))
+    finally:
+        config.CACHE_DIR = saved
+
+
+def call(function: Any, *arguments: int) -> int:
+    """Calls what `callback` has made from Python."""
+    return int(function.ctypes(*arguments) if hasattr(function, "ctypes") else function(*arguments))
+
+
 def inner(function: Callable[P, R]) -> Callable[P, R]:
     """Everything an entry point calls: plain Python outside, inlined without reference counting inside (the caller keeps the tables alive)."""
     wrapped: Callable[P, R] = register_jitable(_nrt=False, forceinline=True)(function)

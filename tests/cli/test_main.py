@@ -14,7 +14,7 @@ from mmtwin import __version__
 from mmtwin.cli import info, main
 from mmtwin.errors import InvariantError
 
-VERBS = ("demo", "record", "import", "info", "replay", "stat", "explain", "blame", "advise", "report", "layout", "claims")
+VERBS = ("demo", "record", "import", "info", "replay", "stat", "explain", "blame", "advise", "whatif", "report", "layout", "claims")
 START = (sys.executable, "-m", "mmtwin.cli")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(main.__file__).parents[2])}
 

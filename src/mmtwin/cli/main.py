@@ -26,6 +26,7 @@ from mmtwin.cli.record import record
 from mmtwin.cli.replay import replay
 from mmtwin.cli.report import report
 from mmtwin.cli.stat import stat
+from mmtwin.cli.whatif import whatif
 from mmtwin.errors import MmtwinError
 
 INTERRUPTED = 130
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "explain": explain,
     "blame": blame,
     "advise": advise,
+    "whatif": whatif,
     "report": report,
     "layout": layout,
     "claims": claims,

@@ -273,6 +273,7 @@ def rmqueue_fallback(b: Any, z: int, order: int, start_type: int, alloc_flags: i
                 whole = can_steal_fallback(b, current, start_type)
             pfn = int(b.page[free_list(b, z, current, fallback)]["next"])
             steal_suitable_fallback(b, pfn, z, alloc_flags, start_type, whole)
+            b.config[0]["extfrag"] = int(b.config[0]["extfrag"]) + 1
             return True
         current -= 1
     return False

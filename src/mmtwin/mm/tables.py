@@ -118,6 +118,7 @@ CONFIG = np.dtype(
         ("totalreserve_pages", "i8"),
         ("pageblock_order", "i8"),  # order of the blocks that have a migrate type: that of a huge page
         ("pageblock_split", "i8"),  # see `pageblock_row`; nr_frames for none
+        ("extfrag", "i8"),  # blocks taken from another migrate type (mm_page_alloc_extfrag)
     ]
 )
 """One row: sizes and sysctls."""

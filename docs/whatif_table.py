@@ -1,0 +1,86 @@
+"""Writes the tables of docs/whatif.md from docs/whatif-truth.json, which oracle/whatif.py makes of recordings.
+
+A table lies between two comments, `<!-- table NAME -->` and `<!-- end -->`; what is between them is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TEXT, TRUTH = HERE / "whatif.md", HERE / "whatif-truth.json"
+SHOWN = ("refused", "slab pages", "slabs made", "free pages", "extfrag")
+
+
+def truth() -> dict[str, Any]:
+    """What was measured."""
+    found: dict[str, Any] = json.loads(TRUTH.read_text())
+    return found
+
+
+def noise(data: dict[str, Any]) -> dict[str, int]:
+    """How far two recordings under the same settings differ."""
+    again = data["pairs"]["base-b"]["real"]
+    return {key: abs(value - data["base"][key]) for key, value in again.items()}
+
+
+def main_table(data: dict[str, Any]) -> str:
+    """Predicted and real, with the error, for each setting."""
+    head = ["settings", *(f"{name}: predicted / real (error)" for name in SHOWN)]
+    rows = [["as recorded: the twin beside its own recording", *(_cell(data["self"][k], data["base"][k]) for k in SHOWN)]]
+    for name, pair in data["pairs"].items():
+        label = f"`{pair['settings']}`" if pair["settings"] else "the same settings, another recording"
+        rows.append([label if name != "base-b" else "the same settings, another recording", *(_cell(pair["predicted"][k], pair["real"][k]) for k in SHOWN)])
+    rows.append(["noise: two recordings under the same settings differ by", *(f"{noise(data)[k]:,}" for k in SHOWN)])
+    return _table(head, rows)
+
+
+def block_table(data: dict[str, Any]) -> str:
+    """Free blocks of each order at the end."""
+    head = ["settings", *(f"order {o}" for o in range(11))]
+    rows = []
+    for name, pair in data["pairs"].items():
+        label = f"`{pair['settings']}`" if name != "base-b" else "the same settings, another recording"
+        rows.append([label, *(f"{pair['predicted'][f'free blocks, order {o}']} / {pair['real'][f'free blocks, order {o}']}" for o in range(11))])
+    rows.append(["noise", *(str(noise(data)[f"free blocks, order {o}"]) for o in range(11))])
+    return _table(head, rows)
+
+
+def failure_table(data: dict[str, Any]) -> str:
+    """Requests refused, by order."""
+    head = ["settings", *(f"order {o}" for o in range(6))]
+    rows = []
+    for name, pair in data["pairs"].items():
+        label = f"`{pair['settings']}`" if name != "base-b" else "the same settings, another recording"
+        rows.append([label, *(f"{pair['predicted'][f'refused, order {o}']:,} / {pair['real'][f'refused, order {o}']:,}" for o in range(6))])
+    rows.append(["noise", *(str(noise(data)[f"refused, order {o}"]) for o in range(6))])
+    return _table(head, rows)
+
+
+def _cell(predicted: int, real: int) -> str:
+    share = f", {100 * (predicted - real) / real:+.1f} %" if real else ""
+    return f"{predicted:,} / {real:,} ({predicted - real:+,}{share})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def filled(text: str) -> str:
+    """The document with its tables."""
+    data = truth()
+    tables = {"main": main_table(data), "blocks": block_table(data), "failures": failure_table(data)}
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- table {match[1]} -->\n{tables[match[1]]}<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+
+
+if __name__ == "__main__":
+    TEXT.write_text(filled(TEXT.read_text()))
+    print(f"wrote {TEXT}")

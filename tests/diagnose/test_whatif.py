@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmtwin.diagnose.whatif import Settings, load_policy, parse_settings, whatif
+from mmtwin.diagnose.whatif.start import start_under
+from mmtwin.diagnose.whatif.whatif import WhatIf, _kvmalloc
+from mmtwin.errors import RequestError
+from mmtwin.mm.validate import validate
+from mmtwin.mm.validate_slub import validate_slub
+from mmtwin.recording import store
+from mmtwin.recording.model import Recording
+from mmtwin.replay.free_run import GONE, run, start_of
+from mmtwin.replay.requests import PAGES_ALLOC, PAGES_BULK, PAGES_FREE, Requests, requests
+from mmtwin.report.whatif_svg import render
+
+ROOT = Path(__file__).parents[2]
+
+
+pytestmark = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="whole recordings take minutes in the interpreter")
+
+
+@pytest.fixture(scope="module")
+def pipes() -> Recording:
+    return store.load(ROOT / "tests/recordings/pipes-512m-1cpu-slab.mmrec")
+
+
+@pytest.fixture(scope="module")
+def asked(pipes: Recording) -> Requests:
+    return requests(pipes)
+
+
+@pytest.fixture(scope="module")
+def result(pipes: Recording, asked: Requests) -> WhatIf:
+    return whatif(pipes, [parse_settings(["slub_max_order=0"]), parse_settings(["min_free_kbytes=65536", "cpus=2"])], asked=asked)
+
+
+def test_the_twin_agrees_with_the_kernel(result: WhatIf) -> None:
+    kernel, twin = result.cases[:2]
+    assert (kernel.name, twin.name) == ("kernel", "twin")
+    for name in ("failures", "slab_pages", "slabs_made", "free_pages", "listed_pages", "free_blocks", "extfrag", "caches", "used_pages"):
+        assert getattr(kernel, name) == getattr(twin, name), name
+
+
+def test_smaller_slabs(result: WhatIf) -> None:
+    twin, small = result.cases[1:3]
+    assert small.name == "slub_max_order=0" and small.slabs_made > twin.slabs_made and not small.broken
+    assert small.slab_pages != twin.slab_pages
+
+
+def test_result_as_data(result: WhatIf) -> None:
+    document = json.loads(json.dumps(result.to_dict()))
+    assert document["schema"] == 1 and [c["name"] for c in document["cases"]][2] == "slub_max_order=0"
+    frame = result.frame()
+    assert len(frame) == 4 and frame["free_order_10"].to_list()[0] == result.cases[0].free_blocks[10]
+    drawing = render(result)
+    assert drawing.startswith("<svg") and drawing.count("<polyline") == 4 * 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "slub_max_order=0", "slub_min_order=1", "cpus=2", "cpus=4", "ram=256M", "ram=1G", "merge=on", "merge=off", "size_classes=112,160", "cpu_partial=0",
+        "min_free_kbytes=8192 watermark_scale_factor=200", "cpus=2 slub_max_order=1 ram=384M",
+    ],
+)  # fmt: skip
+def test_starts_are_sound(pipes: Recording, asked: Requests, words: str) -> None:
+    start, names, _ = start_under(pipes, asked, parse_settings([words]))
+    validate(start.pages, True)
+    validate_slub(start.slub, start.pages)
+    assert len(names) == int(start.slub.config[0]["caches"])
+    live = [packed for _, packed in start.objects.tolist()]
+    assert len(set(live)) == len(live) and min(live) >= 0
+
+
+def test_ram_is_what_the_kernel_would_manage(pipes: Recording, asked: Requests) -> None:
+    """Managed pages of a guest of 256 MiB, as the bundled recordings have them (less what this kernel's initial RAM disk changes)."""
+    start, _, _ = start_under(pipes, asked, Settings(ram=256 << 20))
+    real = store.load(ROOT / "tests/recordings/slabs-256m-1cpu-slab.mmrec").before
+    assert real is not None
+    assert abs(int(start.pages.zone["managed_pages"].sum()) - int(real.zones["managed_pages"].sum())) < 64
+    assert int(start.pages.config[0]["min_free_kbytes"]) == real.scalars["min_free_kbytes"]
+
+
+def test_settings_are_read() -> None:
+    assert parse_settings(["cpus=2", "ram=128M merge=off"]) == Settings(cpus=2, ram=128 << 20, merge=False)
+    assert str(parse_settings(["size_classes=160,112", "kvmalloc=all"])) == "size_classes=112,160 kvmalloc=all"
+    assert str(Settings()) == "as recorded"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("slub_maxorder=0", "did you mean slub_max_order"), ("cpus=0", "from 1 to 64"), ("cpus", "expected key=value"), ("merge=maybe", "on or off"), ("ram=1", "64 MiB"),
+        ("pageblock_order=8", "not possible"), ("profile=linux-6.12", "not possible"), ("allocator=slab", "not possible"), ("kvmalloc=nowhere", "kvmalloc"), ("x=1", "expected one of"),
+    ],
+)  # fmt: skip
+def test_settings_are_refused(word: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said) as caught:
+        parse_settings([word])
+    assert "\n" not in str(caught.value)
+
+
+def test_kvmalloc_takes_single_pages(asked: Requests) -> None:
+    """A large kmalloc that is refused becomes as many single pages, and its free that many frees."""
+    table = asked.table.copy()
+    freed = set(table["id"][table["op"] == PAGES_FREE].tolist())
+    at = next(i for i, row in enumerate(table) if int(row["op"]) == PAGES_ALLOC and int(row["order"]) and int(row["id"]) in freed)
+    number, count = int(table["id"][at]), 1 << int(table["order"][at])
+    table["site"][at] = 0x1234
+    blocks = np.zeros(asked.blocks, dtype=np.int64)
+    blocks[number] = GONE
+    outcome: Any = SimpleNamespace(blocks=blocks)
+    again, moved = _kvmalloc(replace(asked, table=table), outcome, (0x1234,))
+    assert moved == 1 and again.blocks == asked.blocks + count and len(again) == len(asked) + count - 1
+    assert int(again.table["op"][at]) == PAGES_BULK and int(again.table["arg"][at]) == count > 1
+    singles = again.table[(again.table["op"] == PAGES_FREE) & (again.table["id"] >= asked.blocks)]
+    assert singles["id"].tolist() == [asked.blocks + i for i in range(count)] and not singles["order"].any()
+    outcome = run(replace(start_of(again), table=again.table), again)
+    assert outcome.counters["bulk_pages"] == 60 + count and outcome.counters["page_failures"] == 0
+
+
+def test_kvmalloc_needs_a_site(pipes: Recording, asked: Requests) -> None:
+    with pytest.raises(RequestError, match="no large kmalloc"):
+        whatif(pipes, [parse_settings(["kvmalloc=ffffffff00000000"])], asked=asked)
+
+
+@pytest.mark.parametrize("name", ["lowest_address", "no_stealing"])
+def test_page_policies_of_the_examples(pipes: Recording, asked: Requests, name: str) -> None:
+    case = whatif(pipes, policy=load_policy(ROOT / f"examples/policies/{name}.py"), asked=asked).cases[-1]
+    assert case.name == name and case.broken == "" and case.failures == 0 and case.extfrag == 0
+    assert case.listed_pages == 0  # neither has per-CPU lists
+
+
+def test_size_classes_of_the_example(pipes: Recording, asked: Requests) -> None:
+    policy = load_policy(ROOT / "examples/policies/size_classes.py")
+    assert policy.pages is None and policy.size_class is not None and policy.size_class(65, 0, 0) == 80
+    case = whatif(pipes, policy=policy, asked=asked).cases[-1]
+    assert case.broken == "" and any(
+        n.startswith("kmalloc") and n[-1].isdigit() and n.split("-")[-1] not in ("8", "16", "32", "64", "96", "128", "192", "256", "512") for n in case.caches
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def alloc(:\n", "1: invalid syntax"),
+        ("x = 1\n", "defines none of alloc, free and size_class"),
+        ("def alloc(a, b, c, d, e):\n    return -1\n", "come together"),
+        ("def size_class(a):\n    return a\n", "1 arguments; expected 3"),
+        ("import nowhere\n", "ModuleNotFoundError"),
+        ("def alloc(p, cpu, order, gfp, kind):\n    return p.nothing\n\ndef free(p, cpu, pfn, order):\n    pass\n", "cannot be compiled"),
+    ],
+)
+def test_policies_are_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=said) as caught:
+        load_policy(path)
+    assert "\n" not in str(caught.value) and "mine.py" in str(caught.value)
+
+
+def test_a_size_that_holds_nothing(pipes: Recording, asked: Requests, tmp_path: Path) -> None:
+    path = tmp_path / "small.py"
+    path.write_text("def size_class(size, gfp, site):\n    return 1\n")
+    with pytest.raises(RequestError, match="expected at least"):
+        whatif(pipes, policy=load_policy(path), asked=asked)
+
+
+def test_a_policy_that_loses_pages_is_told_on(pipes: Recording, asked: Requests, tmp_path: Path) -> None:
+    path = tmp_path / "leaks.py"
+    good = (ROOT / "examples/policies/no_stealing.py").read_text()
+    path.write_text(good.replace("    give_block(pages, cpu, pfn, order)\n", "    pages.page[pfn]['flags'] = 1\n"))
+    assert whatif(pipes, policy=load_policy(path), asked=asked).cases[-1].broken
+
+
+def test_the_document_says_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("whatif_table", ROOT / "docs/whatif_table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    text = (ROOT / "docs/whatif.md").read_text()
+    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 3
+    pairs = table.truth()["pairs"]
+    assert len(pairs) == 11 and not any(pair["broken"] for pair in pairs.values())
+    for name in ("order0", "minorder1", "partial0", "nomerge", "min16m", "wsf200"):  # one CPU, the same memory
+        predicted, real = pairs[name]["predicted"], pairs[name]["real"]
+        assert abs(predicted["slab pages"] - real["slab pages"]) <= 0.02 * real["slab pages"]
+        assert abs(predicted["free pages"] - real["free pages"]) <= 0.002 * real["free pages"]
+        assert abs(predicted["refused"] - real["refused"]) <= 0.1 * real["refused"]
