@@ -55,7 +55,7 @@ def advise(
     Each suggestion rests on numbers of the recording, is tried on the twin with the site's own requests, and is dropped if it does not help there. Most sites are right as they
     are, and that is said too. Below stand the best size classes for this traffic.
 
-    :param file: A recording (.mmrec), or a kernel's trace text as for mmtwin import.
+    :param file: A recording (.mmrec), perf.data, trace.dat, or a kernel's trace text as for mmtwin import.
     :param site: One site in full: its name as shown, or its function.
     :param lines: Rows of sites without advice to show; 0 is all (default: 20; with --json all sites).
     :param symbols: System.map, a copy of /proc/kallsyms or a vmlinux: names for call sites that are addresses.

@@ -58,7 +58,7 @@ def blame(
     over time and their slope in the second half. Leaks: what is live and older than anything its site has freed. Wastes: size classes, slabs at most half used, guard
     pages, page tables. Where pages lie needs a recording with a memory dump; the rest works on trace text too.
 
-    :param file: A recording (.mmrec), or a kernel's trace text as for mmtwin import.
+    :param file: A recording (.mmrec), perf.data, trace.dat, or a kernel's trace text as for mmtwin import.
     :param only: Of fragments, grows, leaks, wastes, separated by commas (default: all).
     :param by: One row for each callsite, function, cache or pid (default: callsite).
     :param steps: Equal steps on the trace clock for what is told over time (default: 20).

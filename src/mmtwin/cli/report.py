@@ -45,7 +45,7 @@ def report(
     It shows what the memory held over time, the map of page frames, free blocks by order, slab caches, who asked for what, and refused requests with the reason. Trace
     text and other recordings without snapshots give the parts that need only events.
 
-    :param file: A recording (.mmrec), or a kernel's trace text as for mmtwin import.
+    :param file: A recording (.mmrec), perf.data, trace.dat, or a kernel's trace text as for mmtwin import.
     :param output: The page to write (default: the recording's name with .html, in this directory).
     :param steps: How many moments of the recording to look at (default: 120).
     :param symbols: System.map, a copy of /proc/kallsyms or a vmlinux: names for call sites that are addresses.
