@@ -1,0 +1,90 @@
+"""How compiled functions become one piece of machine code: linked first, then optimised once.
+
+Numba treats every function that another one calls as a program of its own: it links in all that the function calls, optimises the whole, translates it to machine code,
+and does all that again one level up, where the function is most often inlined and the machine code thrown away. For call chains as deep as the kernel's that is most of the
+time that compiling takes. Here a function that is only called stays as it was generated, and an entry point links in all it needs, each function once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from numba.core import codegen, cpu
+from numba.core.registry import cpu_target
+
+_thread: Any = threading.local()
+
+
+def linking_once(compile_: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Compiles an entry point so. What numba compiles for others is left to numba."""
+
+    def run(signature: Any) -> Any:
+        before = getattr(_thread, "on", False)
+        _thread.on = True
+        try:
+            return compile_(signature)
+        finally:
+            _thread.on = before
+
+    return run
+
+
+class _Library(codegen.JITCodeLibrary):
+    """Numba's collection of functions that are compiled together: one function and its wrappers, and what it calls."""
+
+    _pending = False
+    """Whether it has neither been linked nor optimised."""
+
+    def finalize(self) -> None:
+        self._raise_if_finalized()
+        for library in self._linking_libraries:
+            self._reload_init.update(library._reload_init)
+        self._finalized = self._pending = True
+        if not getattr(_thread, "on", False):
+            self._complete()
+
+    def _complete(self) -> None:
+        """What numba's ``finalize`` does, with the functions that are called further down linked in too."""
+        self._pending, self._shared_module = False, None
+        for library in _callers_first(self):
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._optimize_final_module()
+        self._final_module.verify()
+        self._finalize_final_module()
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Machine code is asked for only where Python, or a C callback, is to enter: other functions' wrappers do not exist (0)."""
+        self._ensure_finalized()
+        if self._pending:
+            if all(function.name != name or function.is_declaration for function in self._final_module.functions):
+                return 0
+            self._complete()
+        return int(super().get_pointer_to_function(name))
+
+
+def _callers_first(library: _Library) -> Iterator[_Library]:
+    """All libraries below one, each after those that call it: the linker takes only what is missing when its turn comes."""
+    seen: set[Any] = set()
+    order: list[_Library] = []
+
+    def visit(caller: _Library) -> None:
+        for callee in caller._linking_libraries:
+            if callee not in seen:
+                seen.add(callee)
+                if callee._pending:  # the others have linked in theirs
+                    visit(callee)
+                order.append(callee)
+
+    visit(library)
+    return reversed(order)
+
+
+def install() -> None:
+    """Makes numba's code for this machine use it."""
+    target: Any = cpu_target.target_context.codegen()
+    if isinstance(cpu_target.target_context, cpu.CPUContext) and target._library_class is codegen.JITCodeLibrary:
+        set_env = target.set_env
+        target._library_class = _Library
+        target.set_env = lambda name, environment: set_env(name, environment) if target._engine.is_symbol_defined(name) else None
