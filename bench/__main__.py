@@ -12,7 +12,25 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import boot, faults, first_result, mallocs, pairs, peer_perf_kmem, pgtable, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmap_replay, vmaps
+from bench import (
+    boot,
+    faults,
+    first_result,
+    mallocs,
+    pairs,
+    peer_perf_kmem,
+    pgtable,
+    recorded,
+    report,
+    slab_pairs,
+    slab_peer,
+    slabs,
+    soak,
+    stream,
+    vmap_replay,
+    vmaps,
+)
+from bench import explain as explain_log
 from bench.measure import Figures, say
 
 SCHEMA = 1
@@ -34,6 +52,8 @@ def _steps(quick: bool, figures: Figures) -> list[tuple[str, dict[str, str], Cal
         ("Page tables and TLBs", pgtable.ABOUT, partial(pgtable.measure, *((5,) if quick else ()))),
         ("malloc and free of a process", mallocs.ABOUT, partial(mallocs.measure, *((100_000, 2) if quick else ()))),
         ("Page faults and processes", faults.ABOUT, partial(faults.measure, *((3, 300) if quick else ()))),
+        ("Explaining a long log", explain_log.ABOUT, partial(explain_log.measure, *((10_000_000, 1) if quick else ()))),
+        ("The report of a recording", report.ABOUT, partial(report.measure, *((None, 1) if quick else ()))),
         ("Boot and memory", boot.ABOUT, partial(boot.measure, *((1,) if quick else ()))),
         ("Cost of an allocation and its free", pairs.ABOUT, partial(pairs.measure, *((3, QUICK_SIZES, 1 << 20) if quick else ()))),
         ("Time to the first result", first_result.ABOUT, partial(first_result.measure, *((False, 1) if quick else ()))),

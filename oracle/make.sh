@@ -49,6 +49,10 @@ echo "$recordings" | while IFS='|' read -r name workload memory cpus options; do
   # shellcheck disable=SC2086
   "$mmtwin" record --vm "$vm" --workload "$here/workloads/$(echo $workload).sh" --mem $memory --smp $cpus $options --force -o "$root/tests/recordings/$name.mmrec" < /dev/null
 done
+# Who asks for pages: a recording whose mm_page_alloc rows have call sites.
+if wanted sites-128m-2cpu "$@"; then
+  "$mmtwin" record --vm "$kernel" --workload "$here/workloads/sites.sh" --mem 128M --smp 2 --sites --force -o "$root/tests/data/sites-128m-2cpu.mmrec" < /dev/null
+fi
 # Virtual areas: name | workload | kernel | RAM | CPUs | further options. Those of 6.12 hold nothing else and are in a directory of their own.
 areas='
 areas-256m-1cpu              | areas     | 6.1  | 256M  | 1 |
@@ -127,6 +131,12 @@ fi
 if wanted layouts "$@"; then
   "$here/layout.sh" "$here/module-build" "$root/tests/data/layouts.json.gz" "$here/kernel-6.1-686" "$here/kernel-6.1-686-pae" "$kernel" "$here/kernel-6.12"
 fi
+if wanted advise "$@"; then
+  "$here/advise.sh" "$here/module-build" "$root/tests/data" "$kernel"
+  "$mmtwin" record --vm "$kernel" --workload "$here/workloads/advise.sh" --mem 256M --slab --module "$here/module-build/$(cat "$kernel/release")/advise_probe.ko" \
+    -o "$root/tests/data/advise-640-256m-1cpu-slab.mmrec" --force
+fi
+
 if wanted alloc-cost "$@"; then "$here/alloc-cost.sh" "$here/module-build" "$root/tests/data/alloc-cost-6.1.json" "$kernel" "$here/kernel-6.1-686"; fi
 if wanted vmalloc-events "$@"; then
   scratch=$(mktemp -d)
@@ -152,6 +162,7 @@ if wanted faults "$@"; then
 fi
 if wanted oom "$@"; then "$here/oom.sh" "$(dirname "$mmtwin")/python" "$kernel" "$root/tests/data/oom-6.1.json.gz" < /dev/null; fi
 if wanted reclaim "$@"; then "$here/reclaim.sh" "$kernel" "$root/tests/data/reclaim-6.1.txt"; fi
+if wanted trace-dat "$@"; then "$here/trace-dat.sh" "$(dirname "$mmtwin")/python" "$kernel" "$root/tests/data/trace-cmd" < /dev/null; fi
 if wanted malloc "$@"; then "$here/malloc/make.sh" "$mmtwin"; fi
 if wanted claims "$@"; then # last, as it reads what the others have made
   kernel612=${MMTWIN_KERNEL_612:-$here/kernel-6.12}

@@ -12,14 +12,32 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for plain `pytest`, which does not put the directory there
 
-from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, slab_pairs, slab_peer, slabs, soak, stream, vmap_replay, vmaps
+from bench import boot, first_result, pairs, peer_perf_kmem, pgtable, recorded, report, slab_pairs, slab_peer, slabs, soak, stream, vmap_replay, vmaps
+from bench import explain as explain_log
 
-MODULES: tuple[Any, ...] = (recorded, stream, peer_perf_kmem, slabs, slab_peer, slab_pairs, soak, vmap_replay, vmaps, boot, pairs, first_result, pgtable)
+MODULES: tuple[Any, ...] = (
+    recorded,
+    stream,
+    peer_perf_kmem,
+    slabs,
+    slab_peer,
+    slab_pairs,
+    soak,
+    vmap_replay,
+    vmaps,
+    boot,
+    pairs,
+    first_result,
+    pgtable,
+    explain_log,
+    report,
+)
 CONTRACT = {
     "page_events_per_second", "page_requests_per_second", "peer_perf_kmem_events_per_second", "page_events_ratio_to_perf_kmem", "bytes_per_frame", "boot_1tib_seconds",
     "first_result_cold_seconds", "first_result_warm_seconds", "alloc_free_pair_ns_256mib", "alloc_free_pair_ns_4gib", "alloc_free_pair_ns_64gib", "alloc_free_pair_ns_1tib",
     "slab_events_per_second", "slab_ops_per_second", "page_table_walk_ns", "tlb_hit_ns", "kmalloc_pair_microseconds", "glibc_malloc_pair_microseconds", "soak_operations", "soak_broken_invariants",
     "vmap_pairs_per_second", "vmap_pairs_per_second_1k_live", "vmap_pairs_per_second_1m_live", "kernel_test_vmalloc_fix_size_loops_per_second",
+    "explain_mb_per_second",
 }  # fmt: skip
 
 
@@ -79,6 +97,13 @@ def test_pairs() -> None:
     measured = {key for key, value in figures.items() if value is not None}
     assert measured == {key for key in pairs.ABOUT if key.endswith("ns_256mib")}
     assert all(float(figures[key] or 0) > 0 for key in measured)
+
+
+def test_explain() -> None:
+    figures = explain_log.measure(1_000_000, 1)
+    assert figures.keys() == explain_log.ABOUT.keys()
+    assert all(value and value > 0 for value in figures.values())
+    assert figures["explain_mb_per_second"] == min(figures[f"explain_{kind}_mb_per_second"] or 0 for kind in ("noise", "oom", "page"))
 
 
 def test_slabs() -> None:
@@ -172,3 +197,11 @@ def test_pgtable() -> None:
     figures = pgtable.measure(1)
     assert figures.keys() == pgtable.ABOUT.keys()
     assert all(value and value > 0 for value in figures.values())
+
+
+def test_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(report.browser, "find", lambda: None)
+    figures = report.measure(recorded.ROOT / "tests" / "recordings" / "pressure" / "fails-128m-1cpu.mmrec", 1)
+    assert figures.keys() == report.ABOUT.keys()
+    assert figures["report_events"] == 159_351 and 100_000 < int(figures["report_bytes"] or 0) < 8_000_000
+    assert figures["report_open_seconds"] is None and "no chromium" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import mmtwin
 
 ROOT = Path(mmtwin.__file__).parent
 LAYERS = [
-    {"_link", "_jit", "errors", "units"}, {"gfp"}, {"profiles"}, {"mm"}, {"user"}, {"procfs", "memory"}, {"machine", "slab_api", "slub_debug", "contexts", "dma", "address_space", "page_fault", "vmalloc_api", "vmalloc_steps", "tracing", "swap_area", "processes", "process", "process_heap", "process_malloc", "process_text", "program", "oom", "show_mem", "reclaim"}, {"recording"}, {"replay"}, {"diagnose", "claims"}, {"report"}, {"cli"},
+    {"_link", "_jit", "errors", "units", "notebook"}, {"gfp"}, {"profiles"}, {"mm"}, {"user"}, {"procfs", "memory"}, {"machine", "slab_api", "slub_debug", "contexts", "dma", "address_space", "page_fault", "vmalloc_api", "vmalloc_steps", "tracing", "swap_area", "processes", "process", "process_heap", "process_malloc", "process_text", "program", "oom", "show_mem", "reclaim"}, {"recording"}, {"replay"}, {"diagnose", "claims"}, {"report"}, {"cli"},
 ]  # fmt: skip
 """From the bottom up; the modules of one set may import each other and everything below."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

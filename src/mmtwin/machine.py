@@ -38,6 +38,7 @@ from mmtwin.mm.validate import free_blocks, pcp_blocks, validate
 from mmtwin.mm.vmap_tables import Vmalloc, copy_vmalloc
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import calculate_min_free_kbytes, set_recommended_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks
+from mmtwin.notebook import Card, InNotebook, Table, readable_size
 from mmtwin.oom import OutOfMemory
 from mmtwin.processes import Processes
 from mmtwin.profiles import Profile, physical
@@ -68,7 +69,7 @@ SLAB_FRAMES = ("caches", "slabs", "objects")
 FRAMES_OF = ("zones", "free", "buddyinfo", "pcp", "pcp_pages", "pageblocks", *SLAB_FRAMES)
 
 
-class Machine(OutOfMemory, Processes, Reclaim, Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, SlabAllocator):
+class Machine(InNotebook, OutOfMemory, Processes, Reclaim, Contexts, Devices, SwapAreas, VmallocAllocator, AddressSpaces, SlabAllocator):
     """One computer with one node of memory.
 
     Page frame numbers (pfn) are physical addresses shifted right by 12. Requests go to the lists of CPU `cpu`, as in Linux the CPU that the
@@ -133,6 +134,20 @@ class Machine(OutOfMemory, Processes, Reclaim, Contexts, Devices, SwapAreas, Vma
         return (
             f"<Machine {self.profile.name}: {format_size(physical.count(self.ram) << PAGE_SHIFT)}, {self.cpus} CPUs, {self.free} of {self.managed} pages free>"
         )
+
+    def _card(self) -> Card:
+        names = {z: self.profile.zone_names[z] for z in procfs.populated_zones(self.state)}
+        free = [
+            (name, *(f"{count:,}" if count else "·" for count in self.state.free_area["nr_free"][z * NR_ORDERS : (z + 1) * NR_ORDERS].tolist()))
+            for z, name in names.items()
+        ]
+        rows = [
+            ("RAM", readable_size(physical.count(self.ram) << PAGE_SHIFT)),
+            ("CPUs", str(self.cpus)),
+            ("free", f"{readable_size(self.free << PAGE_SHIFT)} of {readable_size(self.managed << PAGE_SHIFT)}"),
+            ("slabs", readable_size(int(self.slub.config[0]["pages"]) << PAGE_SHIFT)),
+        ]
+        return Card(f"Machine: {self.profile.name}", rows, [Table(("free blocks by order", *map(str, range(NR_ORDERS))), free)])
 
     @property
     def managed(self) -> int:

@@ -33,7 +33,7 @@ def test_output(mmtwin: Callable[..., tuple[int, str, str]], fails: Callable[...
     assert fails(1, "import", text, "-o", target) == f"{target}: exists; choose another name with -o or overwrite it with --force"
     assert target.read_text() == "mine"
     assert fails(1, "import", text, "-o", tmp_path, "--force") == f"{tmp_path}: is a directory; name a file in it with -o"
-    assert "is what the recording is made from" in fails(1, "import", text, "-o", text, "--force")
+    assert "is what it is made from" in fails(1, "import", text, "-o", text, "--force")
     assert "is no regular file" in fails(1, "import", text, "-o", "/dev/null", "--force")
     assert "cannot be written: No such file or directory" in fails(1, "import", text, "-o", tmp_path / "no" / "x.mmrec")
     assert "cannot be written: Not a directory" in fails(1, "import", text, "-o", text / "x.mmrec")

@@ -95,3 +95,10 @@ def test_virtual_areas(mmtwin: Callable[..., tuple[int, str, str]], areas: dict[
         assert list(document["provenance"]["modules"]) == ["vmalloc_probe"]
         _, out, _ = mmtwin("info", tmp_path / f"{name}.mmrec")
         assert ("virtual areas only" in out) is only and f"{len(after.vmaps['areas']):,} areas in use or free" in out
+
+
+def test_of_some_tasks_only(mmtwin: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    data = Path(__file__).parents[1] / "data" / "perf" / "task.data.gz"
+    assert mmtwin("import", data, "-o", tmp_path / "t.mmrec")[0] == 0
+    assert "imported perf.data (mmtwin import), of some tasks only" in mmtwin("info", tmp_path / "t.mmrec")[1]
+    assert json.loads(mmtwin("info", tmp_path / "t.mmrec", "--json")[1])["scope"] == "tasks"

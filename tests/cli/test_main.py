@@ -14,7 +14,7 @@ from mmtwin import __version__
 from mmtwin.cli import info, main
 from mmtwin.errors import InvariantError
 
-VERBS = ("demo", "record", "import", "info", "replay", "stat", "explain", "layout", "claims")
+VERBS = ("demo", "record", "import", "info", "replay", "stat", "explain", "blame", "advise", "report", "layout", "claims")
 START = (sys.executable, "-m", "mmtwin.cli")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(main.__file__).parents[2])}
 
@@ -91,7 +91,7 @@ def test_version(mmtwin: Callable[..., tuple[int, str, str]]) -> None:
     [
         (
             "repaly",
-            'unknown command "repaly". Did you mean "replay"? Available commands: demo, record, import, info, replay, stat, explain, layout; see mmtwin --help',
+            'unknown command "repaly". Did you mean "replay"? Available commands: demo, record, import, info, replay, stat, explain, blame; see mmtwin --help',
         ),
         ("replay", 'command "replay" parameter FILE requires an argument; see mmtwin replay --help'),
         ("replay a b", "unexpected argument 'b'; see mmtwin replay --help"),

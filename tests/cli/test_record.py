@@ -34,7 +34,7 @@ class Vm(ModuleType):
         self.recording, self.error = recording, ""
 
     def Guest(self, **parts: Any) -> tuple[Any, ...]:
-        assert list(parts) == ["kernel", "workload", "memory", "cpus", "slab", "vmap", "swap", "modules", "cmdline", "timeout"]
+        assert list(parts) == ["kernel", "workload", "memory", "cpus", "slab", "vmap", "sites", "swap", "modules", "cmdline", "timeout"]
         return tuple(parts.values())
 
     def record(self, guest: tuple[Any, ...], progress: Callable[[str], None]) -> Recording:
@@ -61,6 +61,7 @@ def test_all_options_arrive(mmtwin: Callable[..., tuple[int, str, str]], vm: Vm,
         "4",
         "--slab",
         "--vmap",
+        "--sites",
         "--swap",
         "64M",
         "--module",
@@ -74,7 +75,7 @@ def test_all_options_arrive(mmtwin: Callable[..., tuple[int, str, str]], vm: Vm,
     )
     code, out, err = mmtwin("record", "--vm", tmp_path, "--workload", workload, *options, "-o", target)
     assert code == 0
-    assert vm.guests == [(tmp_path, workload, 1 << 30, 4, True, True, 64 << 20, (Path("a.ko"), Path("b/c.ko")), "-x preempt=none", 9.0)]
+    assert vm.guests == [(tmp_path, workload, 1 << 30, 4, True, True, True, 64 << 20, (Path("a.ko"), Path("b/c.ko")), "-x preempt=none", 9.0)]
     assert out == f"{len(vm.recording.events):,} events, 7 lost, 0 probes missed\nWrote {target}\n"
     assert [line.split(" s  ")[1] for line in err.splitlines()] == ["booting", "writing", "done"]
     assert store.load(target).provenance.lost_events == 7
@@ -84,7 +85,7 @@ def test_defaults(mmtwin: Callable[..., tuple[int, str, str]], vm: Vm, workload:
     monkeypatch.chdir(tmp_path)
     code, out, err = mmtwin("--quiet", "record", "--vm", "k", "--workload", workload)
     assert (code, err) == (0, "")
-    assert vm.guests == [(Path("k"), workload, 256 << 20, 1, False, False, 0, (), "", 600.0)]
+    assert vm.guests == [(Path("k"), workload, 256 << 20, 1, False, False, False, 0, (), "", 600.0)]
     assert out.endswith("Wrote work.mmrec\n")
 
 

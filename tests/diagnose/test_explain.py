@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,28 @@ EXPECTED: dict[str, list[tuple[str, str, dict[str, tuple[str, int]]]]] = {
     "p14": [("use_after_free", "decided", {})],
     "p15": [("sleeping_in_atomic", "decided", {})],
     "p16": [("dma_from_stack", "decided", {})],
+    "q01": [("watermark", "decided", {"DMA": ("lowmem_reserve", 0), "DMA32": ("watermark", -18)}), *[("evidence_missing", "undecided", {})] * 3],
+    "q02": [
+        ("no_block", "decided", {"DMA": ("lowmem_reserve", -28820), "DMA32": ("lowmem_reserve", -28), "Normal": ("no_block", 77627)}),
+        ("not_shown", "undecided", {"DMA": ("lowmem_reserve", -28820), "DMA32": ("lowmem_reserve", -7), "Normal": ("passes", 59475)}),
+    ],
+    "q03": [("per_order_watermark", "probable", {"Normal": ("per_order_watermark", 203)})],
+    "q04": [("watermark", "decided", {"DMA": ("lowmem_reserve", 0), "DMA32": ("watermark", -31)})],
+    "q05": [("watermark", "decided", {"DMA": ("lowmem_reserve", -1), "Normal": ("watermark", -3), "HighMem": ("not_eligible", 0)})],
+    "q06": [("watermark", "probable", {"DMA32": ("passes", 687), "Normal": ("watermark", -30)})],
+    "q07": [("watermark", "undecided", {"Normal": ("watermark", -10373)})],
+    "q08": [("evidence_missing", "undecided", {"DMA": ("passes", 386), "DMA32": ("empty", 0), "Normal": ("empty", 0), "HighMem": ("not_eligible", 0)})],
+    "q09": [
+        ("per_order_watermark", "decided", {"DMA": ("lowmem_reserve", -12), "Normal": ("per_order_watermark", 9571), "HighMem": ("not_eligible", 0)}),
+        ("per_order_watermark", "decided", {"DMA": ("lowmem_reserve", -9), "Normal": ("per_order_watermark", 9355), "HighMem": ("not_eligible", 0)}),
+        ("evidence_missing", "undecided", {"DMA": ("blocks_not_shown", 856)}),
+    ],
+    "q10": [("cma_only", "decided", {"Normal": ("cma_only", 1114)}), ("evidence_missing", "undecided", {})],
+    "q11": [("memcg_limit", "decided", {})],
+    "q12": [("out_of_bounds", "decided", {})],
+    "q13": [("order_too_large", "decided", {})],
+    "q14": [("watermark", "decided", {"DMA32": ("watermark", -21)})],
+    "q15": [("watermark", "probable", {"Normal": ("watermark", -915)})],
 }
 
 
@@ -78,6 +101,17 @@ def test_details() -> None:
     assert p10.request.order is None
     p11 = explain_log(log("p11")).main.verdict
     assert any(remedy.what.startswith("not: vmalloc=") for remedy in p11.remedies)
+    q11 = explain_log(log("q11")).main.verdict
+    assert "memory+swap 524288 kB of 524288 kB" in q11.headline  # the counter that refused, not the one that is full as well
+    q12 = explain_log(log("q12")).main.verdict
+    assert "just before an object" in q12.headline
+    assert (q12.details["offset_in_object"], q12.details["byte"]) == (-56, 0x40)
+    q13 = explain_log(log("q13")).main
+    assert q13.request is not None
+    assert (q13.request.order, q13.request.bytes) == (11, 8 << 20)  # from `cmp $0xa,%ebp` in the Code line, and RBP
+    q15 = explain_log(log("q15")).main
+    assert q15.request is not None
+    assert (q15.request.order, q15.verdict.headline[:9]) == (0, "A process")
 
 
 def test_real_slub_reports() -> None:
@@ -165,6 +199,32 @@ def test_rules(log: str, code: str) -> None:
     assert explain_text(log).main.verdict.code == code
 
 
+def test_the_whole_atomic_reserve_is_taken_off() -> None:
+    log = made("6.6.1", 0, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 0*8kB 0*16kB 0*32kB").replace("reserved_highatomic:0KB", "reserved_highatomic:102400KB")
+    verdict = explain_text(log).main.verdict
+    assert (verdict.code, verdict.zones[0].margin) == ("watermark", 30000 - 25600 - 5000)
+    assert any("the whole reserve for atomic requests (25600 pages)" in sentence for sentence in verdict.why)
+    assert not any("whole reserve" in sentence for sentence in explain_text(log.replace("30000*4kB (UME)", "30000*4kB (UMEH)")).main.verdict.why)
+
+
+def test_words_about_a_failure_are_none() -> None:
+    real = "Sep 20 19:30:53 srv kernel: nfsd: page allocation failure. order:2, mode:0x20\n"
+    reports = explain_text('$ grep "page allocation failure" /var/log/syslog\n\n' + real).reports
+    assert [report.request.comm for report in reports if report.request] == ["nfsd"]
+
+
+def test_names_with_less_than_the_log_promises() -> None:
+    request = explain_text("# kernel: java: page allocation failure. order:2, mode:0x20\n").main.request
+    assert request is not None
+    assert (request.comm, request.order) == ("java", 2)
+    request = explain_text("<4>[1.5] systemd-journal invoked oom-killer: gfp_mask=0x800d0order=0oom_score_adj=0\n").main.request
+    assert request is not None
+    assert request.flags is not None
+    assert (request.order, request.flags.value) == (0, 0x800D0)
+    empty = "Node 0 DMA free:0kB boost:0kB min:0kB low:0kB high:0kB reserved_highatomic:0KB present:636kB managed:0kB free_cma:0kB\n"
+    assert explain_text(empty).main.verdict.code == "evidence_missing"
+
+
 def test_interleaved_dumps() -> None:
     a = made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 0*16kB 0*32kB").split("\n")
     b = [line.replace("x: page", "y: page") for line in a]
@@ -217,6 +277,68 @@ def test_noise_around_a_report() -> None:
     assert explanation.main.line == 20_001
 
 
+NOISE = b"eth0: link up\n" * 20_000
+
+
+def first_lines(data: bytes) -> list[tuple[str, str, int]]:
+    return [(report.verdict.code, report.verdict.certainty, report.line) for report in explain_text(data).reports]
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_long_log_is_read_like_a_short_one(name: str) -> None:
+    data = log(name).read_bytes().rstrip() + b"\n"
+    noise, lines = (b"[    1.000000] " + NOISE[:14] if name == "q02" else NOISE[:14]) * 20_000, 20_000  # q02 is a mail, wrapped
+    explanation = explain_text(noise + data + noise)
+    assert explanation.unread == 0
+    assert [(code, certainty, line + lines) for code, certainty, line in first_lines(data)] == first_lines(noise + data + noise)
+
+
+def test_every_kind_of_report_is_found_in_a_long_log() -> None:
+    for head in (
+        "BUG kmalloc-64 (Tainted: G    B      OE    ): Object already free", "BUG kmalloc-64 (Not tainted): Poison overwritten", "BUG kmalloc-64: Redzone overwritten",
+        "BUG: KASAN: slab-out-of-bounds in f+0x1/0x2", "BUG: KFENCE: invalid free in f+0x1/0x2", "KASAN: null-ptr-deref in range [0x0000000000000000-0x0000000000000007]",
+        "WARNING: CPU: 1 PID: 98 at mm/page_alloc.c:5634 __alloc_pages+0x2a9/0x330", "kernel BUG at mm/slub.c:419!", "BUG: scheduling while atomic: a/8/0x00010003",
+        "usercopy: Kernel memory exposure attempt detected from SLUB object 'x' (offset 0, size 9)!", "slab error in verify_redzone_free(): cache `x': double free detected",
+        "alloc_contig_range: [10000, 10010) PFNs busy", "percpu: allocation failed, size=64 align=8 atomic=0, failed to allocate new chunk", "FAULT_INJECTION: forcing a failure.",
+        "vmap allocation for size 20480 failed: use vmalloc=<size> to increase size", "Out of Memory: Killed process 12 (x).", "__alloc_pages: 2-order allocation failed (gfp=0x20/0)",
+    ):  # fmt: skip
+        line = head.encode() + b"\n"
+        assert [(code, at) for code, _, at in first_lines(NOISE + line + NOISE)] == [(code, 20_001) for code, _, _ in first_lines(line)], head
+
+
+def test_of_too_many_reports_the_first_of_each_sort_is_read_and_the_rest_counted() -> None:
+    oom, page, dma = (log(name).read_bytes().rstrip() + b"\n" + NOISE[:14_000] for name in ("p03", "p05", "p16"))
+    explanation = explain_text(oom * 300 + page * 200 + dma)  # 4 MB and more
+    read = sum(report.repeated for report in explanation.reports)
+    assert {report.verdict.code for report in explanation.reports} == {"no_block", "dma_from_stack"}
+    assert set(explanation.unread_kinds) == {"oom", "page"}
+    assert read + explanation.unread == 300 + 200 * 2 + 1
+    assert explanation.to_dict()["not_read"] == explanation.unread_kinds
+    lines = (oom * 300 + page * 200 + dma).split(b"\n")
+    for report in explanation.reports:
+        assert re.search(rb"oom-killer|allocation failure|DMA-API", lines[report.line - 1])
+    shown = " ".join(text(explanation).split())
+    assert f"{explanation.unread} more reports of the log were not read" in shown
+    assert "the first of each sort" in shown
+
+
+def test_interleaved_dumps_of_a_long_log() -> None:
+    a = made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 0*16kB 0*32kB").split("\n")
+    b = [line.replace("x: page", "y: page") for line in a]
+    noise = "[    1.000000][    T9] eth0: link up\n" * 10_000
+    tagged = "\n".join(f"[    1.000000][    T{n}] {line}" for pair in zip(a, b, strict=True) for n, line in enumerate(pair))
+    assert [(code, certainty) for code, certainty, _ in first_lines((noise + tagged + "\n" + noise).encode())] == [("no_block", "decided")] * 2
+
+
+@pytest.mark.parametrize("comm", ["<script>alert(1)</script>", "a)(b", "order:7, mode:0x", "\u202eevil", "%s%n", "order:9,"])
+def test_names_of_processes_are_only_names(comm: str) -> None:
+    log = made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 5000*8kB (UM) 0*16kB 0*32kB")
+    verdict = explain_text(log.replace("x: page", f"{comm}: page", 1)).main
+    assert verdict.verdict.code == "no_block"
+    assert verdict.request is not None
+    assert verdict.request.order == 2
+
+
 def test_control_characters_do_not_reach_the_terminal() -> None:
     log = made("5.10.1", 2, "0xcc0(GFP_KERNEL)", "30000*4kB (UME) 0*8kB 0*16kB 0*32kB").replace("x: page", "\x1b]0;<script>\x07: page")
     shown = text(explain_text(log))
@@ -230,7 +352,7 @@ def test_damage_never_ends_in_a_traceback(data: st.DataObject) -> None:
     lines = data.draw(st.sampled_from(sorted(LOGS.glob("*.txt")))).read_bytes().split(b"\n")
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(lines) - 1))
-        match data.draw(st.integers(0, 4)):
+        match data.draw(st.integers(0, 8)):
             case 0:
                 del lines[at + 1 :]
             case 1:
@@ -241,6 +363,18 @@ def test_damage_never_ends_in_a_traceback(data: st.DataObject) -> None:
                 lines[at] = re.sub(rb"\d+", data.draw(st.sampled_from([b"99999999999999999999", b"0", b"-1", b""])), lines[at])
             case 4:
                 lines[at] += data.draw(st.binary(max_size=20))
+            case 5:
+                other = data.draw(st.sampled_from(sorted(LOGS.glob("*.txt")))).read_bytes().split(b"\n")
+                lines = [line for pair in zip_longest(lines, other, fillvalue=b"") for line in pair]
+            case 6:
+                lines = [b" ".join(lines)]
+            case 7:
+                lines = [
+                    re.sub(rb"\d+", lambda m: data.draw(st.sampled_from([m[0], b"18446744073709551615", b"-7", b"9" * 400])), line) if n % 7 == 0 else line
+                    for n, line in enumerate(lines)
+                ]
+            case 8:
+                lines = data.draw(st.permutations(lines[:200]))
     try:
         explanation = explain_text(b"\n".join(lines))
     except LogError:

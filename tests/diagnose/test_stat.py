@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from mmtwin.diagnose import cache_names
 from mmtwin.diagnose.stat import GROUPS, SORT, SlabSummary, StatResult, clock, leaks, stat
-from mmtwin.diagnose.symbols import read_symbols
 from mmtwin.errors import RequestError
 from mmtwin.recording.model import EVENTS_SCHEMA, Provenance, Recording
 from mmtwin.recording.readers import ftrace_text
+from mmtwin.recording.symbols import read_symbols
 
 Make = Callable[..., Recording]
 DATA = Path(__file__).parent.parent / "data"

@@ -17,41 +17,32 @@ def import_(
     *,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
     strict: bool = False,
+    symbols: Path | None = None,
     force: bool = False,
     terminal: ForTerminal,
 ) -> None:
-    """Turn a kernel's trace text, or recorded calls of malloc, into a recording.
+    """Turn what other tools recorded into a recording: perf.data, trace.dat, a kernel's trace text, or calls of malloc.
 
-    Reads what tracefs' trace and trace_pipe print and what trace-cmd report writes, also compressed with gzip. Such a recording can be counted
+    Text is what tracefs' trace and trace_pipe, trace-cmd report and perf script print, also compressed with gzip. Such a recording can be counted
     and analysed; it has no snapshots, so it cannot be replayed. What oracle/malloc's recorder of malloc calls writes is read as well.
 
-    :param file: The text, or the file of malloc calls.
-    :param output: The recording to write (default: the text's name with .mmrec, in this directory).
+    :param file: The file to read.
+    :param output: The recording to write (default: the file's name with .mmrec, in this directory).
     :param strict: A malformed line is an error; otherwise it is skipped and counted.
+    :param symbols: The recorded kernel's System.map, /proc/kallsyms or vmlinux: with call chains (perf record -g) they tell who asked for a page.
     :param force: Overwrite an existing file.
     """
     path = output_path(output, file, force)
     from mmtwin.recording import store
-    from mmtwin.recording.readers import ftrace_text
+    from mmtwin.recording.readers.any import import_ as read_foreign
+    from mmtwin.recording.symbols import read_symbols
 
+    names = read_symbols(symbols) if symbols is not None else None
     with terminal.progress("reading"):
-        if _is_malloc_trace(file):
-            from mmtwin.recording.readers import malloc_trace
-
-            recording = malloc_trace.to_recording(malloc_trace.read(file))
-        else:
-            recording = ftrace_text.read(file, strict=strict)
+        recording = read_foreign(file, strict=strict, symbols=names)
         store.save(recording, path, force=force)
     counts = recording.events["kind"].value_counts(sort=True).iter_rows()
     lines = [f"{count:>12,}  {kind}" for kind, count in counts]
     lines += [f"{len(recording.events):>12,}  events", f"{recording.provenance.lost_events:>12,}  lost events"]
     lines += [f"note: {printable(note)}" for note in recording.provenance.notes]
     terminal.write("\n".join([*lines, f"Wrote {printable(path)}"]) + "\n")
-
-
-def _is_malloc_trace(file: Path) -> bool:
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(8) == b"MMTWMALC"
-    except OSError:
-        return False

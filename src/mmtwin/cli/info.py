@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SLAB = ("kmalloc", "kmalloc_node", "kmem_cache_alloc", "kmem_cache_alloc_node", "kfree", "kmem_cache_free")
-HOW = {"vm": "a kernel in QEMU (mmtwin record --vm)", "ftrace": "imported trace text (mmtwin import)", "synthetic": "made up, by a program"}
+HOW = {
+    "vm": "a kernel in QEMU (mmtwin record --vm)", "ftrace": "imported trace text (mmtwin import)", "perf": "imported perf.data (mmtwin import)",
+    "trace-cmd": "imported trace.dat (mmtwin import)", "synthetic": "made up, by a program",
+}  # fmt: skip
 PAGE_EVENTS_ONLY = "page events only: no kmalloc or kmem_cache events (mmtwin record --slab adds them)"
 AREAS_ONLY = "virtual areas only: of this kernel neither page frames nor slabs are recorded"
 CODE = """\
@@ -54,6 +57,7 @@ def describe(manifest: dict[str, Any], file: Path) -> dict[str, Any]:
         "format_version": manifest["version"],
         "kernel_release": provenance["kernel_release"],
         "how": provenance["how"],
+        "scope": provenance.get("scope", ""),
         "ram_bytes": provenance["ram_bytes"],
         "cpus": provenance["cpus"],
         "cmdline": provenance["cmdline"],
@@ -104,7 +108,7 @@ def _rows(d: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
     yield "file", f"{printable(d['file'])}, {d['file_bytes']:,} bytes"
     yield "kernel", printable(d["kernel_release"])
-    yield "recorded", HOW.get(d["how"], printable(d["how"]))
+    yield "recorded", HOW.get(d["how"], printable(d["how"])) + (", of some tasks only" if d["scope"] == "tasks" else "")
     yield "by", printable(d["tool"])
     yield "RAM", format_size(d["ram_bytes"]) if d["ram_bytes"] else "unknown"
     yield "CPUs", str(d["cpus"])

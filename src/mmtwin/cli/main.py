@@ -13,6 +13,8 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from mmtwin import __version__
 from mmtwin.cli import terminal
+from mmtwin.cli.advise import advise
+from mmtwin.cli.blame import blame
 from mmtwin.cli.claims import claims
 from mmtwin.cli.demo import demo
 from mmtwin.cli.explain import explain
@@ -22,6 +24,7 @@ from mmtwin.cli.info import info
 from mmtwin.cli.layout import layout
 from mmtwin.cli.record import record
 from mmtwin.cli.replay import replay
+from mmtwin.cli.report import report
 from mmtwin.cli.stat import stat
 from mmtwin.errors import MmtwinError
 
@@ -47,6 +50,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "replay": replay,
     "stat": stat,
     "explain": explain,
+    "blame": blame,
+    "advise": advise,
+    "report": report,
     "layout": layout,
     "claims": claims,
 }

@@ -27,6 +27,7 @@ def record(
     smp: Annotated[int, Parameter(metavar="CPUS", show_default=True)] = 1,
     slab: bool = False,
     vmap: bool = False,
+    sites: bool = False,
     swap: Annotated[str, Parameter(metavar="SIZE")] = "",
     module: Annotated[list[Path] | None, Parameter(metavar="FILE.ko", negative="")] = None,
     cmdline: Annotated[str, Parameter(metavar="WORDS", allow_leading_hyphen=True)] = "",
@@ -47,6 +48,7 @@ def record(
     :param smp: CPUs of the guest, 1 to 16.
     :param slab: Record kmalloc and kmem_cache events too.
     :param vmap: Record virtual areas too (vmalloc, vmap, ioremap, modules); of Linux 6.12 only these.
+    :param sites: Record who asks for pages too: mmtwin stat --page --by callsite. The answers and the final state stay what can be checked.
     :param swap: Give the guest a swap disk of this size, in use from before the first snapshot.
     :param module: A further kernel module for the guest, as /lib/modules/NAME.ko; may be given several times.
     :param cmdline: Further words for the kernel's command line, such as 'preempt=none'.
@@ -85,6 +87,7 @@ def record(
         cpus=smp,
         slab=slab,
         vmap=vmap,
+        sites=sites,
         swap=swap_bytes,
         modules=tuple(module or ()),
         cmdline=cmdline,

@@ -11,22 +11,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmtwin.cli.terminal import ForTerminal, UsageError, printable
 from mmtwin.errors import RequestError
+from mmtwin.recording.readers import read
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from mmtwin.diagnose.stat import StatResult
     from mmtwin.recording.model import Recording
+    from mmtwin.recording.symbols import Symbols
 
 LINES = 20
 LABEL_WIDTH = 34
 """The first column gets at least so much of a narrow terminal; the least important columns are left out for it."""
 BY_SITE = ("callsite", "ptr")
 CODE = """\
-from mmtwin.recording import store
-from mmtwin.diagnose.{module} import {function}
+from mmtwin.recording.readers import read
+from mmtwin.diagnose.{module} import {module}
 {more}
-result = {function}(store.load({path!r}){arguments})
+recording = read({path!r}{names})
+result = {module}(recording{arguments})
 print(result.summary)
 print(result.rows)
 """
@@ -54,9 +57,9 @@ def stat(
     (Ping-pong); waste in percent (Frag). Beside them: wasted bytes, and what is live at the end. Sums that a trace cannot give, because frees
     or allocations are not in it, are said to be unknown.
 
-    :param file: A recording (.mmrec), or a kernel's trace text as for mmtwin import.
-    :param by: One row for each callsite, function, cache, ptr, size, pid, cpu, gfp or node (default: callsite); with --page: kind, order, migtype, gfp,
-        pid or cpu (default: kind, which is order, migrate type and flags together).
+    :param file: A recording (.mmrec), or what mmtwin import reads: perf.data, trace.dat, a kernel's trace text.
+    :param by: One row for each callsite, function, cache, ptr, size, pid, cpu, gfp or node (default: callsite); with --page: kind,
+        callsite, function, order, migtype, gfp, pid or cpu (default: kind, which is order, migrate type and flags together).
     :param sort: Keys, the first is the most important one: bytes, requested, hit, frag, waste, pingpong, live, reused, failed, lifetime, age, or what --by
         names (default: bytes); with --page: bytes, hit, failed, live, reused, freed, age.
     :param lines: Rows to show; 0 is all (default: 20; with --json all).
@@ -73,10 +76,13 @@ def stat(
     _check(by, sort_by, lines, page, symbols, raw_ip)
     if code:
         return terminal.write(_code(file, by, sort_by, page, live, time, symbols, raw_ip))
+    from mmtwin.recording.symbols import read_symbols
+
+    names = read_symbols(symbols) if symbols is not None else None
     with terminal.progress("reading"):
-        recording = read(file)
+        recording = read(file, symbols=names)
     try:
-        result = _run(recording, by, sort_by, page, live, time, symbols, raw_ip)
+        result = _run(recording, by, sort_by, page, live, time, names, raw_ip)
     except RequestError as error:
         raise RequestError(f"{file}: {error}") from error
     if json:
@@ -88,32 +94,6 @@ def stat(
     return terminal.show(*text(result, LINES if lines is None else lines))
 
 
-def read(file: Path) -> Recording:
-    """A recording, or trace text as one.
-
-    :raises RecordingError: it is a damaged recording or cannot be read.
-    :raises TraceError: it is neither.
-    """
-    from mmtwin.recording import store
-
-    if not _is_text(file):
-        return store.load(file)
-    from mmtwin.recording.readers import ftrace_text
-
-    return ftrace_text.read(file)
-
-
-def _is_text(file: Path) -> bool:
-    """Not a recording, not empty, not a device: what `store.load` would only say is no recording."""
-    try:
-        if not file.is_file():
-            return False
-        with open(file, "rb") as opened:
-            return opened.read(2) not in (b"PK", b"")
-    except (OSError, ValueError):
-        return False
-
-
 def _check(by: str, sort: tuple[str, ...], lines: int | None, page: bool, symbols: Path | None, raw_ip: bool) -> None:
     """Refuses what makes no sense before anything is read.
 
@@ -123,8 +103,7 @@ def _check(by: str, sort: tuple[str, ...], lines: int | None, page: bool, symbol
 
     groups, keys = (page_stat.GROUPS, page_stat.SORT) if page else (stat.GROUPS, stat.SORT)
     if page and by in stat.GROUPS and by not in groups:
-        why = "page events name no caller" if by in ("callsite", "function") else "that is about slab objects"
-        raise UsageError(f"--by {by} does not go with --page: {why}; expected one of: {', '.join(groups)}")
+        raise UsageError(f"--by {by} does not go with --page: that is about slab objects; expected one of: {', '.join(groups)}")
     if by not in groups:
         raise UsageError(
             f"--by: unknown group {printable(by)!r}; expected one of: {', '.join(groups)}" + ("" if page or by not in page_stat.GROUPS else "; or add --page")
@@ -136,21 +115,19 @@ def _check(by: str, sort: tuple[str, ...], lines: int | None, page: bool, symbol
         raise UsageError(f"--lines {lines}: expected a number of rows, 0 for all")
     for given, option in ((raw_ip, "--raw-ip"), (symbols is not None, "--symbols")):
         fitting = (*BY_SITE, "function") if option == "--symbols" else BY_SITE
-        if given and (page or by not in fitting):
-            raise UsageError(f"{option} is about call sites, so it does not go with {'--page' if page else f'--by {by}'}")
+        if given and by not in fitting:
+            raise UsageError(f"{option} is about call sites, so it does not go with --by {by}")
     if raw_ip and symbols is not None:
         raise UsageError("--raw-ip and --symbols contradict each other; give one of them")
 
 
-def _run(recording: Recording, by: str, sort: tuple[str, ...], page: bool, live: bool, time: str | None, symbols: Path | None, raw_ip: bool) -> StatResult:
+def _run(recording: Recording, by: str, sort: tuple[str, ...], page: bool, live: bool, time: str | None, symbols: Symbols | None, raw_ip: bool) -> StatResult:
     from mmtwin.diagnose import page_stat, stat
-    from mmtwin.diagnose.symbols import read_symbols
 
     window = parse_window(time, recording) if time is not None else (None, None)
     if page:
-        return page_stat.page_stat(recording, by, sort=sort, live=live, window=window)
-    names = read_symbols(symbols) if symbols is not None else None
-    return stat.stat(recording, by, sort=sort, live=live, window=window, symbols=names, raw_ip=raw_ip)
+        return page_stat.page_stat(recording, by, sort=sort, live=live, window=window, symbols=symbols, raw_ip=raw_ip)
+    return stat.stat(recording, by, sort=sort, live=live, window=window, symbols=symbols, raw_ip=raw_ip)
 
 
 def parse_window(text: str, recording: Recording) -> tuple[int | None, int | None]:
@@ -193,18 +170,12 @@ def parse_window(text: str, recording: Recording) -> tuple[int | None, int | Non
 
 def _code(file: Path, by: str, sort: tuple[str, ...], page: bool, live: bool, time: str | None, symbols: Path | None, raw_ip: bool) -> str:
     arguments = f", {by!r}" + (f", sort={sort!r}" if sort else "") + (", live=True" if live else "")
-    arguments += (f", symbols=read_symbols({str(symbols)!r})" if symbols is not None else "") + (", raw_ip=True" if raw_ip else "")
-    more = "from mmtwin.diagnose.symbols import read_symbols\n" if symbols is not None else ""
-    if time is not None:
-        arguments += ", window=parse_window({time!r}, recording)".replace("{time!r}", repr(time))
-        more += "from mmtwin.cli.stat import parse_window\n"
-    module = "page_stat" if page else "stat"
-    script = CODE.format(module=module, function=module, more=more, path=str(file), arguments=arguments)
-    if time is not None:
-        script = script.replace(f"{module}(store.load({str(file)!r})", f"{module}(recording").replace(
-            "\nresult =", f"\nrecording = store.load({str(file)!r})\nresult ="
-        )
-    return script
+    arguments += (", symbols=symbols" if symbols is not None else "") + (", raw_ip=True" if raw_ip else "")
+    arguments += f", window=parse_window({time!r}, recording)" if time is not None else ""
+    more = "from mmtwin.cli.stat import parse_window\n" if time is not None else ""
+    more += f"from mmtwin.recording.symbols import read_symbols\n\nsymbols = read_symbols({str(symbols)!r})\n" if symbols is not None else ""
+    names = ", symbols=symbols" if symbols is not None else ""
+    return CODE.format(module="page_stat" if page else "stat", more=more, path=str(file), names=names, arguments=arguments)
 
 
 class Column(NamedTuple):
@@ -340,7 +311,9 @@ def _slab_summary(result: StatResult) -> Iterator[tuple[str, str, str]]:
     if s.reused:
         yield "Freed silently", _number(s.reused_bytes), f"in {s.reused:,} objects: no free recorded, but their addresses were handed out again (bulk, RCU)"
     if s.net_bytes is None:
-        yield "Net", "unknown", f"{s.frees_unmatched + s.frees_of_earlier:,} frees are of objects allocated elsewhere, {s.reused:,} objects were freed silently"
+        other = f", and {s.live:,} may have been freed by tasks that were not recorded" if s.tasks_only and s.live else ""
+        freed = f"{s.frees_unmatched + s.frees_of_earlier:,} frees are of objects allocated elsewhere, {s.reused:,} objects were freed silently{other}"
+        yield "Net", "unknown", freed
     else:
         yield "Net", _number(s.net_bytes), "every recorded free has its allocation; silent ones would show here as live"
     if s.frees_of_earlier:
@@ -372,7 +345,8 @@ def _page_summary(result: StatResult) -> Iterator[tuple[str, str, str]]:
     if s.pages_reused:
         yield "Pages freed silently", _number(s.pages_reused), "no free recorded, but handed out again"
     yield "Live pages", _number(s.pages_live), f"{s.live_bytes:,} bytes allocated here and not freed by a recorded event"
-    yield "Net bytes", "unknown" if s.net_bytes is None else _number(s.net_bytes), "some frees and allocations have no partner" if s.net_bytes is None else ""
+    why = "some frees and allocations have no partner" + (", and only some tasks were recorded" if s.tasks_only else "")
+    yield "Net bytes", "unknown" if s.net_bytes is None else _number(s.net_bytes), why if s.net_bytes is None else ""
 
 
 def _grid(rows: Iterator[tuple[str, str, str]]) -> RenderableType:

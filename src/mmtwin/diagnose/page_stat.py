@@ -3,11 +3,13 @@
 Blocks may be freed in pieces (split_page, alloc_pages_exact) and their pages handed out again in other sizes, so allocations and frees are
 paired page by page: a page frame's free belongs to the last allocation that held it.
 
-mm_page_alloc names no caller, so there is no table by call site; perf kmem's comes from stack traces.
+mm_page_alloc names no caller. Where call chains were recorded, or the recorder's `--sites`, the first function above the page allocator is the call site
+(recording/readers/page_callers.py); elsewhere a table by call site is refused.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +18,39 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mmtwin.diagnose.stat import StatResult, check_choice, clock, event_window, following, reading_notes, sort_keys, sorted_rows
+from mmtwin.diagnose.stat import (
+    StatResult,
+    _function,
+    call_sites,
+    check_choice,
+    check_raw_ip,
+    clock,
+    event_window,
+    following,
+    reading_notes,
+    site_name,
+    sort_keys,
+    sorted_rows,
+    tasks_only,
+)
 from mmtwin.errors import RequestError
 from mmtwin.recording.model import Recording
+from mmtwin.recording.symbols import Symbols
 from mmtwin.units import PAGE_SIZE
 
-GROUPS = {"kind": "Order, type, flags", "order": "Order", "migtype": "Mig.type", "gfp": "GFP flags", "pid": "PID", "cpu": "CPU"}
+GROUPS = {
+    "kind": "Order, type, flags", "callsite": "Callsite", "function": "Function", "order": "Order", "migtype": "Mig.type", "gfp": "GFP flags", "pid": "PID",
+    "cpu": "CPU",
+}  # fmt: skip
 """What page requests can be added up by; "kind" is one row for each order, migrate type and set of flags."""
+NOBODY = "(no call site)"
 SORT = {"bytes": "bytes", "hit": "hits", "failed": "failed", "live": "live_bytes", "reused": "pages_reused", "freed": "pages_freed", "age": "age_oldest"}
 """Sort keys and their columns, largest first; the name of the group itself sorts too, smallest first."""
 TYPES = {0: "Unmovable", 1: "Movable", 2: "Reclaimable", 3: "HighAtomic"}
 """``enum migratetype`` (include/linux/mmzone.h); a request's flags give one of the first three."""
 TYPES_BEFORE_4_4 = {0: "Unmovable", 1: "Reclaimable", 2: "Movable", 3: "Reserve"}
-"""Linux 4.4 exchanged the numbers 1 and 2. Which numbering holds is seen from the flags, which name the type as well."""
+"""Linux 4.4 exchanged the numbers 1 and 2. Which numbering holds is known from the kernel's release, else from the flags, which name the type as well."""
+EXCHANGED = (4, 4)
 GFP_MOVABLE_BITS, GFP_MOVABLE = 0x18, 0x8
 HIGHEST_ORDER = 18
 """No kernel has larger blocks: even with pages of 64 KiB and huge pages of 16 GiB."""
@@ -66,10 +88,18 @@ class PageSummary:
     net_bytes: int | None
     orders: dict[int, dict[str, int]]
     old_migrate_types: bool
+    tasks_only: bool = False
 
 
 def page_stat(
-    recording: Recording, by: str = "kind", *, sort: Sequence[str] = (), live: bool = False, window: tuple[int | None, int | None] = (None, None)
+    recording: Recording,
+    by: str = "kind",
+    *,
+    sort: Sequence[str] = (),
+    live: bool = False,
+    window: tuple[int | None, int | None] = (None, None),
+    symbols: Symbols | None = None,
+    raw_ip: bool = False,
 ) -> StatResult:
     """Adds up a recording's page requests.
 
@@ -77,38 +107,84 @@ def page_stat(
     :param sort: keys of `SORT` or the name of the group; default: bytes allocated, with `live` bytes live.
     :param live: only groups with pages that are live at the end.
     :param window: first and last time on the trace clock, as for `stat`.
+    :param symbols: names for call sites that are addresses; `raw_ip`: none at all.
     :returns: rows with columns label, key, hits, failed, pages, bytes, pages_freed, pages_reused, live (blocks of which a page is live), live_pages,
         live_bytes, age_oldest, age_youngest; by "kind" also order, migtype and gfp as text.
-    :raises RequestError: an unknown group or sort key, no page events, or none in the window.
+    :raises RequestError: an unknown group or sort key, no page events, none in the window, or no call sites where they are asked for.
     """
     check_choice("group", by, GROUPS)
+    check_raw_ip(recording, raw_ip)
     keys = sort_keys(sort, by, SORT, ("live",) if live else ("bytes",))
+    allocations, frees, old, (start, end), notes = _paired(recording, by, window)
+    names = TYPES_BEFORE_4_4 if old else TYPES
+    rows = _grouped(allocations, by, names, call_sites(recording, raw_ip) | {0: NOBODY}, symbols if not raw_ip else None)
+    if live:
+        rows = rows.filter(pl.col("live") > 0)
+    summary = _summary(allocations, frees, names, old, tasks_only(recording))
+    return StatResult("page", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
+
+
+def _paired(recording: Recording, by: str, window: tuple[int | None, int | None]) -> tuple[pl.DataFrame, dict[str, int], bool, tuple[int, int], list[str]]:
+    """What `page_stat` groups: allocations with the fate of their pages, counts of frees, whether types have their old numbers, the window's times, and notes."""
     events = (
         recording.events.lazy()
         .filter(pl.col("kind").is_in(["mm_page_alloc", "mm_page_free"]))
-        .select("time", "cpu", "pid", pl.col("kind").cast(pl.String) == "mm_page_alloc", "pfn", "order", "migratetype", "gfp")
+        .select("time", "cpu", "pid", pl.col("kind").cast(pl.String) == "mm_page_alloc", "pfn", "order", "migratetype", "gfp", "call_site")
         .collect()
     )
     if not len(events):
         raise RequestError("no page events: mm_page_alloc and mm_page_free were not recorded")
+    if by in ("callsite", "function"):
+        _check_sites(recording, events)
     start, end = event_window(events["time"], window)
     if window[1] is not None:
         events = events.filter(pl.col("time") <= end)
     if (too_large := events.filter(pl.col("order") > HIGHEST_ORDER)).height:
         raise RequestError(f"order {too_large['order'][0]} of a page event: no kernel has blocks of more than order {HIGHEST_ORDER}; the trace is damaged")
     notes = reading_notes(recording)
-    old = _numbered_before_4_4(events)
-    names = TYPES_BEFORE_4_4 if old else TYPES
+    old = _numbered_before_4_4(events, recording.provenance.kernel_release)
     inside = (events["time"] >= start).to_numpy()
     allocations, frees = _pair(events, inside, end)
-    rows = _grouped(allocations, by, names)
-    if live:
-        rows = rows.filter(pl.col("live") > 0)
-    return StatResult("page", by, keys, live, clock(recording), start, end, _summary(allocations, frees, names, old), sorted_rows(rows, keys, by, SORT), notes)
+    return allocations, frees, old, (start, end), notes
 
 
-def _numbered_before_4_4(events: pl.DataFrame) -> bool:
-    """Whether requests with __GFP_MOVABLE have the number 2."""
+def by_kind_and_pid(recording: Recording) -> tuple[StatResult, pl.DataFrame]:
+    """Sums by kind, and by migrate type, flags and process together.
+
+    :returns: what `page_stat` returns, and a table with columns type, gfp, process, bytes, live_bytes, waste_bytes (0: pages are whole), hits.
+    :raises RequestError: there are no page events.
+    """
+    allocations, frees, old, (start, end), notes = _paired(recording, "kind", (None, None))
+    names, keys = TYPES_BEFORE_4_4 if old else TYPES, ("bytes",)
+    rows = sorted_rows(_grouped(allocations, "kind", names, {}, None), keys, "kind", SORT)
+    result = StatResult("page", "kind", keys, False, clock(recording), start, end, _summary(allocations, frees, names, old, tasks_only(recording)), rows, notes)
+    sums = (
+        allocations.filter(pl.col("pfn") >= 0)
+        .group_by("migratetype", "gfp", "pid")
+        .agg(
+            (pl.col("pages").sum() * PAGE_SIZE).alias("bytes"), (pl.col("live_pages").sum() * PAGE_SIZE).alias("live_bytes"),
+            pl.lit(0, dtype=pl.Int64).alias("waste_bytes"), pl.len().cast(pl.Int64).alias("hits"),
+        )
+    )  # fmt: skip
+    return result, sums.select(
+        pl.Series("type", [_type(value, names) for value in sums["migratetype"]], dtype=pl.String),
+        pl.Series("gfp", [_gfp(value) for value in sums["gfp"]], dtype=pl.String),
+        pl.Series("process", [f"PID {value}" for value in sums["pid"]], dtype=pl.String),
+        "bytes", "live_bytes", "waste_bytes", "hits",
+    )  # fmt: skip
+
+
+def _check_sites(recording: Recording, events: pl.DataFrame) -> None:
+    """:raises RequestError: no page request has a call site; with the reason, if the reader gave one."""
+    if not events.filter(pl.col("kind") & (pl.col("call_site") != 0)).height:
+        why = next((note for note in recording.provenance.notes if note.startswith("page events have call chains, but")), None)
+        raise RequestError(why or "no call sites of pages: mm_page_alloc names no caller; record call chains (perf record -g), or mmtwin record --sites")
+
+
+def _numbered_before_4_4(events: pl.DataFrame, release: str) -> bool:
+    """Whether Movable is 2: by the kernel's release if that is known, else whether requests with __GFP_MOVABLE have that number."""
+    if version := re.match(r"(\d+)\.(\d+)", release):
+        return (int(version[1]), int(version[2])) < EXCHANGED
     movable = events.filter(pl.col("kind") & (pl.col("gfp") & GFP_MOVABLE_BITS == GFP_MOVABLE))["migratetype"]
     return int((movable == 2).sum()) > int((movable == 1).sum())
 
@@ -160,8 +236,12 @@ def _frames(pfn: Int, order: Int) -> Iterator[tuple[Int, Int]]:
         start = stop
 
 
-def _grouped(table: pl.DataFrame, by: str, names: dict[int, str]) -> pl.DataFrame:
-    keys = {"kind": ["order", "migratetype", "gfp"], "migtype": ["migratetype"]}.get(by, [by])
+def _grouped(table: pl.DataFrame, by: str, names: dict[int, str], sites: dict[int, str], symbols: Symbols | None) -> pl.DataFrame:
+    keys = {"kind": ["order", "migratetype", "gfp"], "migtype": ["migratetype"], "callsite": ["call_site"], "function": ["function"]}.get(by, [by])
+    if by == "function":
+        unique = table["call_site"].unique()
+        functions = pl.Series([_function(site_name(value, sites, symbols)) for value in unique], dtype=pl.String)
+        table = table.with_columns(pl.col("call_site").replace_strict(unique, functions, return_dtype=pl.String).alias("function"))
     is_live = pl.col("live_pages") > 0
     grouped = (
         table.lazy()
@@ -193,10 +273,12 @@ def _grouped(table: pl.DataFrame, by: str, names: dict[int, str]) -> pl.DataFram
             texts = [_type(value, names) for value in key]
         case "gfp":
             texts = [_gfp(value) for value in key]
+        case "callsite":
+            texts = [site_name(value, sites, symbols) for value in key]
         case _:
             texts = [str(value) for value in key]
     columns = ("hits", "failed", "pages", "bytes", "pages_freed", "pages_reused", "live", "live_pages", "live_bytes", "age_oldest", "age_youngest")
-    labels = [pl.Series("label", texts, dtype=pl.String), pl.Series("key", key, dtype=pl.String if by == "kind" else pl.Int64)]
+    labels = [pl.Series("label", texts, dtype=pl.String), pl.Series("key", key, dtype=pl.String if by in ("kind", "function") else pl.Int64)]
     return grouped.with_columns(*labels, *extra).select("label", "key", *columns, *(series.name for series in extra))
 
 
@@ -210,12 +292,13 @@ def _gfp(flags: int) -> str:
     return gfp_names(flags & 0xFFFF_FFFF)
 
 
-def _summary(table: pl.DataFrame, frees: dict[str, int], names: dict[int, str], old: bool) -> PageSummary:
+def _summary(table: pl.DataFrame, frees: dict[str, int], names: dict[int, str], old: bool, some_tasks: bool) -> PageSummary:
     sums = table.select(pl.col("pages", "pages_freed", "pages_reused", "live_pages").sum(), (pl.col("pfn") < 0).sum().alias("failed")).row(0, named=True)
     orders: dict[int, dict[str, int]] = {}
     for order, kind, count in table.filter(pl.col("pfn") >= 0).group_by("order", "migratetype").len().sort("order", "migratetype").iter_rows():
         orders.setdefault(order, {})[_type(kind, names)] = count
     known = not frees["unmatched"] and not sums["pages_reused"] and frees["matched"] == sums["pages_freed"]
+    known = known and not (some_tasks and sums["live_pages"])
     return PageSummary(
         requests=len(table) - sums["failed"],
         failed=sums["failed"],
@@ -231,4 +314,5 @@ def _summary(table: pl.DataFrame, frees: dict[str, int], names: dict[int, str], 
         net_bytes=(sums["pages"] - sums["pages_freed"]) * PAGE_SIZE if known else None,
         orders=orders,
         old_migrate_types=old,
+        tasks_only=some_tasks,
     )

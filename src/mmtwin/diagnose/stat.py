@@ -20,9 +20,10 @@ import polars as pl
 
 from mmtwin.diagnose.cache_names import BULK, KMALLOCS, cache_label, describe_bulk, with_caches
 from mmtwin.diagnose.malloc_stat import objects
-from mmtwin.diagnose.symbols import Symbols
 from mmtwin.errors import RequestError
+from mmtwin.notebook import Card, InNotebook, Table, readable_size
 from mmtwin.recording.model import KIND, KINDS, Recording
+from mmtwin.recording.symbols import Symbols
 
 CACHE_ALLOCS = ("kmem_cache_alloc", "kmem_cache_alloc_node")
 FREES = ("kfree", "kmem_cache_free")
@@ -38,7 +39,7 @@ GROUPS: Mapping[str, str] = {
     "node": "Node",
 }  # fmt: skip
 """What objects can be added up by, and the heading of that column."""
-COLUMNS_BY = {"cache": ("gfp", "name"), "pid": ("pid",), "gfp": ("gfp",), "node": ("node",)}
+COLUMNS_BY = {"cache": ("gfp", "name"), "pid": ("pid",), "gfp": ("gfp",), "node": ("node",), "*": ("gfp", "name", "context", "pid")}
 SORT: Mapping[str, str] = {
     "bytes": "bytes_alloc", "requested": "bytes_req", "hit": "hits", "frag": "frag_percent", "waste": "waste_bytes", "pingpong": "pingpong",
     "live": "live_bytes", "reused": "reused", "failed": "failed", "lifetime": "lifetime_mean", "age": "age_oldest",
@@ -62,6 +63,7 @@ class SlabSummary:
     :ivar reused: allocations whose address was given out again without a recorded free: freed silently.
     :ivar net_bytes: growth of allocated bytes; None unless every free has its allocation and the other way round.
     :ivar cross_cpu_frees: freed on another CPU than allocated.
+    :ivar tasks_only: only some tasks were recorded: frees by others, by kernel threads and by RCU are missing, so what seems live may be free.
     :ivar bulk_allocations: of `allocations`, those by kmem_cache_alloc_bulk (only recordings with the recorder's slab probes know them).
     """
 
@@ -90,10 +92,11 @@ class SlabSummary:
     bulk_allocations: int
     bulk_frees: int
     withheld: int
+    tasks_only: bool = False
 
 
 @dataclass(frozen=True)
-class StatResult:
+class StatResult(InNotebook):
     """What `stat` and `page_stat` return.
 
     :ivar what: "slab" or "page".
@@ -120,6 +123,21 @@ class StatResult:
             "summary": asdict(self.summary), "rows_total": len(self.rows), "rows": rows.to_dicts(), "notes": self.notes,
         }  # fmt: skip
 
+    def _card(self) -> Card:
+        size = "bytes" if self.what == "page" else "bytes_alloc"
+        rows = [
+            (row["label"], readable_size(row[size]), f"{row['hits']:,}", readable_size(row["live_bytes"]), f"{row['failed']:,}")
+            for row in self.rows.select("label", size, "hits", "live_bytes", "failed").iter_rows(named=True)
+        ]
+        sums = [
+            (name.replace("_", " "), "unknown" if value is None else f"{value:,}")
+            for name, value in asdict(self.summary).items()
+            if isinstance(value, int | None)
+        ]
+        about = [row for row in sums if row[1] != "0"][:8]
+        table = Table((self.by, "allocated", "requests", "live", "refused"), rows)
+        return Card(f"{'Pages' if self.what == 'page' else 'Objects'} by {self.by}", about, [table], self.notes)
+
 
 def stat(
     recording: Recording,
@@ -139,15 +157,23 @@ def stat(
     :param window: first and last time on the trace clock. Objects are paired over the whole recording up to the last time; only
         what happens inside the window is counted.
     :param symbols: names for call sites that are addresses.
-    :param raw_ip: call sites as addresses, without `symbols`; trace text that names them by symbols has no addresses.
+    :param raw_ip: call sites as addresses, without names; trace text that names them by symbols has no addresses.
     :returns: rows with columns label, key, hits, bytes_alloc, bytes_req, waste_bytes, frag_percent, pingpong, freed, reused, failed, live,
         live_bytes, live_bytes_requested, lifetime_mean, age_oldest, age_youngest (null where nothing was freed, or nothing is live).
     :raises RequestError: an unknown group or sort key, a window without slab events, or `raw_ip` where there are no addresses.
     """
     check_choice("group", by, GROUPS)
     keys = sort_keys(sort, by, SORT, DEFAULT_SORT_LIVE if live else DEFAULT_SORT)
-    if raw_ip and call_sites(recording):
-        raise RequestError("no raw call sites: this trace text names its call sites by symbols, without addresses")
+    check_raw_ip(recording, raw_ip)
+    recording, allocations, summary, (start, end), notes = _paired(recording, by, window)
+    rows = _grouped(allocations, by, recording, notes, symbols if not raw_ip else None, window[1] is None, raw_ip)
+    if live:
+        rows = rows.filter(pl.col("live") > 0)
+    return StatResult("slab", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
+
+
+def _paired(recording: Recording, by: str, window: tuple[int | None, int | None]) -> tuple[Recording, pl.DataFrame, SlabSummary, tuple[int, int], list[str]]:
+    """What `stat` groups: the recording as one of objects, its allocations with how they ended, the sums, the window's times, and notes."""
     if recording.provenance.how == "malloc":
         recording = objects(recording)
     events = _slab_events(recording, by)
@@ -157,7 +183,7 @@ def stat(
     start, end = event_window(events["time"], window)
     if window[1] is not None:  # what happens later is not known at that time
         events = events.filter(pl.col("time") <= end)
-    allocations, summary = _pair(events, (events["time"] >= start).to_numpy(), end, _withheld(recording))
+    allocations, summary = _pair(events, (events["time"] >= start).to_numpy(), end, _withheld(recording), tasks_only(recording))
     if summary.withheld:
         notes.append(
             f"{summary.withheld:,} addresses were withheld in the trace text: whether those objects were freed is unknown; trace with no_hash_pointers"
@@ -166,10 +192,59 @@ def stat(
         allocations = allocations.filter(pl.col("fate") != WITHHELD)
     if unknown := int((allocations["bulk"] & (allocations["bytes_alloc"] == 0)).sum()):
         notes.append(f"the cache of {unknown:,} objects from bulk allocations is unknown; they count as 0 bytes")
-    rows = _grouped(allocations, by, recording, notes, symbols if not raw_ip else None, window[1] is None)
-    if live:
-        rows = rows.filter(pl.col("live") > 0)
-    return StatResult("slab", by, keys, live, clock(recording), start, end, summary, sorted_rows(rows, keys, by, SORT), notes)
+    return recording, allocations, summary, (start, end), notes
+
+
+def by_cache_and_site(recording: Recording, symbols: Symbols | None = None) -> tuple[StatResult, pl.DataFrame]:
+    """Sums by call site, and by cache, function and call site together.
+
+    :param symbols: names for call sites that are addresses.
+    :returns: what `stat` returns, and a table with columns cache, function, site, bytes, live_bytes, waste_bytes, hits.
+    :raises RequestError: there are no slab events.
+    """
+    recording, allocations, summary, (start, end), notes = _paired(recording, "cache", (None, None))
+    rows = sorted_rows(_grouped(allocations, "callsite", recording, notes, symbols, True, False), DEFAULT_SORT, "callsite", SORT)
+    result = StatResult("slab", "callsite", DEFAULT_SORT, False, clock(recording), start, end, summary, rows, notes)
+    keys = ["kmalloc", "type", "class", "cache"]
+    real = pl.col("real")
+    sums = (
+        with_caches(allocations, recording, notes, pl.col("fate") == LIVE)
+        .group_by([*keys, "call_site"])
+        .agg(
+            pl.col("bytes_alloc").filter(real).sum().alias("bytes"),
+            pl.col("bytes_alloc").filter(pl.col("fate") == LIVE).sum().alias("live_bytes"),
+            (pl.col("bytes_alloc") - pl.col("bytes_req")).filter(real).sum().alias("waste_bytes"),
+            real.sum().cast(pl.Int64).alias("hits"),
+        )
+        .filter(pl.col("hits") > 0)
+    )
+    known = call_sites(recording)
+    sites = [site_name(value, known, symbols) for value in sums["call_site"]]
+    return result, sums.select(
+        pl.Series("cache", [cache_label(*row) for row in sums.select(keys).iter_rows()], dtype=pl.String),
+        pl.Series("function", [_function(site) for site in sites], dtype=pl.String),
+        pl.Series("site", sites, dtype=pl.String),
+        "bytes", "live_bytes", "waste_bytes", "hits",
+    )  # fmt: skip
+
+
+def allocations(recording: Recording) -> tuple[pl.DataFrame, SlabSummary]:
+    """Every allocation with how it ended, and the sums over them; for those who want more than sums.
+
+    Beside the events' own columns (time, cpu, kind, call_site, ptr, bytes_req, bytes_alloc, gfp, name, context, pid): ``fate`` (`LIVE` and so on), ``real``
+    (it got memory), ``row`` and ``then``, the positions among the recording's slab events of the allocation and of the event that ended it (-1: none), and
+    of that event ``then_kind``, ``then_cpu`` and ``then_context``.
+
+    :raises RequestError: no slab events were recorded.
+    """
+    events = _slab_events(recording, "*")
+    if not len(events):
+        raise RequestError("no slab events: no kmalloc, kfree or kmem_cache events were recorded; mmtwin record --slab adds them")
+    end = events["time"].max()
+    assert isinstance(end, int)
+    table, summary = _pair(events, np.ones(len(events), dtype=bool), end, _withheld(recording), tasks_only(recording))
+    ended = events.select(pl.col("kind").alias("then_kind"), pl.col("cpu").alias("then_cpu"), pl.col("context").alias("then_context"))
+    return pl.concat([table, ended[table["then"].to_numpy().clip(0)]], how="horizontal"), summary
 
 
 def leaks(recording: Recording, by: str = "callsite", *, window: tuple[int | None, int | None] = (None, None), symbols: Symbols | None = None) -> StatResult:
@@ -188,6 +263,8 @@ def clock(recording: Recording) -> str:
     """
     if recording.provenance.how in ("vm", "malloc"):
         return "events"
+    if trace_clock := recording.provenance.procfs.get("trace_clock"):
+        return "events" if trace_clock == "counter" else "ns"
     times = recording.events["time"]
     if recording.provenance.how != "ftrace" or not len(times):
         return "ns"
@@ -233,7 +310,19 @@ def reading_notes(recording: Recording) -> list[str]:
     """What makes the sums less certain: lost events, and what the reader of trace text had to say."""
     lost = recording.provenance.lost_events
     notes = [f"the trace buffer lost {lost:,} events: sums are too low, and some objects that seem live or unmatched are not"] if lost else []
+    notes += [TASKS_ONLY] if tasks_only(recording) else []
     return notes + [note for note in recording.provenance.notes if not note.startswith(("call sites are", "the trace buffer lost"))]
+
+
+TASKS_ONLY = (
+    "only some tasks were recorded: frees by other tasks, by kernel threads and by RCU outside of them are missing, so what seems live may be free by now"
+    " (perf record -a records all)"
+)
+
+
+def tasks_only(recording: Recording) -> bool:
+    """Whether the recording is of some tasks, not of the machine."""
+    return recording.provenance.scope == "tasks"
 
 
 def _withheld(recording: Recording) -> bool:
@@ -281,7 +370,7 @@ def _is_allocation(events: pl.DataFrame) -> tuple[Bool, Bool, Bool]:
     return allocates, frees, bulk
 
 
-def _pair(events: pl.DataFrame, inside: Bool, end: int, withheld: bool) -> tuple[pl.DataFrame, SlabSummary]:
+def _pair(events: pl.DataFrame, inside: Bool, end: int, withheld: bool, some_tasks: bool) -> tuple[pl.DataFrame, SlabSummary]:
     """Every allocation inside the window with how it ended, and the sums."""
     allocates, frees, bulk = _is_allocation(events)
     ptr, time, cpu = events["ptr"].to_numpy(), events["time"].to_numpy(), events["cpu"].to_numpy()
@@ -304,10 +393,12 @@ def _pair(events: pl.DataFrame, inside: Bool, end: int, withheld: bool) -> tuple
         pl.Series("lifetime", lifetime),
         pl.Series("age", age),
         pl.Series("bulk", bulk[chosen]),
+        pl.Series("row", chosen),
+        pl.Series("then", then),
     )
     if "name" in events.columns:
         table = table.with_columns(_names(events["name"], table["name"], np.where(freed, then, -1)))
-    return table, _summary(table, events, inside, frees, bulk, (nowhere, zero_size), earlier, allocates, withheld)
+    return table, _summary(table, events, inside, frees, bulk, (nowhere, zero_size), earlier, allocates, withheld, some_tasks)
 
 
 def _names(every: pl.Series, own: pl.Series, freed_by: Int) -> pl.Series:
@@ -319,7 +410,16 @@ def _names(every: pl.Series, own: pl.Series, freed_by: Int) -> pl.Series:
 
 
 def _summary(
-    table: pl.DataFrame, events: pl.DataFrame, inside: Bool, frees: Bool, bulk: Bool, special: tuple[Bool, Bool], earlier: Int, allocates: Bool, withheld: bool
+    table: pl.DataFrame,
+    events: pl.DataFrame,
+    inside: Bool,
+    frees: Bool,
+    bulk: Bool,
+    special: tuple[Bool, Bool],
+    earlier: Int,
+    allocates: Bool,
+    withheld: bool,
+    some_tasks: bool,
 ) -> SlabSummary:
     nowhere, zero_size = special
     fate = pl.col("fate")
@@ -347,6 +447,7 @@ def _summary(
     unmatched = real & ~(before & allocates[earlier])
     matched_all = int(real.sum() - unmatched.sum())
     net_known = not unmatched.any() and not sums["reused"] and not sums["withheld"] and matched_all == sums["matched"]
+    net_known = net_known and not (some_tasks and sums["live"])
     return SlabSummary(
         allocations=sums["allocations"],
         failed=sums["failed"],
@@ -373,6 +474,7 @@ def _summary(
         bulk_allocations=sums["bulk"],
         bulk_frees=int((here & bulk & ~nowhere).sum()),
         withheld=sums["withheld"] + int(unknown.sum()),
+        tasks_only=some_tasks,
     )
 
 
@@ -381,9 +483,11 @@ def frag_percent(requested: int, allocated: int) -> float:
     return 100.0 * (allocated - requested) / allocated if allocated else 0.0
 
 
-def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str], symbols: Symbols | None, to_the_end: bool) -> pl.DataFrame:
+def _grouped(
+    table: pl.DataFrame, by: str, recording: Recording, notes: list[str], symbols: Symbols | None, to_the_end: bool, raw_ip: bool = False
+) -> pl.DataFrame:
     """Sums per group, with the groups' names."""
-    sites = call_sites(recording)
+    sites = call_sites(recording, raw_ip)
     keys: list[str]
     extra: list[pl.Expr] = []
     match by:
@@ -391,7 +495,7 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
             keys = ["call_site"]
         case "function":
             unique = table["call_site"].unique()
-            functions = [_function(_site(value, sites, symbols)) for value in unique]
+            functions = [_function(site_name(value, sites, symbols)) for value in unique]
             numbers = {name: number for number, name in enumerate(dict.fromkeys(functions))}
             table = table.with_columns(
                 pl.col("call_site").replace_strict(unique, [numbers[name] for name in functions], return_dtype=pl.Int64).alias("function")
@@ -447,7 +551,7 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
     else:
         key = [value for (value,) in values]
         if by == "callsite":
-            texts = [_site(value, sites, symbols) for value in key]
+            texts = [site_name(value, sites, symbols) for value in key]
         elif by == "ptr":
             texts = [f"{value & (1 << 64) - 1:#x}" for value in key]
         elif by == "gfp":
@@ -456,7 +560,7 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
             texts = [gfp_names(value & 0xFFFF_FFFF) for value in key]
         else:
             texts = [str(value) for value in key]
-    last = [pl.Series("last_call_site", [_site(value, sites, symbols) for value in grouped["last_call_site"]], dtype=pl.String)] if by == "ptr" else []
+    last = [pl.Series("last_call_site", [site_name(value, sites, symbols) for value in grouped["last_call_site"]], dtype=pl.String)] if by == "ptr" else []
     columns = (
         "hits", "bytes_alloc", "bytes_req", "waste_bytes", "frag_percent", "pingpong", "freed", "reused", "failed", "live", "live_bytes", "live_bytes_requested",
         "lifetime_mean", "age_oldest", "age_youngest",
@@ -466,21 +570,40 @@ def _grouped(table: pl.DataFrame, by: str, recording: Recording, notes: list[str
     return grouped.with_columns(*labels, *last).select("label", "key", *columns, *(["last_call_site"] if last else []))
 
 
-def call_sites(recording: Recording) -> dict[int, str]:
-    """Symbols that the trace text itself printed for call sites, by the number the recording has in their place."""
+def call_sites(recording: Recording, raw_ip: bool = False) -> dict[int, str]:
+    """Names of call sites: symbols that trace text printed, by the number the recording has in their place, and names that the reader or the recorder
+    knew for addresses (not with `raw_ip`)."""
+    printed = _numbered(recording.provenance.procfs.get("call_sites", ""), 10)
+    resolved = {} if raw_ip else _numbered(recording.provenance.procfs.get("symbols", ""), 16)
+    return {**resolved, **printed, **({0: "(none)"} if printed else {})}
+
+
+def check_raw_ip(recording: Recording, raw_ip: bool) -> None:
+    """:raises RequestError: addresses are wanted where there are none."""
+    if raw_ip and recording.provenance.procfs.get("call_sites"):
+        raise RequestError("no raw call sites: this trace text names its call sites by symbols, without addresses")
+
+
+def _numbered(text: str, base: int) -> dict[int, str]:
+    """Lines "number name"; numbers with their highest of 64 bits set are negative in the table."""
     found = {}
-    for line in recording.provenance.procfs.get("call_sites", "").splitlines():
+    for line in text.splitlines():
         number, _, symbol = line.partition(" ")
-        if number.isdigit() and symbol:
-            found[int(number)] = symbol
+        try:
+            value = int(number, base)
+        except ValueError:
+            continue
+        if symbol and 0 < value < 1 << 64:
+            found[value - (1 << 64) if value >> 63 else value] = symbol
     return found
 
 
-def _site(value: int, sites: Mapping[int, str], symbols: Symbols | None) -> str:
+def site_name(value: int, sites: Mapping[int, str], symbols: Symbols | None) -> str:
+    """What a call site is called: its symbol, else its address; 0, where nothing else is said of it, is a bulk allocation."""
     if value in sites:
         return sites[value]
     if value == 0:
-        return BULK_SITE if not sites else "(none)"
+        return BULK_SITE
     resolved = symbols.resolve(value) if symbols else None
     return resolved or f"{value & (1 << 64) - 1:#x}"
 

@@ -87,6 +87,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "mm_vmscan_write_folio": {"pfn": "pfn", "reclaim_flags": "arg"},
     "wakeup_kswapd": {"gfp": "gfp", "order": "order", "highest": "arg", "first": "ptr", "second": "call_site", "failures": "bytes_alloc"},
     "swap_in": {"page": "page"},
+    "page_site": {"ra": "call_site"},
     "slab_take": {"ptr": "ptr"},
     "slab_give": {"ptr": "ptr", "head": "arg"},
     "slab_slow": {"ptr": "ptr", "gfp": "gfp", "node": "node"},
@@ -169,7 +170,7 @@ class EventFormat:
 
 
 FIELD = re.compile(r"field:(?P<type>[^;]*?)(?P<name>\w+)(?:\[[^\]]*\])?;\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>[01]);")
-NUMBERED = re.compile(r"^(pcp_free|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear|c?slab_\w*?|vmap_\w*?)\d+$")
+NUMBERED = re.compile(r"^(pcp_free|page_site|rotate|unboost|bulk_end|bulk_ret|buddy_free|isolate_ret|reclaim_set|reclaim_clear|c?slab_\w*?|vmap_\w*?)\d+$")
 """Names of probes that stand for one kind of event at several places."""
 
 
@@ -220,6 +221,10 @@ def events_table(
         inside = slice(before.scalars[f"trace_entries_{cpu}"], after.scalars[f"trace_entries_{cpu}"])
         parts.append(_records(cpu, times[inside].astype(np.int64), offsets[inside], data, formats, before))
     table = pl.concat(parts).sort("time", maintain_order=True)
+    if (table["kind"] == "page_site").any():
+        from mmtwin.recording.capture.page_sites import with_sites
+
+        table = with_sites(table)
     return table, max(lost, 0)
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mmtwin import __version__
+from mmtwin.notebook import Card, InNotebook, Table, readable_size
 
 KINDS = (
     # the kernel's tracepoints, by their own names (include/trace/events/kmem.h, pagemap.h)
@@ -41,6 +42,8 @@ KINDS = (
     "mm_vmscan_wakeup_kswapd", "mm_vmscan_kswapd_wake", "mm_vmscan_kswapd_sleep", "mm_vmscan_direct_reclaim_begin", "mm_vmscan_direct_reclaim_end",
     "mm_compaction_begin", "mm_compaction_end", "mm_compaction_try_to_compact_pages", "mark_victim", "reclaim_retry_zone", "compact_retry",
     "mm_vmscan_write_folio", "wakeup_kswapd", "swap_in",
+    # the recorder's probe that tells who asks for a page (recording/capture/page_sites.py); it becomes call_site of mm_page_alloc and is in no file
+    "page_site",
 )  # fmt: skip
 """Kinds of events; the order is part of the file format (a file stores the names, so it may grow at the end)."""
 
@@ -76,7 +79,8 @@ class Provenance:
     """Where a recording comes from: enough to make it again.
 
     :param kernel_version: as ``uname -v`` prints it, with the distribution's version of the source.
-    :param how: "vm" (mmtwin record --vm), "ftrace" (imported text), "malloc" (a process's calls of malloc) or "synthetic".
+    :param how: "vm" (mmtwin record --vm), "ftrace" (imported text), "perf" (perf.data), "trace-cmd" (trace.dat), "malloc" (a process's calls of malloc)
+        or "synthetic".
     :param initrd_bytes: size of the initial RAM disk; its memory was not yet free when the kernel derived its watermarks.
     :param swap_bytes: size of the guest's swap disk, which is in use from before the first snapshot; 0 without one.
     :param lost_events: events the trace buffer lost; figures after the first loss cannot be trusted.
@@ -84,7 +88,10 @@ class Provenance:
     :param workload: text of the workload script.
     :param modules: kernel modules that were not the kernel's own but given with --module: name and SHA-256 of the file.
     :param procfs: texts of /proc files that the guest printed after the second snapshot, by name; recordings with slab events also have
-        ``sys_kernel_slab``: a line "cache file value" for each file of /sys/kernel/slab, and "alias link cache" for each symbolic link.
+        ``sys_kernel_slab``: a line "cache file value" for each file of /sys/kernel/slab, and "alias link cache" for each symbolic link. Imported events
+        have names of call sites there: ``call_sites``, lines "number symbol" of numbers that stand for symbols, and ``symbols``, lines "address symbol"
+        (hexadecimal); of trace.dat also ``trace_clock``.
+    :param scope: "machine", or "tasks" if only some tasks were recorded, so that what others did to their objects is not in it; "" if that is unknown.
     """
 
     kernel_release: str = "unknown"
@@ -105,6 +112,7 @@ class Provenance:
     modules: dict[str, str] = field(default_factory=dict)
     procfs: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    scope: str = ""
     tool: str = f"mmtwin {__version__}"
 
 
@@ -163,10 +171,25 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Recording:
+class Recording(InNotebook):
     """A whole recording. Imported trace text has no snapshots, so it cannot be checked, only counted and analysed."""
 
     provenance: Provenance
     before: Snapshot | None
     after: Snapshot | None
     events: pl.DataFrame
+
+    def _card(self) -> Card:
+        p = self.provenance
+        snapshots = [name for name, snapshot in (("before", self.before), ("after", self.after)) if snapshot is not None]
+        rows = [
+            ("kernel", p.kernel_release),
+            ("RAM", readable_size(p.ram_bytes) if p.ram_bytes else "unknown"),
+            ("CPUs", str(p.cpus)),
+            ("workload", p.workload_name or "unknown"),
+            ("snapshots", " and ".join(snapshots) or "none"),
+            ("events", f"{len(self.events):,}"),
+            ("lost events", f"{p.lost_events:,}"),
+        ]
+        kinds = [(str(kind), f"{count:,}") for kind, count in self.events["kind"].value_counts(sort=True).iter_rows()]
+        return Card("Recording", rows, [Table(("event", "number"), kinds)], p.notes)

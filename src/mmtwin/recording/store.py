@@ -444,10 +444,10 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 PROVENANCE_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "kernel_release": str, "kernel_version": str, "kernel_config": dict, "cmdline": str, "ram_bytes": int, "initrd_bytes": int, "swap_bytes": int, "cpus": int, "how": str, "workload": str, "workload_name": str,
-    "workload_seconds": (int, float), "lost_events": int, "missed_probes": int, "probes": list, "modules": dict, "procfs": dict, "notes": list, "tool": str,
+    "workload_seconds": (int, float), "lost_events": int, "missed_probes": int, "probes": list, "modules": dict, "procfs": dict, "notes": list, "scope": str, "tool": str,
 }  # fmt: skip
 """Types of the provenance in JSON, written here because the model imports polars (a test compares them)."""
-LATER_ENTRIES = ("modules", "swap_bytes")
+LATER_ENTRIES = ("modules", "swap_bytes", "scope")
 """Entries that recordings of older mmtwin do not have."""
 
 

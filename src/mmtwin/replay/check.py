@@ -13,18 +13,19 @@ import polars as pl
 from mmtwin.errors import RecordingError
 from mmtwin.gfp import MIGRATETYPE_NAMES, gfp_names
 from mmtwin.mm.tables import NR_ORDERS, NR_PCP_LISTS, Pgdat, new_pgdat
+from mmtwin.notebook import Card, InNotebook, Table
 from mmtwin.recording import constants, slab_state
 from mmtwin.recording.model import Recording, Snapshot
-from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_lists, pcp_pages, restore
+from mmtwin.recording.state import PCP_COLUMNS, ZONE_COLUMNS, ZONE_FLAGS, free_lists, pcp_pages
 from mmtwin.replay.causes import explain
 from mmtwin.replay.decisions import Decisions, decisions, frames_before, reclaim_begins, recorded
 from mmtwin.replay.engine import Outcome, run
 from mmtwin.replay.part import Part
-from mmtwin.replay.placement import ALLOC, ALLOC_FAILED, ISOLATED, OP, ROTATE, Placement, place
+from mmtwin.replay.placement import ALLOC, ALLOC_FAILED, ISOLATED, OP, ROTATE, Placement
 from mmtwin.replay.slab_check import compare_slabs, compare_texts
 from mmtwin.replay.slab_classic import ClassicResult, replay_classic
-from mmtwin.replay.slab_names import slab_names
 from mmtwin.replay.slabs import SLAB_COUNTERS, WHATS
+from mmtwin.replay.start import first_state, start
 from mmtwin.replay.vmap_check import VmapResult, has_vmaps, no_vmaps, replay_vmaps
 
 SHOWN = 20
@@ -32,7 +33,7 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(InNotebook):
     """What a replay found. The fields up to `events_per_second` are the command line's contract; more may be added, none removed.
 
     :param events: rows of the recording.
@@ -86,6 +87,20 @@ class Result:
         """The result as plain data, for JSON."""
         return {"schema": 1, "equal": self.equal, **asdict(self)}
 
+    def _card(self) -> Card:
+        compared = [
+            ("page frames", self.page_allocs_equal, self.page_allocs),
+            ("requests refused", self.failed_allocs_equal, self.failed_allocs),
+            ("slab objects", self.slab_allocs_equal, self.slab_allocs),
+            ("virtual areas", self.vmap_allocs_equal, self.vmap_allocs),
+            *((part.name, part.equal, part.total) for part in self.parts),
+        ]
+        rows = [(name, f"{equal:,}", f"{total:,}") for name, equal, total in compared if total]
+        state = {None: "not compared", True: "equal", False: "different"}[self.final_state_equal]
+        about = [("events", f"{self.events:,}"), ("CPUs", str(self.cpus)), ("final state", state), ("inferred events", f"{self.inferred_events:,}")]
+        notes = [f"{self.lost_events:,} events were lost: what follows the first loss cannot be trusted"] if self.lost_events else []
+        return Card(f"Replay: {'equal to the kernel' if self.equal else 'different from the kernel'}", about, [Table(("compared", "equal", "of"), rows)], notes)
+
 
 def replay(recording: Recording, *, check: bool = True, progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[Result, Pgdat]:
     """Replays a recording from its first snapshot.
@@ -102,21 +117,14 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
     before = recording.before
     if not before.has_pages:
         return _replay_areas_only(recording, check, progress)
-    scale = int(recording.provenance.kernel_config.get("PCP_BATCH_SCALE_MAX", 5))
-    state = restore(before, scale, recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y", recording.provenance.cpus)
-    slub, meanings = None, None
-    names: list[str] = []
-    if slab_state.has_slabs(before) and any(p.startswith("slab_take") for p in recording.provenance.probes):
-        slub, names = slab_state.restore(before, state, int(state.config[0]["nr_cpus"]))
-        meanings, slub = slab_names(recording.events, before, recording.after, slub, names)
-    placement = place(recording.events, before, scale, meanings)
+    state, slub, names, meanings, placement = start(recording)
     warm_up()
-    start = time.perf_counter()
+    began = time.perf_counter()
     outcome = run(state, placement, lambda done: progress(done, len(placement.ops)), slub)
-    seconds = max(time.perf_counter() - start, 1e-9)
+    seconds = max(time.perf_counter() - began, 1e-9)
     decided: tuple[dict[str, int], list[dict[str, Any]]] = ({}, [])
     if recorded(recording.provenance.probes):
-        decided = _decided(recording, placement, state, decisions(recording.events, placement, state), outcome, scale)
+        decided = _decided(recording, placement, state, decisions(recording.events, placement, state), outcome)
     parts = list(compare(state, recording.after)) if check and recording.after is not None else []
     if check and meanings is not None and slab_state.has_slabs(recording.after):
         assert recording.after is not None and recording.after.caches is not None
@@ -139,13 +147,9 @@ def replay(recording: Recording, *, check: bool = True, progress: Callable[[int,
     return _result(recording, placement, outcome, parts, seconds, names, classic, vmaps, decided), state
 
 
-def _decided(
-    recording: Recording, placement: Placement, state: Pgdat, found: Decisions, outcome: Outcome, scale: int
-) -> tuple[dict[str, int], list[dict[str, Any]]]:
+def _decided(recording: Recording, placement: Placement, state: Pgdat, found: Decisions, outcome: Outcome) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """The decisions as plain data: counters, and the differences with their causes."""
-    assert recording.before is not None
-    thp = recording.provenance.kernel_config.get("TRANSPARENT_HUGEPAGE", "y") == "y"
-    fresh = restore(recording.before, scale, thp, recording.provenance.cpus) if found.differing else state
+    fresh = first_state(recording) if found.differing else state
     listed = list(explain(fresh, placement, recording.events, found.differing))
     first = reclaim_begins(recording.events)
     frames, equal = frames_before(placement.ops, outcome.differences, first)

@@ -6,7 +6,8 @@ what the kernel did (`resync`), so that what follows stays comparable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -618,16 +619,29 @@ def run(state: Pgdat, placement: Placement, progress: Callable[[int], None] = la
 
     :param progress: called with the number of operations done after each chunk.
     """
+    return deque(run_until(state, placement, [len(placement.ops)], progress, slub), maxlen=1)[0]
+
+
+def run_until(
+    state: Pgdat, placement: Placement, stops: Sequence[int], progress: Callable[[int], None] = lambda done: None, slub: Slub | None = None
+) -> Iterator[Outcome]:
+    """As `run`, stopping on the way: gives the outcome so far before operation `stops[0]`, `stops[1]`, ... (ascending; len(placement.ops) is the end).
+
+    The tables are the running ones: look at them, or copy them, before asking for the next.
+    """
     r, q = new_progress(placement, state), new_slabs(placement)
     slub = new_slub(1, 0, slabs=0, slots=0) if slub is None else slub
-    for start in range(0, len(placement.ops), CHUNK):
-        ops = placement.ops[start : start + CHUNK]
-        first, last = np.searchsorted(placement.fresh, (start, start + CHUNK))
-        fresh = int(last - first)
-        if fresh:
-            slub = reserve(slub, fresh, fresh << slot_class(int(slub.cache["objects"].max(initial=1))))
-        replay_ops(state, slub, r, q, ops)
-        progress(min(start + CHUNK, len(placement.ops)))
-    counters = {name: int(r.counters[i]) for i, name in enumerate(COUNTERS)} | {name: int(q.counters[i]) for i, name in enumerate(SLAB_COUNTERS)}
-    kept = q.differences[q.differences["event"] > 0]
-    return Outcome(state, slub, counters, r.differences[: min(counters["differences"], KEPT)], kept)
+    done = 0
+    for stop in stops:
+        while done < stop:
+            end = min(done + CHUNK, stop)
+            first, last = np.searchsorted(placement.fresh, (done, end))
+            fresh = int(last - first)
+            if fresh:
+                slub = reserve(slub, fresh, fresh << slot_class(int(slub.cache["objects"].max(initial=1))))
+            replay_ops(state, slub, r, q, placement.ops[done:end])
+            progress(end)
+            done = end
+        counters = {name: int(r.counters[i]) for i, name in enumerate(COUNTERS)} | {name: int(q.counters[i]) for i, name in enumerate(SLAB_COUNTERS)}
+        kept = q.differences[q.differences["event"] > 0]
+        yield Outcome(state, slub, counters, r.differences[: min(counters["differences"], KEPT)], kept)

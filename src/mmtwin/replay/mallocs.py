@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmtwin.notebook import Card, InNotebook
 from mmtwin.recording.readers.malloc_trace import FUNCTIONS, MallocTrace, arguments
 from mmtwin.user.heap import Heap
 from mmtwin.user.ptmalloc import CALL_BRK, CALL_FREE, CALL_MAPS, CALL_REALLOC, CALL_THREAD_CREATE, CALL_THREAD_EXIT
@@ -30,7 +31,7 @@ FIRST = 20
 
 
 @dataclass(frozen=True)
-class MallocCheck:
+class MallocCheck(InNotebook):
     """What a replay found.
 
     :ivar answers: calls that return an address (or, mallopt and malloc_trim, a number).
@@ -58,6 +59,15 @@ class MallocCheck:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
+
+    def _card(self) -> Card:
+        rows = [
+            ("calls", f"{self.calls:,}"),
+            ("answers equal", f"{self.equal:,} of {self.answers:,}"),
+            ("threads", str(self.threads)),
+            ("arenas", str(self.arenas)),
+        ]
+        return Card("Replay of malloc", rows, notes=[self.ended] if self.ended else [])
 
 
 def sources(calls: npt.NDArray[np.void]) -> Int:

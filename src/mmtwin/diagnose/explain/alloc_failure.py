@@ -12,8 +12,10 @@ from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict
 from mmtwin.diagnose.explain.zone_rules import Ask
 
-ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})\b")
+ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})(?!\d)|\b(?P<old>\d{1,2})-order\b")
 STALL = re.compile(r"stalls\s+for\s+(\d+)ms")
+HEADLESS_LINES = 60
+"""A dump's lines, at most, before the message that follows it."""
 INTERRUPTS = ("softirq", "hard interrupt", "interrupt")
 
 
@@ -25,8 +27,8 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
     """
     info = parse(segment.all, segment.turn)
     page_kb = info.page_kb if info else 4
-    match = ORDER.search(segment.text[:2000])
-    order = int(match[1]) if match else None
+    match = ORDER.search(segment.said[:2000])
+    order = int(match["old"] or match[1]) if match else None
     request = request_of(segment, page_kb, order, flags_of(segment))
     stall = STALL.search(segment.text[:2000])
     title = f"page allocation {'stall' if stall else 'failure'}"
@@ -59,6 +61,29 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
     )
 
 
+def headless(segment: Segment, slab: Segment) -> Report | None:
+    """A dump whose first lines are not in the log, and the slab allocator's message right behind it, which says the request; None if it does not."""
+    fact, flags, info = slab_log.facts(slab), flags_of(slab), parse(segment.all, segment.turn)
+    if fact is None or flags is None or info is None or not info.zones or segment.text.count("\n") > HEADLESS_LINES:
+        return None
+    request = request_of(slab, info.page_kb, fact.min_order, flags)
+    request, verdict = judge(segment, info, request)
+    why = f"The {fact.allocator} message after the dump says the request: cache {fact.cache}, order {fact.min_order} at least."
+    missing = ("the failure's first lines: order and flags are those of the message after the dump", *verdict.missing)
+    verdict = replace(verdict, certainty=PROBABLE if verdict.certainty == DECIDED else verdict.certainty, why=(*verdict.why, why), missing=missing)
+    return Report(
+        "page_allocation_failure",
+        "page allocation failure without its head",
+        segment.line,
+        segment.seconds,
+        segment.kernel,
+        request,
+        verdict,
+        info.page_kb,
+        stack=segment.stack,
+    )
+
+
 def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = False, constraint: str = "") -> tuple[Request, Verdict]:
     """The verdict on a request for pages, and the request with its zones."""
     if request.order is None or request.flags is None:
@@ -73,7 +98,7 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
         missing += ["no zone's numbers (Mem-Info) belong to this report: the paste is cut, or the kernel left them out (rate limit, __GFP_NOWARN)"]
         extra = f" {counters['free']} pages were free in all, {counters['free_cma']} of them CMA." if counters.get("free_cma") and "free" in counters else ""
         return request, Verdict(
-            "evidence_missing", UNDECIDED, f"{name_of(request)} asked for {asked(request)} and was refused; which rule refused is not in the log.{extra}", tuple(why),
+            "evidence_missing", UNDECIDED, f"{name_of(request, True)} asked for {asked(request)} and was refused; which rule refused is not in the log.{extra}", tuple(why),
             missing=tuple(missing), remedies=(Remedy("look", "the lines from Mem-Info: on, after this message", "they hold each zone's free pages, watermarks and blocks"),),
         )  # fmt: skip
     ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits)
@@ -81,7 +106,7 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     request = replace(request, highest_zone=judged.highest, zones=judged.allowed)
     head = page_verdict.headline(judged, ask, info.page_kb)
     verb = "needs" if oom else "asked for"
-    text = f"{name_of(request)} {verb} {asked(request)}. {head}"
+    text = f"{name_of(request, True)} {verb} {asked(request)}. {head}"
     certainty = judged.certainty
     missing = list(judged.missing)
     flags = ask.flags

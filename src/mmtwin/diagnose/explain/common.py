@@ -8,16 +8,18 @@ from mmtwin.diagnose.explain.log_gfp import Flags, decode
 from mmtwin.diagnose.explain.model import Request, Segment, size
 
 WHO = re.compile(r"CPU:\s*(\d+)\s+(?:UID:\s*\d+\s+)?PID:\s*(\d+)|\b[Pp]id:\s*(\d+),\s*(?:comm|name):")
-MODE = re.compile(r"(?:mode:|gfp_mask=|gfp=)\s*(0x[0-9a-fA-F]{1,16})\s*(?:\(([\w|\s]{0,400}?)\))?(?=[\s,)]|$)")
+MODE = re.compile(r"(?:mode:|gfp_mask=|gfp=)\s*(0x[0-9a-fA-F]{1,16}|0x[0-9a-fA-F]*\*+)\s*(?:\(([\w|\s]{0,400}?)\))?(?=[\s,)/]|$|order)")
+"""Some services put asterisks for digits; the names must do then."""
 MOST_ORDER = 60
 
 
 def flags_of(segment: Segment, text: str | None = None) -> Flags | None:
     """The flags in a report's first lines; None if they are not there."""
-    match = MODE.search((segment.text if text is None else text)[:4000])
+    match = MODE.search((segment.said if text is None else text)[:4000])
     if match is None:
         return None
-    return decode(int(match[1], 16) & 0xFFFFFFFFFFFF, re.sub(r"\s+", "", match[2] or ""), segment.kernel.version, segment.kernel.known)
+    value = -1 if "*" in match[1] else int(match[1], 16) & 0xFFFFFFFFFFFF
+    return decode(value, re.sub(r"\s+", "", match[2] or ""), segment.kernel.version, segment.kernel.known)
 
 
 def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags | None) -> Request:
@@ -36,9 +38,9 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
     )  # fmt: skip
 
 
-def name_of(request: Request) -> str:
-    """The process, for sentences."""
-    return request.comm or "a process"
+def name_of(request: Request, first: bool = False) -> str:
+    """The process, for sentences; `first` in them."""
+    return request.comm or ("A process" if first else "a process")
 
 
 def asked(request: Request) -> str:

@@ -24,7 +24,11 @@ def read(segment: Segment) -> Report:
     place, state, rcu, preempt, scheduling = (pattern.search(text) for pattern in (PLACE, STATE, RCU, PREEMPT, SCHEDULING))
     request = request_of(segment, 4, None, None)
     file = place[1] if place else ""
-    allocates = bool(ALLOCATING.search(file)) or (stack.matches(ALLOCATORS) and bool(re.search(r"mm/|sched/mm\.h", file)))
+    allocates = (
+        (scheduling is not None and stack.matches(ALLOCATORS))
+        or bool(ALLOCATING.search(file))
+        or (stack.matches(ALLOCATORS) and bool(re.search(r"mm/|sched/mm\.h", file)))
+    )
     frees = stack.matches(FREEING) and not allocates
     details: dict[str, Any] = {"file": file, "line": int(place[2]) if place else None, "allocation": allocates}
     reasons = []
@@ -47,6 +51,8 @@ def read(segment: Segment) -> Report:
     caller = request.caller or "the caller"
     if scheduling:
         head = f"{scheduling[1]} (pid {scheduling[2]}) went to sleep where that is forbidden{where}."
+        if allocates:
+            head += f" {caller} allocated with a GFP flag that may sleep (GFP_KERNEL or its like)."
         details["preempt_count"] = int(scheduling[3], 16)
     elif allocates:
         head = f"{caller} allocated with a GFP flag that may sleep (GFP_KERNEL or its like){where}, where sleeping is forbidden."

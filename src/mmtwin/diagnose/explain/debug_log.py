@@ -9,14 +9,18 @@ from typing import Any
 from mmtwin.diagnose.explain.common import request_of
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, Remedy, Report, Segment, Verdict
 
-SLUB_HEAD = re.compile(r"BUG\s+(\S+(?:\s+\S+){0,3}?)\s+\((?:[^)]{0,120})\):\s+([^\n]{1,200})")
+SLUB_HEAD = re.compile(r"BUG\s+(\S+?(?:\s+\S+){0,3}?)(?:\s+\((?:[^)]{0,120})\))?:\s+([^\n]{1,200})")
 BYTES = re.compile(
     r"(?:\[(?P<what>[\w ]+? overwritten)\]\s+)?(?:INFO:\s+)?0x(?P<first>[0-9a-f]+)-0x(?P<last>[0-9a-f]+)(?:\s+@offset=(?P<offset>\d+))?\.?\s+First\s+byte\s+(?:0x)?(?P<got>[0-9a-f]+)\s+instead\s+of\s+(?:0x)?(?P<want>[0-9a-f]+)"
 )
-OBJECT = re.compile(r"Object\s+0x[0-9a-f]+\s+@offset=(\d+)")
+OBJECT = re.compile(r"Object\s+0x(?P<address>[0-9a-f]+)\s+@offset=(?P<offset>\d+)")
+LARGEST_OBJECT = 1 << 16
+"""Bytes; addresses further apart are not of one object, but hashed."""
 TRACK = re.compile(r"(Allocated|Freed)\s+in\s+(\S+?)(?:\+0x[0-9a-f]+/0x[0-9a-f]+)?(?:\s+\[([\w-]+)[^\]]*\])?\s+age=(\d+)\s+cpu=(\d+)\s+pid=(-?\d+)")
 DUMP = re.compile(r"(Redzone|Object|Padding|Bytes\s+b4)\s+(?:0x)?[0-9a-f]{6,16}:\s+((?:[0-9a-f]{2}\s+){1,16})")
-KASAN = re.compile(r"BUG:\s+(KASAN|KFENCE|KMSAN):\s+([\w/ -]+?)\s+(?:in\s+([\w.$]+)(?:\+0x\S*)?(?:[ \t]+\[(?!inline)([\w-]+)[^\]]*\])?|(?=\n|$))")
+KASAN = re.compile(
+    r"(?:BUG:\s+)?\b(KAS[Aa][Nn]|KFENCE|KMSAN):\s+([\w/ -]+?)\s+(?:on\s+address|in\s+([\w.$]+)(?:\+0x\S*)?(?:[ \t]+\[(?!inline)([\w-]+)[^\]]*\])?|(?=\n|$))"
+)
 ACCESS = re.compile(r"\b([Rr]ead|[Ww]rite|[Ff]ree)\s+(?:of\s+size\s+(\d+)\s+)?(?:at|of)\s+(?:addr\s+)?(?:0x)?([0-9a-f*]+)\s+by\s+task\s+(\S.*?)/(\d+)")
 CACHE_OF = re.compile(r"belongs\s+to\s+the\s+cache\s+(\S+)\s+of\s+size\s+(\d+)")
 WHERE = re.compile(r"located\s+(\d+)\s+bytes\s+(inside\s+of|to\s+the\s+right\s+of|to\s+the\s+left\s+of)\s+(?:allocated\s+|freed\s+)?(\d+)-byte\s+region")
@@ -33,8 +37,8 @@ SLUB_CODES: tuple[tuple[str, str, str], ...] = (
      "the cache's own list or counters were overwritten"),
 )  # fmt: skip
 KASAN_CODES = (
-    ("use-after-free", "use_after_free"), ("double-free", "double_free"), ("invalid-free", "invalid_free"), ("out-of-bounds", "out_of_bounds"), ("null-ptr", "null_pointer"),
-    ("wild-memory", "null_pointer"), ("user-memory", "null_pointer"), ("uninit", "uninitialised"), ("memory corruption", "out_of_bounds"), ("invalid read", "use_after_free"), ("invalid write", "use_after_free"), ("slab-use", "use_after_free"),
+    ("use-after-free", "use_after_free"), ("use after free", "use_after_free"), ("out of bounds", "out_of_bounds"), ("double-free", "double_free"), ("invalid-free", "invalid_free"), ("invalid free", "invalid_free"), ("out-of-bounds", "out_of_bounds"), ("null-ptr", "null_pointer"),
+    ("wild-memory", "null_pointer"), ("user-memory", "null_pointer"), ("uninit", "uninitialised"), ("memory corruption", "out_of_bounds"), ("invalid read", "null_pointer"), ("invalid write", "null_pointer"), ("slab-use", "use_after_free"),
 )  # fmt: skip
 
 
@@ -78,12 +82,21 @@ def _slub(segment: Segment) -> Verdict:
     details: dict[str, Any] = {"cache": cache, "message": message, "tracks": tracks}
     why: list[str] = []
     missing: list[str] = []
+    before = False
     who = next((t for t in tracks if t["event"] == ("freed" if code == "use_after_free" else "allocated")), tracks[0] if tracks else None)
     head_text = f"{words[0].upper()}{words[1:]} (cache {cache}: {message})." if cache else f"{words[0].upper()}{words[1:]}."
     if found:
         got, want = int(found["got"], 16), int(found["want"], 16)
         obj = OBJECT.search(text)
-        at = int(found["offset"]) - int(obj[1]) if obj and found["offset"] else None
+        at = int(found["offset"]) - int(obj["offset"]) if obj and found["offset"] else None
+        if obj and at is None and abs(int(found["first"], 16) - int(obj["address"], 16)) < LARGEST_OBJECT:
+            at = int(found["first"], 16) - int(obj["address"], 16)
+        if at is not None and at < 0 and code == "out_of_bounds" and "Padding" not in what:
+            words, before = "bytes just before an object were written", True
+            head_text = f"{words[0].upper()}{words[1:]} (cache {cache}: {message})."
+            why.append(
+                "Either this object was written before its start, or the one before it past its end: the owner named below is not certain to be at fault."
+            )
         details |= {"byte": got, "expected": want, "offset_in_object": at, "hashed_addresses": _hashed(text)}
         where = f"byte {at} of the object" if at is not None and at >= 0 else f"{-at} bytes before the object" if at is not None else "a byte"
         why.append(f"The first wrong one is {where}: 0x{got:02x} instead of 0x{want:02x}.")
@@ -115,7 +128,10 @@ def _slub(segment: Segment) -> Verdict:
             "nobody writes it afterwards",
         ),
         "out_of_bounds": Remedy(
-            "caller", f"check the lengths written to what {who['function'] if who else 'the owner'} allocated", "the neighbouring object stays whole"
+            "caller",
+            f"check the lengths written to what {who['function'] if who else 'the owner'} allocated"
+            + (", and to the object before it in the slab" if before else ""),
+            "the neighbouring object stays whole",
         ),
         "double_free": Remedy("caller", "one owner for each free; set the pointer to NULL after it", "the second free goes away"),
         "invalid_free": Remedy("caller", "free what was allocated, with the matching function", "the pointer is the object's start"),
@@ -161,6 +177,11 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
     access, cache, where = ACCESS.search(text), CACHE_OF.search(text), WHERE.search(text)
     tool, message, function, module = (head[1], head[2].strip(), head[3] or "", head[4] or "") if head else ("KASAN", "", "", "")
     code = next((code for words, code in KASAN_CODES if words in message), "corruption")
+    if function == "range":  # an oops at an address near 0 or a wild one; the instruction says where
+        function = match[1] if (match := re.search(r"\bRIP:\s+(?:[0-9a-f]+:)?([A-Za-z_][\w.]*)\+0x", text)) else ""
+    if code == "invalid_free" and tool == "KFENCE" and re.search(r"\bfreed\s+by\s+task\b", text):
+        code, message = "double_free", f"{message} of an object that was freed before"
+    invalid = re.match(r"invalid\s+(?:read|write)", message) is not None
     details: dict[str, Any] = {"message": message, "function": function, "module": module}
     said = f"{tool}: {message}" + (f" in {function}" + (f" [{module}]" if module else "") if function else "") + "."
     why = []
@@ -197,9 +218,10 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
     }.get(code, ("see the access and the two stacks above", "they name the places that do not agree"))
     verdict = Verdict(
         code,
-        DECIDED if head else PROBABLE,
+        DECIDED if head and not invalid else PROBABLE,
         said + " Nothing was refused; this is a bug in the code that made the access.",
         tuple(why),
+        missing=("which mistake: KFENCE knows no object at that address; the pointer is wild, or far from its object",) if invalid else (),
         remedies=(Remedy("caller", f"{fix[0]}{f' in {function}' if function else ''}", fix[1]),),
         details=details,
     )
@@ -239,7 +261,13 @@ def _classic(segment: Segment) -> Verdict:
 
 
 def _usercopy(segment: Segment) -> Verdict:
-    match = re.search(r"usercopy:\s+Kernel\s+memory\s+(\w+)\s+attempt\s+detected\s+(?:to|from)\s+([^\n!]+)", segment.text)
+    match = re.search(r"[Kk]ernel\s+memory\s+(\w+)\s+attempt\s+detected\s+(?:to|from)\s+([^\n!]+)", segment.text)
+    if "whitelist" in segment.head:
+        return Verdict(
+            "out_of_bounds", DECIDED, f"A copy {'to' if match and match[1] == 'exposure' else 'from'} user space touched a part of {match[2].strip() if match else 'an object'} that its cache does not allow to be copied. Nothing was refused: hardened usercopy warns.",
+            ("The copy is inside the object; only the part that kmem_cache_create_usercopy names may go to or come from user space.",), details={"message": match[0] if match else ""},
+            remedies=(Remedy("caller", "kmem_cache_create_usercopy with the field's offset and size, or a copy by way of a buffer of its own", "the copy is allowed then"),),
+        )  # fmt: skip
     head = f"A copy {'to' if match and match[1] == 'exposure' else 'from'} user space would have crossed the bounds of {match[2].strip() if match else 'an object'}; hardened usercopy stopped it."
     return Verdict(
         "out_of_bounds",

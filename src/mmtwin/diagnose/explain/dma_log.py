@@ -11,12 +11,13 @@ from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, 
 API = re.compile(r"(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?DMA-API:\s+(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?([^\n]+)")
 ADDRESS = re.compile(r"\[addr=\s*(?:0x)?([0-9a-f]{6,16})\]")
 SWIOTLB = re.compile(
-    r"([\w-]+(?:\s+[\w:.-]+)?):\s+swiotlb\s+buffer\s+is\s+full\s*\(sz:\s*(\d+)\s+bytes\)(?:,\s+total\s+(\d+)\s+\(slots\),\s+used\s+(\d+)\s+\(slots\))?"
+    r"(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?swiotlb\s+buffer\s+is\s+full\s*\(sz:\s*(\d+)\s+bytes\)(?:,\s+total\s+(\d+)\s+\(slots\),\s+used\s+(\d+)\s+\(slots\))?"
 )
 OLD_SWIOTLB = re.compile(r"Out\s+of\s+SW-IOMMU\s+space\s+for\s+(\d+)\s+bytes(?:\s+at\s+device\s+(\S+))?")
 MASK = re.compile(r"overflow\s+0x([0-9a-f]+)\+(\d+)\s+of\s+DMA\s+mask\s+([0-9a-f]+)(?:\s+bus\s+(?:mask|limit)\s+([0-9a-f]+))?")
-CMA = re.compile(r"cma:\s+(?:__)?cma_alloc:\s+(?:(\S+):\s+)?alloc\s+failed,\s+req-size:\s+(\d+)\s+pages,\s+ret:\s+(-\d+)")
+CMA = re.compile(r"\b(?:__)?cma_alloc:\s+(?:(\S+):\s+)?alloc\s+failed,\s+req-size:\s+(\d+)\s+pages,\s+ret:\s+(-\d+)")
 HOLES = re.compile(r"number\s+of\s+available\s+pages:\s*([\d@+\s]*)=>\s*(\d+)\s+free\s+of\s+(\d+)\s+total")
+BUSY = re.compile(r"alloc_contig_range:\s+\[([0-9a-f]+),\s*([0-9a-f]+)\)\s+PFNs\s+busy")
 SLOT_BYTES, SEGMENT_SLOTS = 2048, 128
 """A bounce buffer's slot, and how many a single mapping can have: 256 KiB."""
 STACKS = (8192, 16384, 32768, 65536)
@@ -27,7 +28,7 @@ def read(segment: Segment) -> Report:
     text = segment.text[:20_000]
     request = request_of(segment, 4, None, None)
     if match := SWIOTLB.search(text):
-        verdict = _swiotlb(match[1], int(match[2]), int(match[3]) if match[3] else None, int(match[4]) if match[4] else None)
+        verdict = _swiotlb(match[1] or "a device", int(match[2]), int(match[3]) if match[3] else None, int(match[4]) if match[4] else None)
     elif match := OLD_SWIOTLB.search(text):
         verdict = _swiotlb(match[2] or "a device", int(match[1]), None, None)
     elif match := MASK.search(text):
@@ -39,6 +40,12 @@ def read(segment: Segment) -> Report:
         )  # fmt: skip
     elif match := CMA.search(text):
         verdict = _cma(match, HOLES.search(text))
+    elif match := BUSY.search(text):
+        verdict = Verdict(
+            "cma_failed", PROBABLE, f"Page frames 0x{match[1]} to 0x{match[2]} could not be freed for one large piece: some in them are in use and could not be moved.",
+            ("CMA, gigantic pages and memory hotplug all go this way; the next range is tried before anything is refused.",), details={"first_pfn": int(match[1], 16), "end_pfn": int(match[2], 16)},
+            missing=("who asked, and whether another range served it: a 'cma_alloc: alloc failed' or the driver's own message says so",), remedies=(Remedy("admin", "a larger cma= area", "more ranges to try"), Remedy("caller", "allocate once at start and keep it", "fewer pages are in use then")),
+        )  # fmt: skip
     elif "rejecting" in segment.head:
         verdict = Verdict("dma_vmalloc", DECIDED, f"{request.caller or 'A driver'} gave a vmalloc address to dma_map_single: its pages are not contiguous, so the mapping was refused.",
                           remedies=(Remedy("caller", "kmalloc the buffer, or map page by page (vmalloc_to_page, a scatterlist)", "each piece is contiguous for the device"),))  # fmt: skip

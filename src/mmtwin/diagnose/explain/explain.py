@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,15 @@ from mmtwin.diagnose.explain.log_lines import LogText, read_lines, streams
 from mmtwin.diagnose.explain.model import Report, Segment
 from mmtwin.diagnose.explain.segments import cut
 from mmtwin.errors import LogError
-
-MOST_REPORTS = 2_000
-"""Reports that are judged; the rest is counted."""
+from mmtwin.notebook import Card, InNotebook, Table
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(InNotebook):
     """Every report of a log.
 
     :ivar reports: in order, equal ones together.
-    :ivar unread: places that look like further reports and were not read, because the log has too many.
+    :ivar unread: further reports, as far as their first words tell, that were not read because the log has too many; `unread_kinds` by kind.
     """
 
     source: str
@@ -31,11 +30,19 @@ class Explanation:
     lines: int
     reports: tuple[Report, ...]
     unread: int = 0
+    unread_kinds: dict[str, int] = field(default_factory=dict)
 
     @property
     def main(self) -> Report:
         """The report that the summary is about: the first of those with the strongest evidence."""
         return self.reports[0]
+
+    def _card(self) -> Card:
+        first = self.main
+        rows = [("verdict", f"{first.verdict.code} ({first.verdict.certainty})"), ("why", first.verdict.headline)]
+        rows += [(f"remedy {rank} ({remedy.who})", remedy.what) for rank, remedy in enumerate(first.verdict.remedies, 1)]
+        reports = [(report.title, str(report.line), report.verdict.code, str(report.repeated)) for report in self.reports]
+        return Card(first.title, rows, [Table(("report", "line", "verdict", "times"), reports)] if len(reports) > 1 else [])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the first report's verdict at the top, all of them in "reports"."""
@@ -43,7 +50,7 @@ class Explanation:
         top = {key: first[key] for key in ("verdict", "meaning", "certainty", "headline", "request", "zones", "missing", "remedies", "kernel")}
         return {
             "schema": 1, "file": self.source, "bytes": self.bytes, "lines": self.lines, **top,
-            "reports_total": sum(report.repeated for report in self.reports), "reports_not_read": self.unread,
+            "reports_total": sum(report.repeated for report in self.reports), "reports_not_read": self.unread, "not_read": self.unread_kinds,
             "verdicts": dict(Counter(code for report in self.reports for code in [report.verdict.code] * report.repeated)),
             "reports": [report.to_dict() for report in self.reports],
         }  # fmt: skip
@@ -71,32 +78,34 @@ def explain_text(data: bytes | str, source: str = "-") -> Explanation:
         data = data.encode("utf-8", "surrogateescape")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         data = data.decode("utf-16", "replace").encode()
-    if not data.strip():
+    if not data or data.isspace():
         raise LogError(f"{source}: empty; expected a kernel log (dmesg, journalctl -k or /var/log/kern.log)")
     found = scan.find(data)
     reports: list[Report] = []
-    unread = found.unread
     for window in found.windows:
-        if len(reports) >= MOST_REPORTS:
-            unread += 1
-            continue
-        reports += _window(window)
+        reports += _window(window, len(data) > scan.WHOLE)
     lines = data.count(b"\n") + (not data.endswith(b"\n"))
     if not reports:
         raise LogError(
             f"{source}: no memory failure found in {lines:,} line{'s' * (lines != 1)}; expected a kernel log with a page allocation failure, an OOM report or another report "
             "that mmtwin explain --help names"
         )
-    return Explanation(source, len(data), lines, tuple(_together(reports)), unread)
+    return Explanation(source, len(data), lines, tuple(_together(reports)), sum(found.unread.values()), found.unread)
 
 
-def _window(window: scan.Window) -> list[Report]:
+def _window(window: scan.Window, long: bool) -> list[Report]:
     reports: list[Report] = []
     all_lines = read_lines(window.data, window.lines_before)
     for lines in streams(all_lines):
         log = LogText(lines)
-        reports += _stream(list(cut(log, log.text)))
-    return sorted(reports, key=lambda report: report.line)
+        segments = list(cut(log, log.text, long))
+        reports += _stream([one for one in segments if len(segments) == 1 or not _prose(one)])
+    return sorted((report for report in reports if report.line >= window.first_line), key=lambda report: report.line)
+
+
+def _prose(segment: Segment) -> bool:
+    """Whether it only speaks of a page allocation failure: a title, a sentence, a command line."""
+    return segment.kind == "page" and not re.search(r"order|mode:|CPU:|Pid:|Call [Tt]race|Mem-[Ii]nfo|\bfree:", segment.said[:3_000])
 
 
 def _stream(segments: list[Segment]) -> Iterator[Report]:
@@ -106,6 +115,10 @@ def _stream(segments: list[Segment]) -> Iterator[Report]:
         following = segments[n + 1] if n + 1 < len(segments) else None
         if one.kind in ("page", "oom") and following is not None and following.kind == "slab" and slab_log.caused_by(following, one):
             yield alloc_failure.read(one, following) if one.kind == "page" else read(one)
+            n += 2
+            continue
+        if one.kind == "mem_info" and following is not None and following.kind == "slab" and (report := alloc_failure.headless(one, following)) is not None:
+            yield report
             n += 2
             continue
         if one.kind == "page" and n and segments[n - 1].kind == "fault" and one.line - segments[n - 1].line < 80:

@@ -20,7 +20,7 @@ SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
     (r"writepending:", (4, 8), (99, 0)),
     (r"nodemask=", (4, 8), (99, 0)),
     (r"(?:mode:|gfp_mask=|gfp=)0x[0-9a-f]+\([\w|]", (4, 6), (99, 0)),
-    (r"(?:mode:|gfp_mask=)0x[0-9a-f]+\b(?!\()", (2, 6), (4, 5)),
+    (r"(?:mode:|gfp_mask=)0x[0-9a-f]+\b(?![(*])", (2, 6), (4, 5)),
     (r"free_pcp:", (4, 1), (99, 0)),
     (r"\bmanaged:\d+kB", (3, 8), (99, 0)),
     (r"free_cma:", (3, 7), (99, 0)),
@@ -67,6 +67,8 @@ class Kernel:
         low = ".".join(map(str, self.version[:2]))
         if self.newest[0] >= 99:
             return f"Linux {low} or newer (the log does not say; by its fields)"
+        if self.newest[:2] == self.version[:2]:
+            return f"Linux {low} (the log does not say; by its fields)"
         return f"Linux {low} to {'.'.join(map(str, self.newest))} (the log does not say; by its fields)"
 
 

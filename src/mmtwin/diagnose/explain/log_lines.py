@@ -15,7 +15,7 @@ PREFIX = re.compile(
     rf"|(?P<logger>(?:kern(?:el)?|user) *[:.] *(?:warn|warning|err|info|notice|crit|alert|emerg|debug) *: ?|{LOGGER})"
     r"|(?P<level><\d{1,3}>)"
     r"|(?P<kmsg>\d{1,3},\d+,\d+,[-c+](?:,caller=(?P<caller>[TC]\d+))?;)"
-    r"|(?P<stamp>\[[< +]*(?P<seconds>\d{1,9}\.\d{1,9})(?:,\d+| *[/@|] *[^\]]{1,40})?[> ]*\] ?)"
+    r"|(?P<stamp>(?:\[[< +]*|(?=\d{1,9}\.\d{6}\]))(?P<seconds>\d{1,9}\.\d{1,9})(?:,\d+| *[/@|] *[^\]]{1,40})?[> ]*\] ?)"
     rf"|(?P<clock>\[{DATE}\] ?|\[(?:\d\d-\d\d )?\d\d:\d\d:\d\d(?:[.:]\d+)?\] ?|\[{ISO}\] ?)"
     r"|(?P<task>\[ *(?P<tag>[TC]\d+)(?:@\d+)?\] ?)"
     r"|(?P<vendor>\(\d+\)\[\d+:[^\]]{1,40}\] ?|\[\d+: *[\w/:.#-]{1,24}: *\d+\] ?|[cC]\d+ +\d+ (?=[(\[<A-Za-z ]))"

@@ -19,9 +19,9 @@ COUNTER = re.compile(
     r"|slab_unreclaimable|slab|mapped|shmem|pagetables|sec_pagetables|bounce|kernel_misc_reclaimable|free|free_pcp|free_cma):(\d+)(?![\dkK])"
 )
 TRAILER = {
-    "pagecache": r"(\d+)\s+total\s+pagecache\s+pages", "swapcache": r"(\d+)\s+pages\s+in\s+swap\s+cache", "swap_free_kb": r"Free\s+swap\s*[=:]\s*(\d+)\s*kB",
-    "swap_total_kb": r"Total\s+swap\s*=\s*(\d+)\s*kB", "ram": r"(\d+)\s+pages\s+(?:of\s+)?RAM", "highmem": r"(\d+)\s+pages\s+(?:of\s+)?(?:HighMem|HIGHMEM)",
-    "reserved": r"(\d+)\s+(?:pages\s+reserved|reserved\s+pages)", "cma_reserved": r"(\d+)\s+pages\s+cma\s+reserved",
+    "pagecache": r"\b(\d{1,20})\s+total\s+pagecache\s+pages", "swapcache": r"\b(\d{1,20})\s+pages\s+in\s+swap\s+cache", "swap_free_kb": r"Free\s+swap\s*[=:]\s*(\d+)\s*kB",
+    "swap_total_kb": r"Total\s+swap\s*=\s*(\d+)\s*kB", "ram": r"\b(\d{1,20})\s+pages\s+(?:of\s+)?RAM", "highmem": r"\b(\d{1,20})\s+pages\s+(?:of\s+)?(?:HighMem|HIGHMEM)",
+    "reserved": r"\b(\d{1,20})\s+(?:pages\s+reserved|reserved\s+pages)", "cma_reserved": r"\b(\d{1,20})\s+pages\s+cma\s+reserved",
 }  # fmt: skip
 NODE_LINE = re.compile(r"Node\s+(\d+)\s+active_anon:")
 LARGEST = 1 << 46
@@ -83,6 +83,7 @@ class MemInfo:
     :ivar counters: machine-wide, in pages.
     :ivar trailer: pages of RAM and the like, kB of swap.
     :ivar page_kb: size of a page; `page_known` says whether the log shows it.
+    :ivar lost: zones of which only the free list is in the log; the line with their watermarks is not.
     :ivar doubled: zones that are there more than once: two dumps in one another.
     """
 
@@ -93,6 +94,7 @@ class MemInfo:
     page_kb: int
     page_known: bool
     doubled: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     starts: tuple[int, ...] = field(default=(), compare=False)
 
 
@@ -158,7 +160,8 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
     compiled = {name for _, name in [*groups, *lists]} | {match["zone"] for match in EMPTY.finditer(text)}
     page_kb, known = _page_size([zone for zone in chosen if zone.blocks])
     doubled = tuple(same[0].label for same in groups.values() if len(same) > 1)
-    return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled)
+    lost = tuple(match[0].split(":")[0] for key, (match, *_) in lists.items() if key not in groups)
+    return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled, lost)
 
 
 def _trailer(text: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ from mmtwin.diagnose.explain.mem_info import MemInfo
 from mmtwin.diagnose.explain.model import size
 
 NAMES = {
-    "anonymous": "memory of processes", "file": "file cache", "shmem": "shared memory and tmpfs", "slab_unreclaimable": "unreclaimable slab", "slab_reclaimable": "reclaimable slab",
+    "anonymous": "memory of processes", "file": "file cache", "shmem": "shared memory and tmpfs", "slab_unreclaimable": "unreclaimable slab", "slab_reclaimable": "reclaimable slab", "slab": "slab (old kernels print one number, reclaimable or not)",
     "pagetables": "page tables", "unevictable": "unevictable", "unaccounted": "not in any counter (drivers, hugetlb pages, balloons, per-CPU)",
 }  # fmt: skip
 
@@ -30,7 +30,7 @@ def memory_use(info: MemInfo) -> MemoryUse:
     file = c.get("active_file", 0) + c.get("inactive_file", 0)
     pages = {
         "anonymous": anon, "file": file, "shmem": c.get("shmem", 0), "slab_unreclaimable": c.get("slab_unreclaimable", 0),
-        "slab_reclaimable": c.get("slab_reclaimable", c.get("slab", 0)), "pagetables": c.get("pagetables", 0), "unevictable": c.get("unevictable", 0),
+        "slab_reclaimable": c.get("slab_reclaimable", 0), "slab": c.get("slab", 0), "pagetables": c.get("pagetables", 0), "unevictable": c.get("unevictable", 0),
     }  # fmt: skip
     said: list[str] = []
     ram = t.get("ram", 0) - t.get("reserved", 0)
@@ -40,6 +40,7 @@ def memory_use(info: MemInfo) -> MemoryUse:
             + file
             + pages["slab_unreclaimable"]
             + pages["slab_reclaimable"]
+            + pages["slab"]
             + pages["pagetables"]
             + pages["unevictable"]
             + c["free"]

@@ -13,6 +13,7 @@ from mmtwin.diagnose.explain.zone_rules import ZoneVerdict
 DECIDED, PROBABLE, UNDECIDED = "decided", "probable", "undecided"
 
 VERDICTS = {
+    "served": "nothing refuses it: a zone is above its watermark and has a block that fits (only of recordings, --at)",
     "no_block": "no free block of the order: free memory is in smaller pieces",
     "watermark": "too few free pages: the zone is at its watermark",
     "lowmem_reserve": "the zone's free pages are kept for requests that can use no other zone",
@@ -28,7 +29,7 @@ VERDICTS = {
     "vmalloc_address_space": "no free range of kernel addresses large enough; physical memory does not matter",
     "vmalloc_too_large": "a vmalloc of more than all memory, or of nothing",
     "vmalloc_pages": "vmalloc got addresses, but not all page frames",
-    "order_too_large": "above the largest block the page allocator has: it can never succeed",
+    "order_too_large": "larger than the largest piece the allocator has: it can never succeed",
     "allocator_warning": "an allocator warns about how it was called, or about its own data",
     "slab_refused": "a slab cache got no page; which rule refused is not in the log",
     "percpu_space": "the per-CPU allocator's chunks are full",
@@ -82,6 +83,11 @@ class Segment:
     def all(self) -> str:
         """The report with what others printed into it."""
         return self.text + ("\n" + self.after if self.after else "")
+
+    @property
+    def said(self) -> str:
+        """The report without the process's name before its first words, which may be anything."""
+        return self.text[max(0, self.text.find(self.head)) :]
 
 
 @dataclass(frozen=True)

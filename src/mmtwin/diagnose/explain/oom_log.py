@@ -14,6 +14,8 @@ from mmtwin.diagnose.explain.model import DECIDED, UNDECIDED, Remedy, Report, Se
 CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
 OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+)")
 NEW_LIMIT = re.compile(r"oom_memcg=([^,\s]+)")
+HOST = "host"
+"""Alibaba's kernels name the whole machine so where others name a control group."""
 USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?\s+usage\s+(\d+)kB,\s+limit\s+(\d+)kB,\s+failcnt\s+(\d+)")
 KILLED = re.compile(
     r"(?:Kill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
@@ -28,15 +30,15 @@ def read(segment: Segment) -> Report:
     text = segment.text
     info = parse(segment.all, segment.turn)
     page_kb = info.page_kb if info else 4
-    order = ORDER.search(text[:2000]) if segment.kind == "oom" else None
-    number = int(order[1]) if order else None
+    order = ORDER.search(segment.said[:2000]) if segment.kind == "oom" else None
+    number = int(order["old"] or order[1]) if order else None
     request = request_of(segment, page_kb, number, flags_of(segment) if segment.kind == "oom" else None)
     constraint = CONSTRAINT.search(text)
     kind = constraint[1] if constraint else ""
     verdict: Verdict
     if (
         kind == "CONSTRAINT_MEMCG"
-        or OLD_LIMIT.search(text)
+        or ((old := OLD_LIMIT.search(text)) is not None and old[2] != HOST)
         or re.search(r"[Mm]emory cgroup out of memory", text)
         or NEW_LIMIT.search(text)
         or _charges(segment)
@@ -58,6 +60,11 @@ def read(segment: Segment) -> Report:
         )  # fmt: skip
     else:
         request, verdict = judge(segment, info, request, True, kind)
+        if kind == "CONSTRAINT_CPUSET" and request.mems_allowed and verdict.code != "zone_eligibility":
+            verdict = replace(
+                verdict, why=(f"The cpuset allows node {request.mems_allowed} only; what is free on other nodes is out of its reach, and is not printed.", *verdict.why),
+                remedies=(Remedy("admin", f"more nodes than {request.mems_allowed} in the cpuset's cpuset.mems", "their free memory becomes usable"), *verdict.remedies),
+            )  # fmt: skip
         if number is not None and 1 <= number <= 3 and verdict.code == "no_block":
             verdict = replace(
                 verdict,
@@ -97,6 +104,7 @@ def memcg(segment: Segment) -> Verdict:
     group = old[2] if old else new[1] if new else ""
     usages = {match[1]: (int(match[2]), int(match[3]), int(match[4])) for match in USAGE.finditer(text)}
     at_limit = [name for name, (usage, limit, _) in usages.items() if limit < UNLIMITED_KB and limit and usage * 100 >= limit * 98]
+    at_limit.sort(key=lambda name: -usages[name][2])  # the one that refused
     comm = segment.comm or "A process"
     said = f"{comm} ran into the limit of the control group {group or '(not named in the log)'}"
     if at_limit:

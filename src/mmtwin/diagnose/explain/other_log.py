@@ -32,11 +32,14 @@ def mem_info(segment: Segment) -> Report:
     kernel = dict(era.composites)["GFP_KERNEL"]
     ask = Ask(0, decode(kernel, "", version), version, segment.kernel.bits)
     judged = page_verdict.judge_pages(ask, info, request)
+    served = any(z.eligible and z.rule == "passes" for z in judged.zones)
     text = "The request is not in the log. "
     text += "A GFP_KERNEL request for a single page (the commonest) would " + (
-        f"be refused: {page_verdict.headline(judged, ask, info.page_kb)}" if judged.code != "not_shown" else "be served by these numbers."
+        "be served by these numbers." if served else f"be refused: {page_verdict.headline(judged, ask, info.page_kb)}"
     )
-    code = judged.code if judged.code != "not_shown" else "evidence_missing"
+    if judged.code == "zone_eligibility":
+        text = "The request is not in the log, and the zones that are in it are empty or outside the reach of GFP_KERNEL, the commonest."
+    code = "evidence_missing" if served or judged.code == "zone_eligibility" else judged.code
     if not segment.kernel.known:
         lost = (*lost, f"the kernel's version; judged as {'.'.join(map(str, version[:2]))}")
     use = memory_use(info)

@@ -10,10 +10,11 @@ from mmtwin.diagnose.explain.common import request_of
 from mmtwin.diagnose.explain.log_gfp import decode
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
 
-AT = re.compile(r"(WARNING|kernel\s+BUG)[^\n]*?\bat\s+(?:[\w./-]*/)?(mm/[\w]+\.[ch]):(\d+)!?(?:\s+([A-Za-z_][\w.]*))?")
+AT = re.compile(r"(WARNING|kernel\s+BUG)[^\n]*?\bat\s+(?:[\w./-]*/)?(mm/[\w]+\.[ch]):(\d+)!?(?:[ \t]+([A-Za-z_][\w.]*))?")
 REGISTER = re.compile(r"\b(R[A-D]X|R[SD]I|R[BS]P|R\d\d|E[A-D]X|E[SD]I|EBP|[xr]\d{1,2})\s*:\s*([0-9a-f]{8,16})\b")
 ENTRY = ("__alloc_pages", "__alloc_pages_nodemask", "__alloc_pages_slowpath", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof", "__alloc_pages_internal")
 ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|kmalloc_order_trace|_*do_kmalloc|__kmalloc|_*dma_|_*kmalloc|kvmalloc|alloc_pages|_*kvmalloc)"
+ILLEGAL = re.compile(r"illegal\s+size\s+\((\d+)\)\s+or\s+align\s+\((\d+)\)\s+for\s+percpu")
 SIZES = {"mm/util.c": "kvmalloc", "mm/slab_common.c": "kmalloc", "mm/vmalloc.c": "vmalloc"}
 LARGEST = 10
 """Largest order where the log does not say: MAX_ORDER - 1 up to 6.3, MAX_ORDER of 6.4 to 6.7, MAX_PAGE_ORDER since."""
@@ -41,26 +42,31 @@ def read(segment: Segment) -> Report:
     if at and at[1].startswith("kernel"):
         verdict = _bug(segment, file, where, details)
     elif file == "mm/page_alloc.c" and bare in ENTRY:
-        order, source = _order(values, bare)
+        order, source, largest = _compared(text, values) or (*_order(values, bare), LARGEST)
         if order is not None:
             asked, register = _asked(values, order)
             flags = _flags(values, segment)
             request = replace(request, order=order, bytes=4096 << order, asked_bytes=asked, flags=flags)
-            details |= {"order_register": source, "size_register": register, "largest_order": LARGEST}
+            details |= {"order_register": source, "size_register": register, "largest_order": largest}
             wanted = f"{size(asked)} ({asked} bytes, register {register}), rounded up to " if asked else ""
             verdict = Verdict(
                 "order_too_large", DECIDED,
-                f"{request.comm or 'A process'} asked for {wanted}{size(4096 << order)} in one piece: order {order} (register {source}), and the page allocator's largest is {LARGEST} ({size(4096 << LARGEST)}).",
+                f"{request.comm or 'A process'} asked for {wanted}{size(4096 << order)} in one piece: order {order} (register {source}), and the page allocator's largest is {largest} ({size(4096 << largest)}).",
                 ("It can never succeed: no zone was looked at, so free memory, fragmentation and watermarks do not matter.", f"The warning at {where} is printed once; later refusals are silent."),
                 missing=("pages of 4 kB and the usual largest order are assumed",), remedies=_fixes(request.caller), details=details,
             )  # fmt: skip
-        elif not values and stack.matches(ORDERING) and bare != "__alloc_pages_slowpath":
+        elif bare != "__alloc_pages_slowpath" and (segment.kernel.version >= (5, 0, 0) or (not values and stack.matches(ORDERING))):
             verdict = Verdict(
-                "order_too_large", PROBABLE, f"{request.comm or 'A process'} probably asked {request.caller or 'for memory'} for more than the page allocator's largest block ({size(4096 << LARGEST)}): that is the warning of {bare}.",
-                ("No zone was looked at.",), missing=("the order: no register holds one (they are cut, or were overwritten)",), remedies=_fixes(request.caller), details=details,
+                "order_too_large", PROBABLE, f"{request.comm or 'A process'} probably asked {request.caller or 'for memory'} for more than the page allocator's largest block ({size(4096 << LARGEST)}): that is the usual warning of {bare}.",
+                ("No zone was looked at.",), missing=("the order: no register shows one (they are cut, or were overwritten)",), remedies=_fixes(request.caller), details=details,
             )  # fmt: skip
         else:
             verdict = _other(where, details)
+    elif file == "mm/percpu.c" and (illegal := ILLEGAL.search(segment.before[-400:] + text[:400])):
+        verdict = Verdict(
+            "order_too_large", DECIDED, f"{request.comm or 'A process'} asked the per-CPU allocator for {illegal[1]} bytes aligned to {illegal[2]}: it gives at most 32 KiB a piece, aligned to at most a page.",
+            ("It can never succeed: no memory was looked at.",), remedies=(Remedy("caller", f"a smaller per-CPU object in {request.caller or 'the caller'}, or an array of pointers to kmalloc'ed ones", "fits a chunk's unit"),), details=details | {"bytes": int(illegal[1]), "align": int(illegal[2])},
+        )  # fmt: skip
     elif file in SIZES and bare and not bare.startswith(("vunmap", "vfree", "__vunmap", "free", "vm_area")):
         call = SIZES[file]
         too_large = next(
@@ -101,6 +107,22 @@ def _function(text: str, at: re.Match[str] | None) -> str:
         return match[1]
     names = re.findall(r"([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x", text)
     return next((name for name in names if name.split(".")[0] in ENTRY or name.startswith(("kvmalloc", "kmalloc_slab", "__kvmalloc"))), "")
+
+
+COMPARE = re.compile(r"\b(41 )?83 f([89a-f]) (0[89a-f]) (?:0f 8[67]|7[67]) ")
+LOW = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")
+
+
+def _compared(text: str, values: dict[str, int]) -> tuple[int, str, int] | None:
+    """The order, its register and the largest order, where the code before the trap compares them (x86: cmp $10,%ebp; jbe)."""
+    code = re.search(r"\bCode:([0-9a-f ]{20,400})<0f>", text)
+    for match in COMPARE.finditer(code[1]) if code else ():
+        number = int(match[2], 16) - 8
+        name = f"R{number + 8:02}" if match[1] else LOW[number]
+        largest = int(match[3], 16)
+        if largest < values.get(name, 0) <= 52:
+            return values[name], name, largest
+    return None
 
 
 def _order(values: dict[str, int], function: str) -> tuple[int | None, str]:
@@ -159,6 +181,9 @@ def _flags(values: dict[str, int], segment: Segment) -> Any:
     return None
 
 
+FREEING = r"^(?:kfree|_*slab_free|_*kmem_cache_free|_*cache_free|___cache_free|kvfree|set_freepointer|skb_free|vfree)"
+
+
 def _fixes(caller: str) -> tuple[Remedy, ...]:
     return (
         Remedy(
@@ -177,9 +202,7 @@ def _bug(segment: Segment, file: str, where: str, details: dict[str, Any]) -> Ve
         return Verdict(
             "out_of_bounds", DECIDED, f"A copy from or to user space crossed the bounds of an object; the kernel stopped at {where}.", details=details
         )
-    if file in ("mm/slub.c", "mm/slab.c") and stack.matches(
-        r"^(?:kfree|_*slab_free|kmem_cache_free|_*cache_free|___cache_free|kvfree|set_freepointer|skb_free|vfree)"
-    ):
+    if file in ("mm/slub.c", "mm/slab.c") and (stack.matches(FREEING) or re.match(FREEING, details["function"])):
         return Verdict(
             "double_free", PROBABLE, f"The slab allocator stopped at {where} while freeing: usually something was freed twice, or is no slab object.", missing=("the line number alone does not name the check; the kernel's source at that line does",),
             remedies=(Remedy("look", "the same with slub_debug=FZPU or CONFIG_KASAN", "names the object and both frees"),), details=details,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mmtwin.diagnose.explain.mem_info import ZONE_ORDER, MemInfo
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Request, size
 from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict, compiled_zones, highest_zone, judge_zone, rules_of
 
+INSTEAD = (
+    (r"^(?:_*(?:pte|pmd|pud|p4d|pgd)_alloc\w*|crst_table_alloc|get_pgd_slow|mm_init)$", Remedy("", "", "")),
+    (r"^(?:sock_alloc_send\w*|unix_\w*sendmsg|netlink_\w+|nlmsg_\w+)$",
+     Remedy("caller", "smaller messages (on UNIX sockets a smaller SO_SNDBUF, on netlink smaller dumps)", "a socket buffer's linear part has to be contiguous; a smaller one needs no large block")),
+)  # fmt: skip
+"""What to advise where the memory has to be contiguous (page tables: nothing), by functions on the way to the allocator."""
 ZONE_RULE = {"empty": "watermark", "blocks_not_shown": "no_block"}
 DRIFT = "the numbers were printed after the failure"
 
@@ -65,15 +72,28 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     missing = list(dict.fromkeys(f"{z.zone.label}: {text}" for z in eligible for text in z.missing))
     if not info.page_known and info.zones:
         missing.append("the page size is not shown; 4 kB is assumed")
+    lost = [label for label in info.lost if label.split()[-1] in allowed]
+    if lost:
+        missing.append(
+            f"{_and(lost)}: the line with free pages and watermarks is not in the log, so why {'it' if len(lost) == 1 else 'they'} did not serve the request is not shown"
+        )
     if info.doubled:
         missing.append(f"{', '.join(info.doubled[:3])} printed more than once: two dumps are in one another, and numbers may belong to the other one")
     missing += [damage for z in eligible if (damage := damaged(z))]
     if not eligible:
         return Judged(*_nothing_eligible(zones, constraint, highest), zones, None, highest, allowed, (), tuple(missing))
+    cut = zones[-1].zone.reserve is None and all(z.zone.blocks is None for z in zones)
+    if cut:
+        missing.append("lowmem_reserve[] and the free lists: the dump was shortened, and zones may have been left out")
+    top = ZONE_ORDER.index(highest if highest in ("DMA", "DMA32") else "Normal")
+    if cut and all(ZONE_ORDER.index(z.zone.name) < top for z in zones) and any(z.rule in ("passes", "blocks_not_shown") for z in eligible):
+        missing.append(f"the dump breaks off after {zones[-1].zone.label}: the zones above it, its reserve and the free lists are not in the log")
+        return Judged("evidence_missing", UNDECIDED, zones, None, highest, allowed, (), tuple(missing))
     main = max(eligible, key=lambda z: (z.rule == "passes", ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free))
     notes: list[str] = []
     code, certainty = _decide(ask, eligible, main, notes, oom)
-    if certainty == DECIDED and (info.doubled or any(damaged(z) for z in eligible)):
+    notes += _atomic_reserve(main, info.page_kb)
+    if certainty == DECIDED and (lost or cut or info.doubled or any(damaged(z) for z in eligible)):
         certainty = PROBABLE
     if certainty == DECIDED and not info.page_known and ask.order:
         certainty = PROBABLE
@@ -101,11 +121,26 @@ def _nothing_eligible(zones: tuple[ZoneVerdict, ...], constraint: str, highest: 
     return "zone_eligibility", DECIDED if restricted else PROBABLE
 
 
+def _atomic_reserve(main: ZoneVerdict, page_kb: int) -> list[str]:
+    """Until 6.12 the test took off the whole reserve for atomic requests, also what of it is in use (mm/page_alloc.c, __zone_watermark_unusable_free)."""
+    if main.rule != "watermark" or not main.zone.blocks or "free_highatomic" in main.zone.fields:
+        return []
+    listed = sum(block.count * block.kb for block in main.zone.blocks if "H" in block.types) // page_kb
+    if main.highatomic <= listed or main.margin + main.highatomic - listed <= 0:
+        return []
+    return [
+        f"The test takes off the whole reserve for atomic requests ({main.highatomic} pages), also what of it is in use; the free list shows at most {listed} free pages of it (H). "
+        "Linux 6.12 and newer take off the free ones only: then this request would pass."
+    ]
+
+
 def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: list[str], oom: bool) -> tuple[str, str]:
     passing = [z for z in eligible if z.rule == "passes"]
     if all(z.free - z.cma <= 0 for z in eligible):
         return "really_empty", DECIDED
     if passing:
+        if oom and ask.version < (4, 9, 0) and len({z.zone.node for z in eligible}) > 1:
+            notes.append("Kernels before 4.9 do not print which nodes the request was bound to: a memory policy (numactl, mbind) would explain it.")
         return _passing(ask, passing, notes, oom)
     code = ZONE_RULE.get(main.rule, main.rule)
     certainty = DECIDED
@@ -119,7 +154,10 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
                 f"the other {main.free - main.cma} pages {'could' if main.free - main.cma >= 1 << ask.order else 'cannot'} hold one."
             )
         else:
-            notes.append(f"The watermark of {main.zone.label} passes, so there must have been no block that fits; the free list that would show it is missing.")
+            old = ", or too few pages in the higher orders (kernels up to 4.3 want min >> k of them)" if rules_of(ask.version).per_order else ""
+            notes.append(
+                f"The watermark of {main.zone.label} passes, so there must have been no block that fits{old}; the free list that would show it is missing."
+            )
     if ask.order == 0 and ask.high and rules_of(ask.version).unboosted and any(z.boost_decides for z in eligible):
         certainty = UNDECIDED
         notes.append(
@@ -163,6 +201,8 @@ def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
     want = size(page_kb * 1024 << ask.order)
     main = judged.main
     if main is None:
+        if judged.code == "evidence_missing" and judged.zones:
+            return "The dump breaks off before the zone that counts."
         if judged.code == "zone_eligibility":
             shown = ", ".join(dict.fromkeys(z.zone.label for z in judged.zones))
             total = sum(z.free for z in judged.zones)
@@ -183,11 +223,14 @@ def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
     }
     text = words[judged.code]
     if main.rule == "blocks_not_shown" and judged.code == "no_block":
-        text = f"{free} and is above its watermark, so no block of {want} or more can have fitted; the free list that would show it is not in the log."
+        old = ", or had too few pages in the higher orders" if rules_of(ask.version).per_order else ""
+        text = f"{free} and is above its watermark, so it had no block of {want} or more that fits{old}; the free list that would show it is not in the log."
     elif main.rule == "blocks_not_shown" and judged.code == "cma_only":
         text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; whether a block of {want} existed outside is not in the log."
     if judged.code == "watermark" and main.cma_decides:
         text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; the rest does not stay above the watermark."
+    if judged.code == "watermark" and main.rule == "passes":
+        text = f"{free}: above its min watermark, but the last attempt before killing must leave the high one."
     if judged.code == "watermark" and main.boost_decides:
         text = text.rstrip(".") + f", which is boosted by {size(main.boost * page_kb * 1024)}."
     others = [z for z in judged.zones if z.eligible and z is not main and z.rule != "passes"]
@@ -219,18 +262,30 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
     main, order, want = judged.main, ask.order, size(page_kb * 1024 << ask.order)
     reclaim = "DIRECT_RECLAIM" in ask.flags
     kept = [z for z in judged.zones if z.eligible and z.rule == "lowmem_reserve" and (order == 0 or z.usable_blocks)]
-    reserve_zone = min(kept, key=_times, default=None)
+    reserve_zone = min(kept, key=_times, default=None) if judged.code != "not_shown" else None
     code = judged.code
     who = request.caller or "the caller"
     if code in ("no_block", "per_order_watermark", "highatomic_only", "isolated_only", "not_shown", "cma_only") or (code == "watermark" and order > 0):
         dma = any("dma" in name for name in request.path) or "dma" in request.caller
-        if "copy_process" in request.path or "dup_task_struct" in request.path or "alloc_thread_stack_node" in request.path:
+        low = next((name for name in ("DMA", "DMA32") if name in ask.flags and judged.highest == name), "")
+        special = next((fix for pattern, fix in INSTEAD if any(re.match(pattern, name) for name in request.path)), None)
+        if low:
+            found.append(
+                Remedy(
+                    "caller",
+                    f"no GFP_{low} in {who} if the device reaches more (a larger DMA mask), or dma_alloc_coherent",
+                    f"the request is not bound to the zone {low} then",
+                )
+            )
+        elif special is not None:
+            found += [special] if special.what else []
+        elif "copy_process" in request.path or "dup_task_struct" in request.path or "alloc_thread_stack_node" in request.path:
             found.append(
                 Remedy(
                     "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {want}"
                 )
             )
-        elif reclaim and not dma and "FS" in ask.flags:
+        elif reclaim and order and not dma and "FS" in ask.flags:
             found.append(
                 Remedy(
                     "caller",
@@ -294,7 +349,7 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
             found.append(
                 Remedy(
                     "look",
-                    "who holds the memory (see why)",
+                    f"who holds the memory{' (see why)' if info.counters else ''}",
                     f"{lack} more free pages ({size(lack * page_kb * 1024)}) would have been enough" if lack else "the dump is at the edge",
                 )
             )
@@ -302,7 +357,7 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
             found.append(
                 Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier")
             )
-        else:
+        elif not reclaim:
             found.append(
                 Remedy("admin", "a higher vm.min_free_kbytes (or vm.watermark_scale_factor)", "kswapd starts earlier and keeps more pages free, of which atomic requests may take a part"
                        + (f"; {lack} pages more were needed" if lack else ""))

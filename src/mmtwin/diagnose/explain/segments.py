@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mmtwin.diagnose.explain import scan
 from mmtwin.diagnose.explain.kernel_version import Kernel, find_kernel, releases
 from mmtwin.diagnose.explain.log_lines import LogText
 from mmtwin.diagnose.explain.mem_info import HEAD
@@ -12,19 +13,20 @@ from mmtwin.diagnose.explain.model import Segment
 from mmtwin.diagnose.explain.stack import read_stack
 
 HEADERS = re.compile(
-    r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b))"
+    r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
     r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
     r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
-    r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of memory(?::\s+Kill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
+    r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of [Mm]emory(?::\s+Kill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
     r"|(?P<mem_info>\bMem-[Ii]nfo:)"
+    r"|(?P<zone>\b(?:DMA32|DMA|Normal|HighMem|Movable)\s+free:\s*\d+\s*kB\s+(?:boost|min):)"
     r"|(?P<slab>\bSL[AU]B:\s+Unable\s+to\s+allocate\s+memory\s+on)"
-    r"|(?P<slub_debug>\bBUG\s+(?!:)(?:\S+)(?:\s+\S+){0,3}?\s+\((?:Not\s+tainted|Tainted:[^)]{0,120}|[A-Z ]*tainted[^)]{0,80})\):\s)"
-    r"|(?P<kasan>\bBUG:\s+K(?:ASAN|FENCE|MSAN):\s)"
+    r"|(?P<slub_debug>\bBUG\s+(?!:)(?:\S+)(?:\s+\S+){0,3}?\s+\((?:Not\s+tainted|Tainted:[^)]{0,120}|[A-Z ]*tainted[^)]{0,80})\):\s|\bBUG\s+[\w.:-]+:\s+(?:(?:Left\s+|Right\s+|kmalloc\s+)?Redzone|(?:End\s+)?Poison|(?:Object\s+|Alignment\s+)?[Pp]adding)\s+overwritten|\bBUG\s+[\w.:-]+:\s+Object\s+already\s+free)"
+    r"|(?P<kasan>\bBUG:\s+K(?:AS[Aa][Nn]|FENCE|MSAN):\s|\bKASAN:\s+(?:null-ptr-deref|(?:probably\s+)?user-memory-access|(?:maybe\s+)?wild-memory-access)\s+in\s+range\b)"
     r"|(?P<slab_debug>\bslab\s+error\s+in\s+\w+\(\)|\bSlab\s+corruption\b)"
     r"|(?P<context>\bBUG:\s+(?:sleeping\s+function\s+called\s+from\s+invalid\s+context|scheduling\s+while\s+atomic))"
-    r"|(?P<oversize>\bWARNING:\s+(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
-    r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory)"
-    r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\bcma:\s+(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed)"
+    r"|(?P<oversize>\bWARNING:\s+(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|percpu)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
+    r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory|\busercopy\s+whitelist\?\s+Kernel\s+memory)"
+    r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\b(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed|\balloc_contig_range:\s+\[[0-9a-f]+,\s*[0-9a-f]+\)\s+PFNs\s+busy)"
     r"|(?P<percpu>\bpercpu:\s+allocation\s+failed)"
     r"|(?P<fault>\bFAULT_INJECTION:\s+forcing\s+a\s+failure)"
 )
@@ -33,6 +35,8 @@ DUMPING = ("page", "oom", "vmalloc")
 """Kinds that are followed by Mem-Info."""
 NEAR = 20_000
 """Characters: a Mem-Info further behind belongs to nobody known."""
+HEADER_BEFORE, HEADER_AFTER = 250, 300
+"""Characters around a header's words that belong to it."""
 MOST = 4_000
 """Reports of one window that are looked at."""
 
@@ -42,27 +46,48 @@ class _Open:
 
     def __init__(self, kind: str, match: re.Match[str]) -> None:
         self.kind, self.at, self.end, self.match = kind, match.start(), 0, match
-        self.waits = kind in DUMPING
+        self.waits, self.named = kind in DUMPING, False
 
 
-def cut(log: LogText, around: str = "") -> Iterator[Segment]:
+def _headers(text: str, long: bool) -> Iterator[re.Match[str]]:
+    """Every header; in a piece of a long log only near the words that the search looks for, which is much faster."""
+    if not long:
+        yield from HEADERS.finditer(text)
+        return
+    end = 0
+    for at in sorted(at for at, _ in scan.hits(text.encode("latin-1", "replace"))):  # one byte for each character
+        if at < end:
+            continue
+        for match in HEADERS.finditer(text, max(end, at - HEADER_BEFORE), at + HEADER_AFTER):
+            end = match.end()
+            yield match
+
+
+def cut(log: LogText, around: str = "", long: bool = False) -> Iterator[Segment]:
     """Every report of a stream, in order.
 
+    :param long: it is a piece of a long log.
     :param around: text to look for the kernel's version in, where a report does not name it.
     """
     text = log.text
     named = releases(around)
     kernel = find_kernel("", around) if len(set(named)) == 1 else None
     opened: list[_Open] = []
-    for match in HEADERS.finditer(text):
+    for match in _headers(text, long):
         kind = match.lastgroup or ""
         last = opened[-1] if opened else None
-        if kind == "mem_info":
+        if kind in ("mem_info", "zone"):
             waiting = [o for o in opened[-4:] if o.waits and match.start() - o.at < NEAR]
-            if waiting:
+            if waiting and kind == "mem_info":
                 waiting[0].waits = False
+            if waiting:
                 continue
+        if kind == "zone":  # a dump whose head is not in the log
+            if any(o.kind in (*DUMPING, "killed", "mem_info") and match.start() - o.at < NEAR for o in opened[-4:]):
+                continue
+            kind = "mem_info"
         if last is not None and _belongs(kind, last, match, text):
+            last.named |= "cma_alloc" in match[0]
             continue
         opened.append(_Open(kind, match))
         if len(opened) >= MOST:
@@ -86,6 +111,8 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
         return last.kind == "vmalloc" and between.count("\n") <= 2
     if kind == "oversize":
         return last.kind in ("slub_debug", "usercopy") and between.count("\n") < 60
+    if kind == "dma" and last.match[0].endswith("busy"):  # a line for each range that is tried, then the area's own
+        return near and (match[0].endswith("busy") or ("cma_alloc" in match[0] and not last.named))
     if kind == "dma":  # a bounce buffer that is full, and then the map's own warning
         return last.kind == "dma" and between.count("\n") <= 2 and "full" not in match[0]
     return kind == "kasan" and last.kind == "kasan" and between.count("\n") <= 6 and "Call" not in between  # inlined functions have a line each
@@ -135,6 +162,7 @@ def _comm(body: str, kind: str) -> str:
         "vmalloc": r"(?m)^\s*([^:\n]{1,32}?):\s+(?:vmalloc|page alloc)",
     }  # fmt: skip
     if kind in patterns and (match := re.search(patterns[kind], body[:2000])):
-        return match[1].strip()
+        name = re.sub(r"\A\W*kernel\s*:\s*", "", match[1]).strip()
+        return name if re.search(r"\w", name) else ""
     match = re.search(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)", body) or re.search(r"\bname:\s+(\S[^\n]{0,31})", body)
     return match[1].strip() if match else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mmtwin.diagnose.explain.explain import Explanation
-from mmtwin.diagnose.explain.model import VERDICTS, Report, size
+from mmtwin.diagnose.explain.model import VERDICTS, Report, Request, size
 
 if TYPE_CHECKING:
     from mmtwin.diagnose.explain.zone_rules import ZoneVerdict
@@ -16,6 +16,11 @@ IN_FULL = 3
 RULES = {"passes": "would be served", "not_eligible": "not for this request", "blocks_not_shown": "watermark passes; blocks not in the log", "empty": "empty"}
 WHO = {"caller": "in the code that asks", "admin": "on this machine", "kernel": "another kernel", "look": "find out"}
 LABEL = 12
+NOT_READ = {
+    "page": "page allocation failures", "vmalloc": "vmalloc failures", "percpu": "per-CPU failures", "oom": "of the OOM killer", "slab": "of a slab cache", "memory": "memory dumps without a head",
+    "cma": "of CMA", "sleeping": "of sleeping", "misuse": "of memory misused", "warning": "warnings of the allocators", "dma": "of DMA", "fault": "faults injected",
+}  # fmt: skip
+"""Kinds of `scan.ANCHORS`, for a sentence."""
 
 
 def explanation_lines(explanation: Explanation, width: int, every: bool = False) -> Iterator[tuple[str, str]]:
@@ -43,7 +48,9 @@ def explanation_lines(explanation: Explanation, width: int, every: bool = False)
             yield f"  ... and {len(left) - 12:,} more", ""
     if explanation.unread:
         yield "", ""
-        yield f"The log has {explanation.unread:,} more places like these; they were not read.", "warn"
+        kinds = ", ".join(f"{count:,} {NOT_READ[kind]}" for kind, count in sorted(explanation.unread_kinds.items(), key=lambda item: -item[1]))
+        text = f"{explanation.unread:,} more reports of the log were not read ({kinds}): the first of each sort was, told apart by the first line without its numbers, and then as many as time allows."
+        yield from ((line, "warn") for line in _fill(text, width))
 
 
 def report_lines(report: Report, width: int) -> Iterator[tuple[str, str]]:
@@ -63,7 +70,7 @@ def report_lines(report: Report, width: int) -> Iterator[tuple[str, str]]:
     ]
     yield from _wrapped("certainty", certain, width, "" if v.certainty == "decided" else "warn")
     if request is not None:
-        yield from _request(report, width)
+        yield from _request_lines(request, width)
     if v.zones:
         yield "", ""
         yield f"Zone by zone, in pages of {report.page_kb} kB:", "bold"
@@ -82,9 +89,7 @@ def report_lines(report: Report, width: int) -> Iterator[tuple[str, str]]:
             yield from _wrapped(f"{rank}.", f"{remedy.what} ({WHO[remedy.who]}): {remedy.changes}", width, "", 5)
 
 
-def _request(report: Report, width: int) -> Iterator[tuple[str, str]]:
-    request = report.request
-    assert request is not None
+def _request_lines(request: Request, width: int) -> Iterator[tuple[str, str]]:
     if request.comm:
         who = f"{request.comm}" + (f" (pid {request.pid})" if request.pid is not None else "") + (f" on CPU {request.cpu}" if request.cpu is not None else "")
         yield from _wrapped("process", who + (f", in a {request.place}" if request.place else ""), width, "")
@@ -98,7 +103,15 @@ def _request(report: Report, width: int) -> Iterator[tuple[str, str]]:
     elif request.asked_bytes:
         yield from _wrapped("request", f"{size(request.asked_bytes)} ({request.asked_bytes} bytes)", width, "")
     if flags is not None and flags.value >= 0:
-        printed = "" if not flags.printed else "; the printed names agree" if flags.agree else f"; but the log prints {flags.printed}"
+        printed = (
+            ""
+            if not flags.printed
+            else "; the printed names agree"
+            if flags.agree
+            else "; from the printed names"
+            if flags.agree is None
+            else f"; but the log prints {flags.printed}"
+        )
         yield from _wrapped(
             "flags", f"0x{flags.value:x} = {flags.names} (numbers of Linux {flags.era}{printed})", width, "" if flags.agree is not False else "warn"
         )

@@ -10,8 +10,8 @@ FRAME = re.compile(
 )
 NOT_FRAMES = re.compile(r"\b(?:RIP|EIP|PC|LR|NIP|pc|lr|epc|ra)\b(?:\s+is\s+at|\s*:)?\s*(?:[0-9a-f]{4}:)?(?:\[<[0-9a-f]+>\]\s*)?$")
 INTERNAL = re.compile(
-    r"^(?:_*dump_stack(?:_lvl)?|_*show_stack(?:_log_lvl)?|_*show_trace\w*|unwind_backtrace|dump_backtrace|_*warn\w*|panic|__report_bug|report_bug|_*might_\w+|___might_sleep|__schedule_bug"
-    r"|__?_?alloc_pages\w*|_*alloc_frozen_pages\w*|_*folio_alloc\w*|alloc_page\w*|__?get_free_pages\w*|get_zeroed_page\w*|_*kv?m?alloc\w*|_*kv?zalloc\w*|_*kv?calloc\w*|_*krealloc\w*"
+    r"^(?:_*dump_stack(?:_lvl)?|dump_trace|_*show_stack(?:_log_lvl)?|_*show_trace\w*|unwind_backtrace|dump_backtrace|_*warn\w*|panic|__report_bug|report_bug|_*might_\w+|___might_sleep|__schedule_bug"
+    r"|__?_?alloc_pages\w*|_*alloc_frozen_pages\w*|vma_alloc_\w+|_*page_cache_alloc\w*|_*folio_alloc\w*|alloc_page\w*|__?get_free_pages\w*|get_zeroed_page\w*|_*kv?m?alloc\w*|_*kv?zalloc\w*|_*kv?calloc\w*|_*krealloc\w*"
     r"|_*kmem_cache_\w+|kmem_getpages|kmem_freepages|fallback_alloc|cache_grow\w*|_*cache_alloc\w*|cache_alloc_refill|_*do_cache_alloc|_*do_kmalloc\w*|new_slab\w*|_*slab_alloc\w*|allocate_slab|alloc_slab_page"
     r"|slab_out_of_memory|slab_pre_alloc\w*|_*alloc_large_kmalloc\w*|_*kmalloc_large\w*|kmalloc_order\w*|_*vmalloc\w*|_*vzalloc\w*|vmalloc_user|alloc_vmap_area|__get_vm_area\w*|get_vm_area\w*|module_alloc|module_memory_alloc|execmem_alloc\w*|vm_area_alloc_pages"
     r"|_*dma_alloc\w*|dma_generic_alloc\w*|dma_direct_alloc\w*|dmam_alloc\w*|pci_alloc_consistent|_*dma_\w*map\w*|debug_dma\w*|check_for_\w+|check_unmap|check_sync|dma_map\w*|_*pci_map\w*|swiotlb\w*|x86_swiotlb\w*|intel_alloc\w*|arm_dma_\w+|__dma_\w+|add_dma_entry|err_printk"

@@ -59,10 +59,14 @@ def read(segment: Segment) -> Report:
 
 
 def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise: tuple[str, ...]) -> Verdict:
+    alone = not modules and not segment.stack.frames and said
     what = "the module area (shared by all modules and compiled BPF programs)" if modules else "the vmalloc area"
+    if alone:
+        what = "the vmalloc area, or in the modules' (the line alone does not say which)"
     who = segment.comm or "A process"
     bits64 = bool(re.search(r"x86_64|amd64|aarch64|arm64|ppc64|RIP:|\[<ffffffff[0-9a-f]{8}>\]", segment.text))
-    missing = ["how large the holes are: /proc/vmallocinfo at that moment would show it"]
+    missing = ["which area it was: a stack through module_alloc would mean the modules', for which vmalloc=<size> does nothing"] if alone else []
+    missing += ["how large the holes are: /proc/vmallocinfo at that moment would show it"]
     if modules:
         missing.append(
             "on ARM with CONFIG_ARM_MODULE_PLTS the first attempt is silent, so the message would mean that the vmalloc area is full, too; the log does not show the configuration"

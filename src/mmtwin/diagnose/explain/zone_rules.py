@@ -101,12 +101,16 @@ class ZoneVerdict:
 
 @dataclass(frozen=True)
 class Ask:
-    """What the tests need to know of a request."""
+    """What the tests need to know of a request.
+
+    :ivar oom: the task is the OOM killer's victim (ALLOC_OOM): it may go to half of the mark, and take blocks of the highatomic reserve. A log does not say so.
+    """
 
     order: int
     flags: Flags
     version: tuple[int, int, int]
     bits: int = 0
+    oom: bool = False
 
     @property
     def movable(self) -> bool:
@@ -198,7 +202,7 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
     other = (1 << order) - 1
     cma = zone.fields.get("free_cma", 0) // page_kb if rules.cma != "counted" and not ask.movable else 0
     name = "free_highatomic" if rules.highatomic == "free" and "free_highatomic" in zone.fields else "reserved_highatomic"
-    highatomic = zone.fields.get(name, 0) // page_kb if rules.highatomic and not (ask.harder or (ask.version >= (6, 3, 0) and ask.high)) else 0
+    highatomic = zone.fields.get(name, 0) // page_kb if rules.highatomic and not (ask.oom or ask.harder or (ask.version >= (6, 3, 0) and ask.high)) else 0
     if rules.highatomic and name not in zone.fields and not ask.harder and ask.version >= (4, 4, 0):
         missing.append("the highatomic reserve is not printed by this kernel; it holds up to 1 % of the zone")
     held = _atomic_only(zone, page_kb) if not highatomic and rules.highatomic and name not in zone.fields and not takes("H", ask) else 0
@@ -277,12 +281,14 @@ def lower(mark: int, ask: Ask) -> int:
         least -= least // 2
     if ask.harder and (ask.high or ask.version < (6, 3, 0)):
         least -= least // 4
-    return least
+    return least - least // 2 if ask.oom else least
 
 
 def _marks(mark: int, least: int, ask: Ask) -> str:
     if least == mark:
         return f"min {mark}"
+    if ask.oom:
+        return f"min {mark} -> {least} (victim of the OOM killer{', and may use reserves' if ask.high or ask.harder else ''})"
     half = mark - mark // 2 if ask.high else mark
     return f"min {mark} -> {half} (__GFP_HIGH)" + (f" -> {least} (cannot wait)" if least != half else "")
 
@@ -347,7 +353,7 @@ def takes(types: str, ask: Ask) -> bool:
     """Whether a request may take a block from lists with these letters: unmovable, movable and reclaimable ones in any case (R: the old reserve, or reclaimable)."""
     if any(letter in types for letter in "UMER"):
         return True
-    if "C" in types and ask.movable:
+    if ("C" in types and ask.movable) or ("H" in types and ask.oom):
         return True
     # order 0 falls back to the atomic reserve only since 6.1.y
     return "H" in types and ask.harder and (ask.high if ask.order else ask.version > (6, 1, 0))

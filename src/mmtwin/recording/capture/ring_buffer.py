@@ -20,6 +20,7 @@ DATA_OFFSET = 16
 """Bytes of ``struct buffer_data_page`` before its data: time_stamp (8 bytes) and commit (a word)."""
 
 PADDING, TIME_EXTEND, TIME_STAMP = 29, 30, 31
+TIME_MASK = (1 << 64) - 1
 COMMIT_MASK = (1 << 20) - 1
 """The bits of ``commit`` above are flags for readers."""
 
@@ -94,8 +95,18 @@ def parse_pages(pages: list[bytes], data_offset: int = DATA_OFFSET) -> tuple[npt
     :returns: time stamps, offsets of each event's payload in the joined bytes, and the joined bytes (with 32 spare bytes at the end,
         so that fields of the last event may be gathered without a length check).
     """
+    stamps, offsets, _ = split_pages(pages, data_offset)
+    return stamps, offsets, np.frombuffer(b"".join(pages) + bytes(32), dtype=np.uint8)
+
+
+def split_pages(pages: list[bytes], data_offset: int = DATA_OFFSET) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """As `parse_pages`: time stamps, offsets in the joined pages, and how many bytes of its page an event may have at most.
+
+    Pages of a damaged file end where an event does not fit.
+    """
     stamps: list[int] = []
     offsets: list[int] = []
+    sizes: list[int] = []
     base = 0
     for page in pages:
         stamp = int.from_bytes(page[:8], "little")
@@ -104,6 +115,8 @@ def parse_pages(pages: list[bytes], data_offset: int = DATA_OFFSET) -> tuple[npt
         while i < end:
             header = words[i]
             kind, delta = header & 31, header >> 5
+            if not 0 < kind < PADDING and i + 1 >= end:
+                break
             if kind == TIME_EXTEND:
                 stamp += (words[i + 1] << 27) + delta
                 i += 2
@@ -117,12 +130,16 @@ def parse_pages(pages: list[bytes], data_offset: int = DATA_OFFSET) -> tuple[npt
                 i += 1 + words[i + 1] // 4
             else:
                 stamp += delta
-                stamps.append(stamp)
-                offsets.append(base + 4 * i + (8 if kind == 0 else 4))
-                i += 1 + (words[i + 1] // 4 if kind == 0 else kind)
+                step = 1 + (words[i + 1] // 4 if kind == 0 else kind)
+                start = i + (2 if kind == 0 else 1)
+                i += step
+                if i > end:
+                    break
+                stamps.append(stamp & TIME_MASK)
+                offsets.append(base + 4 * start)
+                sizes.append(4 * (i - start))
         base += len(page)
-    joined = np.frombuffer(b"".join(pages) + bytes(32), dtype=np.uint8)
-    return np.array(stamps, dtype=np.uint64), np.array(offsets, dtype=np.int64), joined
+    return np.array(stamps, dtype=np.uint64), np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64)
 
 
 def gather(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], size: int, signed: bool) -> npt.NDArray[np.int64]:

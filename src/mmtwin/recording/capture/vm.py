@@ -24,6 +24,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+import polars as pl
+
 from mmtwin import profiles
 from mmtwin.errors import CaptureError
 from mmtwin.profiles import Profile
@@ -113,6 +115,7 @@ class Guest:
     :param memory: RAM in bytes.
     :param slab: also record kmalloc and kmem_cache events.
     :param vmap: also record virtual areas; of a kernel whose page allocator mmtwin does not have, only these.
+    :param sites: also record who asks for pages, as call_site of mm_page_alloc.
     :param swap: bytes of a swap disk (virtio-blk) that is in use from before the first snapshot; 0 for none.
     :param modules: further kernel modules (.ko files) that are put into the guest as /lib/modules/NAME.ko.
     :param cmdline: further words for the kernel's command line.
@@ -125,6 +128,7 @@ class Guest:
     cpus: int = 1
     slab: bool = False
     vmap: bool = False
+    sites: bool = False
     swap: int = 0
     modules: tuple[Path, ...] = ()
     cmdline: str = ""
@@ -148,8 +152,8 @@ def check_host(guest: Guest) -> None:
         if not (guest.kernel / name).exists():
             raise CaptureError(f"{guest.kernel}: has no {name}; oracle/get-kernel.sh {guest.kernel} fetches a kernel")
     profile = _profile(guest)
-    if not profile.page_allocator and (guest.slab or not guest.vmap):
-        raise CaptureError(f"of {profile.name} only virtual areas can be recorded: --vmap, without --slab")
+    if not profile.page_allocator and (guest.slab or guest.sites or not guest.vmap):
+        raise CaptureError(f"of {profile.name} only virtual areas can be recorded: --vmap, without --slab and --sites")
     if not guest.workload.is_file():
         raise CaptureError(f"{guest.workload}: no such workload file")
     for module in guest.modules:
@@ -372,6 +376,10 @@ def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) ->
         from mmtwin.recording.capture.vmap_snapshot import vmap_layout
 
         wanted += vmap_probes(symbols, vmap_layout(guest.kernel / "vmlinux"))
+    if guest.sites:
+        from mmtwin.recording.capture.page_sites import site_probes
+
+        wanted += site_probes(symbols)
     for attempt in range(BOOTS):
         try:
             with tempfile.TemporaryDirectory(prefix="mmtwin-") as scratch:
@@ -381,6 +389,16 @@ def record(guest: Guest, progress: Callable[[str], None] = lambda text: None) ->
                 raise
             progress("the guest met one of QEMU's stray breakpoints; again")
     raise AssertionError("unreachable")
+
+
+def _site_names(guest: Guest, events: pl.DataFrame) -> dict[str, str]:
+    """Names of the call sites, for provenance; those in modules have none, as a vmlinux does not know where they are."""
+    if not guest.sites:
+        return {}
+    from mmtwin.recording.symbols import read_symbols
+
+    kinds = events.filter(pl.col("kind").is_in(["mm_page_alloc", *SLAB_TRACEPOINTS["kmem"]]))
+    return {"symbols": read_symbols(guest.kernel / "vmlinux").lines(kinds["call_site"].unique().sort().to_list())}
 
 
 def _snapshot(guest: Guest, core: dump.Dump) -> Snapshot:
@@ -471,6 +489,6 @@ def _record(guest: Guest, wanted: list[Probe], scratch: Path, progress: Callable
         missed_probes=missed,
         probes=[p.name for p in wanted],
         modules={module_name(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in guest.modules},
-        procfs={name: console.files[name] for name in PROCFS if name in console.files} | slab_sysfs(console.files),
+        procfs={name: console.files[name] for name in PROCFS if name in console.files} | slab_sysfs(console.files) | _site_names(guest, events),
     )
     return Recording(provenance, before, after, events)

@@ -2,7 +2,7 @@
 
 All kernels since 2.6.31 print ``comm-pid [cpu] flags time: event: name=value ...`` with variations: no flags before 3.2, a ``(tgid)``
 column on demand, page frame numbers in decimal until 5.x, call sites as plain hex until 5.15 and as ``symbol+0x1/0x2`` since, pointers hashed
-since 4.15. Whole columns are taken apart at once with polars, `BLOCK` bytes of text at a time.
+since 4.15. Call chains below mm_page_alloc say who asked for the page. Whole columns are taken apart at once with polars, `BLOCK` bytes of text at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import polars as pl
 from mmtwin.errors import TraceError
 from mmtwin.recording.model import EVENTS_SCHEMA, KINDS, Provenance, Recording
 from mmtwin.recording.readers.gfp_text import gfp_from_names
+from mmtwin.recording.readers.page_callers import is_allocator
 
 BLOCK = 1 << 24
 LONGEST_LINE = 1 << 20
@@ -71,11 +72,20 @@ EVERY = {**FIELDS, "kmalloc_node": FIELDS["kmalloc"], "kmem_cache_alloc": CACHE_
 LOST = re.compile(r"^\s*CPU:\s*(\d+) \[(?:LOST (\d+) EVENTS|LOST EVENTS|(\d+) EVENTS DROPPED|EVENTS DROPPED)\]\s*$")
 IN_BUFFER = re.compile(r"^#\s*entries-in-buffer/entries-written:\s*(\d{1,18})/(\d{1,18})(?:\s+#P:(\d{1,4}))?")
 CPUS = re.compile(r"^cpus=(\d{1,4})\s*$")
-OTHER = re.compile(r"^(?:##### CPU \d+ buffer started ####.*|CPU \d+ is empty|\s*=> .*|version = \d+)\s*$")
-"""Lines that say nothing about events: buffer starts, stack traces, trace-cmd's preamble."""
+OTHER = re.compile(r"^(?:##### CPU \d+ buffer started ####.*|CPU \d+ is empty|version = \d+)\s*$")
+"""Lines that say nothing about events: buffer starts, trace-cmd's preamble."""
+FRAME = (
+    r"^(?:[ \t]+(?P<address>[0-9a-f]{1,16})[ ]+(?P<symbol>\S.*?)[ ]+\((?P<dso>[^()]*(?:\([^()]*\))?)\)"
+    r"|[ \t]*=>[ ]*(?P<function>[^ \t].*?)(?:[ ]+[<(][0-9a-f]+[>)])?)[ \t]*$"
+)
+"""A frame of a call chain, below the line of its event: as perf script prints it, or as tracefs does (option stacktrace), or trace-cmd report (record -T)."""
+STACK = pl.col("payload").is_in(["<stack trace>", "<stack trace >"]) | (pl.col("event") == "kernel_stack").fill_null(False)
+"""The line of a stack itself, which belongs to the event before it."""
+USER_PARTS = ("[vdso]", "[vsyscall]", "[stack]", "[heap]", "[unknown]")
+KERNEL_PART = r"^\[|\.ko(?:\.\w+)?$"
 FOREIGN = {
-    b"\x17\x08\x44tracing": "a binary trace.dat; turn it into text first: trace-cmd report -t FILE",
-    b"PERFILE2": "a perf.data file; turn it into text first: perf script -i FILE",
+    b"\x17\x08\x44tracing": "a binary trace.dat, which is no text; mmtwin import reads it as it is",
+    b"PERFILE2": "a perf.data file, which is no text; mmtwin import reads it as it is",
     b"PK\x03\x04": "a ZIP archive; a recording (.mmrec) needs no import",
 }
 HASHED_BITS = 32
@@ -147,6 +157,8 @@ class _Text:
     written: int = 0
     cpus: int = 1
     sites: dict[str, int] = field(default_factory=dict)
+    in_task: dict[int, list[int]] = field(default_factory=dict)  # by call site: requests in task context, atomic ones, atomic ones that may sleep
+    depth_seen: bool = False
     gfp_numbers: bool = False
     unknown_gfp: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -154,6 +166,8 @@ class _Text:
     pointers: int = 0
     hashed: int = 0
     low: int = 0
+    last_event: int = 0  # number of the last event's line, to which the frames below it belong
+    chains: list[pl.DataFrame] = field(default_factory=list)
 
     def add(self, lines: list[str], first: int) -> None:
         """One block of lines, the first of which has the number `first`."""
@@ -164,9 +178,10 @@ class _Text:
         table = table.filter(~is_comment)
         # unnest as a method of the table: as an expression it would search once for each group
         table = table.with_columns(pl.col("line").str.extract_groups(HEADER).alias("groups")).unnest("groups")
-        for number, line in table.filter(pl.col("payload").is_null()).select("number", "line").iter_rows():
+        self._frames(table)
+        for number, line in table.filter(pl.col("payload").is_null()).filter(~pl.col("line").str.contains(FRAME)).select("number", "line").iter_rows():
             self._odd(number, line)
-        table = table.filter(pl.col("payload").is_not_null())
+        table = table.filter(pl.col("payload").is_not_null() & ~STACK)
         if not len(table):
             return
         self.is_trace = True
@@ -179,6 +194,41 @@ class _Text:
             parts.append(self._events(str(event), part))
         if parts:
             self.tables.append(pl.concat(parts).sort("number"))
+
+    def _frames(self, table: pl.DataFrame) -> None:
+        """Remembers, for each event with a call chain below it, the first frames of this block that are not the page allocator's."""
+        rows = table.with_columns(pl.col("number").cast(pl.Int64))
+        events = rows.filter(pl.col("payload").is_not_null())
+        same = (pl.col("pid") == pl.col("pid").shift(1)).fill_null(len(events) == 0)
+        own = pl.when(~STACK).then("number").when(same).then(pl.col("number").shift(1)).otherwise(-1)
+        owners = events.select("number", own.alias("owner"))
+        frames = rows.filter(pl.col("payload").is_null()).select("number", pl.col("line").str.extract_groups(FRAME).alias("groups")).unnest("groups")
+        frames = frames.filter(pl.col("address").is_not_null() | pl.col("function").is_not_null())
+        if len(frames):
+            frames = frames.join_asof(owners, on="number", strategy="backward").with_columns(pl.col("owner").fill_null(self.last_event))
+            in_kernel = pl.col("function").is_not_null() | (pl.col("dso").str.contains(KERNEL_PART) & ~pl.col("dso").is_in(USER_PARTS))
+            unknown = pl.when(pl.col("symbol") == "[unknown]").then(pl.concat_str(pl.lit("0x"), "address")).otherwise("symbol")
+            frames = frames.filter(in_kernel & (pl.col("owner") > 0) & (pl.col("function") != "0x0").fill_null(True)).select(
+                "number", "owner", pl.coalesce("function", unknown).alias("site")
+            )
+            own_functions = [site for site in frames["site"].unique() if is_allocator(site)]
+            self.chains.append(frames.filter(~pl.col("site").is_in(own_functions)).unique("owner", keep="first", maintain_order=True))
+        if len(owners):
+            self.last_event = int(owners["owner"][-1])
+
+    def _page_sites(self, table: pl.DataFrame) -> pl.DataFrame:
+        """The call sites of page requests, by their call chains."""
+        found = pl.concat(self.chains).sort("number").unique("owner", keep="first", maintain_order=True)
+        numbers = {site: self.sites.setdefault(site, len(self.sites) + 1) for site in self._page_owners(table, found)["site"].unique(maintain_order=True)}
+        found = found.with_columns(pl.col("site").replace_strict(numbers, default=0, return_dtype=pl.Int64).alias("chain"))
+        table = table.with_columns(pl.col("number").cast(pl.Int64)).join(found.select("owner", "chain"), left_on="number", right_on="owner", how="left")
+        is_page = pl.col("kind") == "mm_page_alloc"
+        return table.with_columns(pl.when(is_page).then(pl.col("chain").fill_null(0)).otherwise("call_site").alias("call_site")).drop("chain").sort("number")
+
+    @staticmethod
+    def _page_owners(table: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+        pages = table.filter(pl.col("kind") == "mm_page_alloc").select(pl.col("number").cast(pl.Int64))
+        return found.join(pages, left_on="owner", right_on="number", how="semi", maintain_order="left")
 
     def _comment(self, line: str) -> None:
         if line.startswith("# tracer:"):
@@ -239,7 +289,7 @@ class _Text:
         if event == "mm_page_alloc":  # a failed request prints page frame 0, which is never handed out
             values["pfn"] = pl.when(values["pfn"] <= 0).then(-1).otherwise(values["pfn"])
         absent = {"pfn": -1, "order": -1, "migratetype": -1, "name": None}
-        columns = [pl.col("number"), pl.col("line")]
+        columns = [pl.col("number"), pl.col("line"), flags.alias("flags")]
         for column, dtype in EVENTS_SCHEMA.items():
             if column == "kind":
                 columns.append(pl.lit(event).cast(pl.Enum(KINDS)).alias(column))
@@ -259,7 +309,27 @@ class _Text:
             good = good & pl.col(column).is_between(-1 if may_lack else 0, high)
         for number, line in table.filter(~good).sort("number").select("number", "line").iter_rows():
             self._bad(number, line)
-        return table.filter(good).drop("line")
+        table = table.filter(good)
+        if "bytes_alloc" in raw:
+            self._atomic(table)
+        return table.drop("line", "flags")
+
+    def _atomic(self, table: pl.DataFrame) -> None:
+        """Counts the requests of tasks, and which of them came with preemption, interrupts or bottom halves off: no column of a recording says so.
+
+        The flags are irqs-off (d; b: bottom halves; D: both), need-resched, the context, and the preemption depth as a hexadecimal digit.
+        """
+        some = table.filter((pl.col("context") == 0) & (pl.col("flags").str.len_bytes() >= 4))
+        off = pl.col("flags").str.contains("^[dDbB]")
+        deep = pl.col("flags").str.contains("^...[1-9a-f]")
+        counted = some.group_by("call_site").agg(
+            pl.len(), (off | deep).sum().alias("atomic"), ((off | deep) & (pl.col("gfp") & 0x400 != 0)).sum().alias("may_sleep"), deep.any().alias("deep")
+        )
+        for site, requests, atomic, may_sleep, seen in counted.iter_rows():
+            sums = self.in_task.setdefault(site, [0, 0, 0])
+            for at, number in enumerate((requests, atomic, may_sleep)):
+                sums[at] += number
+            self.depth_seen |= seen
 
     def _translate(self, texts: pl.Series, rule: Callable[[str], int | None]) -> pl.Expr:
         """Few different texts occur, so each is looked at once."""
@@ -313,13 +383,16 @@ class _Text:
             seen = f"{sum(self.others.values())} other events" if self.others else "no events"
             skipped = f", {self.malformed} malformed lines (first: {self.first_malformed})" if self.malformed else ""
             raise TraceError(f"no allocator events, but {seen}{skipped}; record with the kmem events on: echo 1 > /sys/kernel/tracing/events/kmem/enable")
-        table = pl.concat(self.tables).drop("number")
+        table = pl.concat(self.tables)
+        table = (self._page_sites(table) if self.chains else table).drop("number")
         highest = table["cpu"].max()
         assert isinstance(highest, int)
         lost = max(self.lost, self.written - self.in_buffer)
         self._describe(events, lost)
         procfs = {"call_sites": "".join(f"{number} {symbol}\n" for symbol, number in self.sites.items())} if self.sites else {}
         cpus = min(max(self.cpus, highest + 1), 8192)
+        if self.depth_seen and any(requests > atomic for requests, atomic, _ in self.in_task.values()):  # else this kernel does not count, or counts the tracer
+            procfs["in_task"] = "".join(f"{site} {' '.join(map(str, sums))}\n" for site, sums in self.in_task.items())
         return Recording(Provenance(how="ftrace", workload_name=name, cpus=cpus, lost_events=lost, procfs=procfs, notes=self.notes), None, None, table)
 
     def _describe(self, events: int, lost: int) -> None:

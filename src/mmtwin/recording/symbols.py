@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ class Symbols:
     """
 
     address: npt.NDArray[np.uint64]
-    name: list[str]
+    name: Sequence[str]
 
     def resolve(self, address: int) -> str | None:
         """``name+0x1c`` as the kernel's %pS prints it without the size; None if the address is in no function.
@@ -49,6 +50,11 @@ class Symbols:
             return None
         name, space, module = self.name[at].partition(" ")
         return f"{name}+{wanted - int(self.address[at]):#x}{space}{module}"
+
+    def lines(self, addresses: Iterable[int]) -> str:
+        """Lines "address symbol" for a recording's provenance; addresses without a name are left out."""
+        found = ((address, self.resolve(address)) for address in addresses if address)
+        return "".join(f"{address & MASK:x} {symbol}\n" for address, symbol in found if symbol)
 
 
 def read_symbols(path: str | os.PathLike[str]) -> Symbols:
@@ -101,3 +107,81 @@ def _elf(data: bytes) -> Iterator[tuple[int, str]]:
             name, info, value = (fields[0], fields[1], fields[4]) if wide else (fields[0], fields[3], fields[1])
             if info & 15 == STT_FUNC and value:
                 yield value, data[names + name : data.index(b"\0", names + name)].decode(errors="replace")
+
+
+def running_kernel(release: str, text: int) -> Symbols | None:
+    """The running kernel's functions, if it is the one that was recorded.
+
+    :param release: the recorded kernel's release; `text` is the address of its first symbol, ``_text`` or ``_stext``, which tells boots with KASLR apart.
+    :returns: None if it is another one, or its symbols may not be read.
+    """
+    if os.uname().release != release or not text:
+        return None
+    try:
+        with open("/proc/kallsyms", "rb") as file:
+            data = file.read(LARGEST)
+        if not re.search(rb"^%016x [tT] _s?text$" % (text & MASK), data, re.MULTILINE):
+            return None
+    except OSError:
+        return None
+    return symbols_of(data)
+
+
+def symbols_of(text: bytes) -> Symbols | None:
+    """The functions that a copy of /proc/kallsyms names; None if it names none, or hides the addresses.
+
+    There are 200,000 of them, and few are asked for: only the addresses are read here, names when they are wanted.
+    """
+    if not re.match(rb"[0-9a-f]{16} ", text):  # a 32-bit kernel prints 8 digits
+        return _all_of(text)
+    data = np.frombuffer(text, dtype=np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
+    whole = ends - begins >= FIRST_OF_NAME
+    begins, ends = begins[whole], ends[whole]
+    wanted = np.isin(data[begins + WIDTH + 1], np.frombuffer(b"tTwW", dtype=np.uint8))
+    begins, ends = begins[wanted], ends[wanted]
+    address = np.zeros(len(begins), dtype=np.uint64)
+    for digit in range(WIDTH):
+        value = HEX_DIGITS[data[begins + digit]]
+        if (value > 15).any():
+            return _all_of(text)
+        address = address << np.uint64(4) | value
+    if not address.any():
+        return None
+    order = np.argsort(address, kind="stable")
+    return Symbols(address[order], _Names(text, begins[order] + FIRST_OF_NAME, ends[order]))
+
+
+def _all_of(text: bytes) -> Symbols | None:
+    found = sorted(_map(text))
+    if not found or not found[-1][0]:
+        return None
+    return Symbols(np.array([address for address, _ in found], dtype=np.uint64), [name for _, name in found])
+
+
+WIDTH, FIRST_OF_NAME = 16, 19
+"""Of a line of /proc/kallsyms: 16 digits, a type, a name, with blanks between; in modules a tab and the module in brackets follow."""
+HEX_DIGITS = np.full(256, 255, dtype=np.uint64)
+HEX_DIGITS[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16)
+
+
+class _Names(Sequence[str]):
+    """Names out of the text itself."""
+
+    def __init__(self, text: bytes, begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> None:
+        self._text, self._begins, self._ends = text, begins, ends
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        return " ".join(self._text[self._begins[at] : self._ends[at]].decode(errors="replace").split())

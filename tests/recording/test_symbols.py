@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmtwin.diagnose.symbols import read_symbols
 from mmtwin.errors import RecordingError
+from mmtwin.recording.symbols import read_symbols, symbols_of
 
 
 def elf(functions: dict[str, int], wide: bool, order: str = "<") -> bytes:
@@ -73,3 +73,15 @@ def test_no_symbols(tmp_path: Path) -> None:
         read_symbols(tmp_path / "pipe")
     with pytest.raises(RecordingError):
         read_symbols("a\0b")
+
+
+def test_kallsyms_of_both_widths() -> None:
+    wide = b"ffffffff81000000 T _text\nffffffff81000100 d data\nffffffffc0000010 t f\t[mod]\nffffffff81000020 W g\n0000000000000000 A zero\n"
+    for text, base in ((wide, 0xFFFFFFFF00000000), (wide.replace(b"\nffffffff", b"\n").replace(b"ffffffff", b"", 1).replace(b"00000000 A", b" A"), 0)):
+        symbols = symbols_of(text)
+        assert symbols is not None
+        assert symbols.resolve(base + 0x81000024) == "g+0x4"
+        assert symbols.resolve(base + 0xC0000011) == "f+0x1 [mod]"
+        assert symbols.lines([base + 0x81000001, 0, 5]) == f"{base + 0x81000001:x} _text+0x1\n"
+    for nothing in (b"", b"\n\n", b"0000000000000000 T f\n", b"rubbish"):
+        assert symbols_of(nothing) is None

@@ -1,0 +1,171 @@
+"""Who fragments, who grows, who leaks, who wastes: one recording, four answers.
+
+Cost: one replay for the moments (some million events a second, 12 bytes per page frame), and for the lives of objects and pages some 200 bytes per event while they are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from mmtwin.diagnose import pins
+from mmtwin.diagnose.blame import wastes as waste
+from mmtwin.diagnose.blame.fragments import Fragments, Sample, fragments, sample
+from mmtwin.diagnose.blame.grows import Grows, caches_over_time, grows
+from mmtwin.diagnose.blame.leaks import Leaks, leaks
+from mmtwin.diagnose.blame.lives import BY, object_lives, page_lives
+from mmtwin.diagnose.blame.steps import STEPS, Steps, cut
+from mmtwin.diagnose.blame.wastes import Wastes
+from mmtwin.diagnose.stat import LIVE, check_choice, reading_notes
+from mmtwin.errors import RecordingError
+from mmtwin.recording.model import Recording
+from mmtwin.recording.symbols import Symbols
+from mmtwin.replay.moments import moments
+
+SECTIONS = {"fragments": "who fragments", "grows": "who grows", "leaks": "who leaks", "wastes": "who wastes"}
+"""The questions."""
+
+
+@dataclass(frozen=True)
+class Blame:
+    """The answers; None and () for what was not asked, or what the recording does not tell (`untold` says why).
+
+    :ivar by: what objects are added up by; pages are by pid where that is pid, else by who holds them (`pins.BY`).
+    """
+
+    by: str
+    steps: Steps
+    sections: tuple[str, ...]
+    fragments: Fragments | None = None
+    grows: tuple[Grows, ...] = ()
+    leaks: tuple[Leaks, ...] = ()
+    wastes: Wastes | None = None
+    untold: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self, lines: int = 0) -> dict[str, Any]:
+        """Plain data; `lines` limits the rows of each table, 0 means all."""
+
+        def rows(table: pl.DataFrame) -> dict[str, Any]:
+            return {"rows_total": len(table), "rows": (table.head(lines) if lines else table).to_dicts()}
+
+        return {
+            "by": self.by, "clock": self.steps.clock, "from": self.steps.start, "to": self.steps.end, "steps": len(self.steps.times) - 1, "times": self.steps.times.tolist(),
+            "events_at": self.steps.rows.tolist(), "slope_per": self.steps.unit, "sections": list(self.sections),
+            "fragments": self.fragments.to_dict(lines) if self.fragments is not None else None,
+            "grows": {one.what: rows(one.rows) for one in self.grows}, "leaks": {one.what: rows(one.rows) for one in self.leaks},
+            "wastes": self.wastes.to_dict(lines) if self.wastes is not None else None, "untold": list(self.untold), "notes": self.notes,
+        }  # fmt: skip
+
+
+def blame(
+    recording: Recording,
+    by: str = "callsite",
+    *,
+    sections: Sequence[str] = tuple(SECTIONS),
+    steps: int = STEPS,
+    window: tuple[int | None, int | None] = (None, None),
+    symbols: Symbols | None = None,
+) -> Blame:
+    """Answers the questions.
+
+    :param by: one of `lives.BY`.
+    :param sections: of `SECTIONS`.
+    :param steps: equal steps on the trace clock into which the recording is cut.
+    :param window: first and last time; what is live is told of the last one.
+    :param symbols: names for call sites that are addresses.
+    :raises RequestError: an unknown group or section, no events, or none in the window.
+    """
+    check_choice("group", by, BY)
+    for section in sections:
+        check_choice("section", section, SECTIONS)
+    when = cut(recording, steps, window)
+    notes, untold = reading_notes(recording), []
+    groups = pins.owners(recording, "pid" if by == "pid" else "callsite", symbols)
+    state = _State.of(recording, when, groups, "fragments" in sections, bool({"grows", "wastes"} & set(sections)))
+    if state.why:
+        untold.append(state.why)
+    to_the_end = window[1] is None
+    wanted_lives = bool({"grows", "leaks"} & set(sections))
+    objects = object_lives(recording, by, when.end, symbols, notes, to_the_end) if wanted_lives else None
+    by_cache = (
+        objects
+        if by == "cache" and objects is not None
+        else object_lives(recording, "cache", when.end, symbols, notes if not wanted_lives else [], to_the_end)
+        if "wastes" in sections
+        else None
+    )
+    pages = page_lives(recording, groups, when.end) if wanted_lives or "wastes" in sections else None
+    if (wanted_lives or "wastes" in sections) and objects is None and by_cache is None:
+        untold.append("no slab events were recorded: nothing is told of objects and their callers (mmtwin record --slab records them)")
+    if (wanted_lives or "wastes" in sections) and pages is None:
+        untold.append("no page events were recorded: nothing is told of pages")
+    for what, lives in (("objects", objects), ("pages", pages)):
+        if lives is not None and lives.unmatched and wanted_lives:
+            notes.append(
+                f"{lives.unmatched:,} freed {what} are older than the recording, or were allocated silently: they are in no sum by {'caller' if what == 'objects' else 'request'}"
+            )
+    both = [(what, lives) for what, lives in (("objects", objects), ("pages", pages)) if lives is not None]
+    growing = [grows(what, lives, when) for what, lives in both] if "grows" in sections else []
+    if "grows" in sections and state.caches:
+        growing.insert(1 if objects is not None else 0, caches_over_time("caches", state.caches, when))
+    wasted = None
+    if "wastes" in sections:
+        slabs, at = (state.slabs, "at the last moment") if state.slabs is not None else (None, "")
+        if slabs is None and to_the_end and recording.after is not None:
+            slabs = waste.slabs_of_snapshot(recording.after)
+            at = "in the second memory dump" if slabs is not None else ""
+        tables = None
+        if pages is not None:
+            requests = pins.requests_of(recording.events)
+            mine = pages.table.filter((pl.col("fate") == LIVE) & pl.Series(requests.what[pages.table["row"].to_numpy()] == pins.PAGE_TABLE))
+            tables = waste.page_tables(mine.select("pid", "pages"))
+        wasted = Wastes(
+            waste.size_classes(by_cache, when) if by_cache is not None else None, slabs, waste.guard_pages(recording.after) if to_the_end else None, tables, at,
+        )  # fmt: skip
+    return Blame(
+        by, when, tuple(sections), fragments(recording, state.samples, groups, when) if "fragments" in sections else None, tuple(growing),
+        tuple(leaks(what, lives, when) for what, lives in both) if "leaks" in sections else (), wasted, tuple(untold), notes,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the twin's tables say at each moment.
+
+    :ivar caches: bytes in live objects by cache; empty without SLUB's tables. `slabs`: the last moment's.
+    :ivar why: why there is nothing; "".
+    """
+
+    samples: tuple[Sample, ...]
+    caches: list[Mapping[str, int]]
+    slabs: pl.DataFrame | None
+    why: str
+
+    @staticmethod
+    def of(recording: Recording, when: Steps, groups: pins.Owners, frames: bool, slabs: bool) -> _State:
+        """One replay, stopped at each moment."""
+        if recording.before is None or not recording.before.has_pages:
+            return _State(
+                (), [], None, "no memory dump to start from: where pages lie, and so who pins movable blocks, cannot be told; only the events are added up"
+            )
+        if not frames and not slabs:
+            return _State((), [], None, "")
+        requests = pins.requests_of(recording.events) if frames else None
+        named = pins.slab_frames(recording) if frames else None
+        samples: list[Sample] = []
+        caches: list[Mapping[str, int]] = []
+        table = None
+        try:
+            for moment in moments(recording, when.rows.tolist()):
+                if frames:
+                    samples.append(sample(pins.frames_at(moment, recording, requests, named), groups))
+                if slabs and moment.slub is not None:
+                    table = waste.slabs_of_tables(moment.slub, moment.cache_names)
+                    caches.append(waste.in_use_bytes(table))
+        except RecordingError as error:
+            return _State((), [], None, str(error))
+        return _State(tuple(samples), caches, table, "")
