@@ -48,8 +48,12 @@ class _Library(codegen.JITCodeLibrary):
     def _complete(self) -> None:
         """What numba's ``finalize`` does, with the functions that are called further down linked in too."""
         self._pending, self._shared_module = False, None
+        entered = {function.name for function in self._final_module.functions if not function.is_declaration}
         for library in _callers_first(self):
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.name not in entered and function.name.startswith("_ZN"):
+                function.linkage = "internal"  # what nobody else enters may lose arguments, change them, or be inlined where it is called only once
         self._optimize_final_module()
         self._final_module.verify()
         self._finalize_final_module()
