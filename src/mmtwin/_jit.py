@@ -22,7 +22,7 @@ import numba
 from numba.core import cgutils, types
 from numba.core import config as numba_config
 from numba.core.typing.templates import infer, infer_global, make_overload_template
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, overload, register_jitable
 
 from mmtwin import _link
 
@@ -73,6 +73,8 @@ def _cache() -> Path:
 
 
 CACHE = _cache()
+LINKED = _link.install()
+"""Whether numba is one whose inner workings are known (`_link.py`)."""
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
@@ -83,11 +85,9 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     finally:
         config.CACHE_DIR = saved
     if fcntl is not None and not config.DISABLE_JIT:
-        compiled.compile = _once(_link.linking_once(compiled.compile), CACHE / f"{function.__module__}.{function.__name__}.lock")
+        compile_ = _link.linking_once(compiled.compile) if LINKED else compiled.compile
+        compiled.compile = _once(compile_, CACHE / f"{function.__module__}.{function.__name__}.lock")
     return cast("Callable[P, R]", compiled)
-
-
-_link.install()
 
 
 def _once(compile_: Callable[[Any], Any], path: Path) -> Callable[[Any], Any]:
@@ -110,6 +110,10 @@ def _called(function: Callable[P, R], inline: bool, counted: bool) -> Callable[P
     if function in _registered:
         function = _copy(function)
     _registered.add(function)
+    if not LINKED:
+        given = ({"forceinline": True} if inline else {}) | ({} if counted else {"_nrt": False})
+        wrapped: Callable[P, R] = (register_jitable(**given) if given else register_jitable)(function)
+        return wrapped
     options = {"nopython": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": inline, "_nrt": counted}
     template: Any = make_overload_template(function, lambda *_, **__: function, options, strict=False, inline="never")
     template._get_impl = _one_implementation

@@ -7,13 +7,33 @@ time that compiling takes. Here a function that is only called stays as it was g
 
 from __future__ import annotations
 
+import gc
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numba
 from numba.core import codegen, cpu
 from numba.core.registry import cpu_target
+from numba.core.typing import templates
 
+TRIED = ("0.68.",)
+"""Versions of numba whose inner workings these are; with others mmtwin compiles as numba does by itself."""
+_PARTS = {
+    codegen: ("JITCodeLibrary",),
+    getattr(codegen, "JITCodeLibrary", None): (
+        "finalize",
+        "get_pointer_to_function",
+        "_raise_if_finalized",
+        "_ensure_finalized",
+        "_get_module_for_linking",
+        "_optimize_final_module",
+        "_finalize_final_module",
+    ),
+    getattr(templates, "_OverloadFunctionTemplate", None): ("_get_impl", "_build_impl"),
+}
+"""What is built on."""
 _thread: Any = threading.local()
 
 
@@ -21,12 +41,15 @@ def linking_once(compile_: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Compiles an entry point so. What numba compiles for others is left to numba."""
 
     def run(signature: Any) -> Any:
-        before = getattr(_thread, "on", False)
+        before, collecting = getattr(_thread, "on", False), gc.isenabled()
         _thread.on = True
+        gc.disable()  # millions of objects that stay until the end: looking for garbage among them finds none
         try:
             return compile_(signature)
         finally:
             _thread.on = before
+            if collecting:
+                gc.enable()
 
     return run
 
@@ -85,10 +108,18 @@ def _callers_first(library: _Library) -> Iterator[_Library]:
     return reversed(order)
 
 
-def install() -> None:
-    """Makes numba's code for this machine use it."""
+def install() -> bool:
+    """Makes numba's code for this machine use it; whether it does. Of a numba that is not known the user hears once."""
+    if not numba.__version__.startswith(TRIED) or not all(hasattr(owner, name) for owner, names in _PARTS.items() for name in names):
+        warnings.warn(
+            f"numba {numba.__version__} is not as mmtwin expects it ({TRIED[-1]}x): all works, but compiling, done once, takes several times as long",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
     target: Any = cpu_target.target_context.codegen()
     if isinstance(cpu_target.target_context, cpu.CPUContext) and target._library_class is codegen.JITCodeLibrary:
         set_env = target.set_env
         target._library_class = _Library
         target.set_env = lambda name, environment: set_env(name, environment) if target._engine.is_symbol_defined(name) else None
+    return target._library_class is _Library
