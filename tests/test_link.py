@@ -40,11 +40,11 @@ print(_jit.LINKED, user.entry(table, 3), *table, len(user.entry.overloads), user
 RENAMED = """
 from numba.core import codegen
 library = codegen.CPUCodeLibrary
-finalize, library.finish = library.finalize, library._finalize_final_module
-source = __import__("inspect").getsource(finalize).replace("_finalize_final_module", "finish")
+finalize, library.finish = library.finalize, library._optimize_final_module
+source = __import__("inspect").getsource(finalize).replace("_optimize_final_module", "finish")
 exec(__import__("textwrap").dedent(source), finalize.__globals__, found := {})
 library.finalize = found["finalize"]
-del library._finalize_final_module
+del library._optimize_final_module
 """
 MODES = {
     "linked once": ("", True),

@@ -28,6 +28,7 @@ _PARTS = {
         "_raise_if_finalized",
         "_ensure_finalized",
         "_get_module_for_linking",
+        "_optimize_functions",
         "_optimize_final_module",
         "_finalize_final_module",
     ),
@@ -67,6 +68,14 @@ class _Library(codegen.JITCodeLibrary):
         self._finalized = self._pending = True
         if not getattr(_thread, "on", False):
             self._complete()
+
+    def _optimize_functions(self, module: Any) -> None:
+        """As numba's, without a set of passes made and run for each declaration: there are four of them to each function."""
+        module.data_layout = self._codegen._data_layout
+        for function in module.functions:
+            if not function.is_declaration:
+                passes, builder = self._codegen._function_pass_manager()
+                passes.run(function, builder)
 
     def _complete(self) -> None:
         """What numba's ``finalize`` does, with the functions that are called further down linked in too."""
