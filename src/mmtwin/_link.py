@@ -20,9 +20,9 @@ from numba.core.typing import templates
 
 TRIED = ("0.68.",)
 """Versions of numba whose inner workings these are; with others mmtwin compiles as numba does by itself."""
+_Base: Any = getattr(codegen, "JITCodeLibrary", object)
 _PARTS = {
-    codegen: ("JITCodeLibrary",),
-    getattr(codegen, "JITCodeLibrary", None): (
+    _Base: (
         "finalize",
         "get_pointer_to_function",
         "_raise_if_finalized",
@@ -55,7 +55,7 @@ def linking_once(compile_: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return run
 
 
-class _Library(codegen.JITCodeLibrary):
+class _Library(_Base):  # type: ignore[misc]
     """Numba's collection of functions that are compiled together: one function and its wrappers, and what it calls."""
 
     _pending = False
@@ -127,7 +127,7 @@ def install() -> bool:
         )
         return False
     target: Any = cpu_target.target_context.codegen()
-    if isinstance(cpu_target.target_context, cpu.CPUContext) and target._library_class is codegen.JITCodeLibrary:
+    if isinstance(cpu_target.target_context, cpu.CPUContext) and target._library_class is _Base:
         set_env = target.set_env
         target._library_class = _Library
         target.set_env = lambda name, environment: set_env(name, environment) if target._engine.is_symbol_defined(name) else None
