@@ -15,12 +15,16 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 from numba.core import cgutils, types
 from numba.core import config as numba_config
+from numba.core.typing.templates import infer, infer_global, make_overload_template
 from numba.extending import intrinsic, overload, register_jitable
+
+from mmtwin import _link
 
 try:
     import fcntl
@@ -44,7 +48,12 @@ def _digest() -> str:
     root = Path(__file__).parent
     parts = hashlib.sha256(f"{root} {numba.__version__} {config.BOUNDSCHECK} {config.OPT} {config.DEBUGINFO_DEFAULT}".encode())
     for path in sorted(
-        [root / "gfp.py", root / "units.py", root / "_jit.py", *(root / "mm").glob("*.py"), *(root / "user").glob("*.py"), *(root / "replay").glob("*.py")]
+        [
+            *(root / name for name in ("gfp.py", "units.py", "_jit.py", "_link.py")),
+            *(root / "mm").glob("*.py"),
+            *(root / "user").glob("*.py"),
+            *(root / "replay").glob("*.py"),
+        ]
     ):
         parts.update(path.read_bytes())
     return parts.hexdigest()[:16]
@@ -64,6 +73,8 @@ def _cache() -> Path:
 
 
 CACHE = _cache()
+LINKED = _link.install()
+"""Whether numba is one whose inner workings are known (`_link.py`)."""
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
@@ -74,7 +85,8 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     finally:
         config.CACHE_DIR = saved
     if fcntl is not None and not config.DISABLE_JIT:
-        compiled.compile = _once(compiled.compile, CACHE / f"{function.__module__}.{function.__name__}.lock")
+        compile_ = _link.linking_once(compiled.compile) if LINKED else compiled.compile
+        compiled.compile = _once(compile_, CACHE / f"{function.__module__}.{function.__name__}.lock")
     return cast("Callable[P, R]", compiled)
 
 
@@ -108,34 +120,70 @@ def call(function: Any, *arguments: int) -> int:
     return int(function.ctypes(*arguments) if hasattr(function, "ctypes") else function(*arguments))
 
 
+def _called(function: Callable[P, R], inline: bool, counted: bool) -> Callable[P, R]:
+    """Registers a function that compiled code may call.
+
+    Numba's ``register_jitable`` compiles a function anew for callers with other options, and lets it inherit from them what is not given: whatever an inlined function calls
+    would be inlined too. Here all options are given, and there is one copy. A function that is registered already, in another way, becomes two.
+    """
+    if function in _registered:
+        function = _copy(function)
+    _registered.add(function)
+    if not LINKED:
+        given = ({"forceinline": True} if inline else {}) | ({} if counted else {"_nrt": False})
+        wrapped: Callable[P, R] = (register_jitable(**given) if given else register_jitable)(function)
+        return wrapped
+    options = {"nopython": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": inline, "_nrt": counted}
+    template: Any = make_overload_template(function, lambda *_, **__: function, options, strict=False, inline="never")
+    template._get_impl = _one_implementation
+    infer(template)
+    infer_global(function, types.Function(template))
+    return function
+
+
+_registered: set[Callable[..., Any]] = set()
+
+
+def _copy(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function as another object."""
+    f: Any = function
+    other = FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    other.__doc__, other.__module__, other.__annotations__ = f.__doc__, f.__module__, f.__annotations__
+    return cast("Callable[P, R]", other)
+
+
+def _one_implementation(template: Any, args: Any, kws: Any) -> Any:
+    """The implementation for these types of arguments, whoever calls; integers are passed in 64 bits, or there would be one for each width that a field has."""
+    integers: Any = types.Integer
+    args = tuple(types.int64 if isinstance(t, integers) and t.bitwidth < 64 else t for t in args)
+    key = template.context, args, tuple(kws.items())
+    found = template._impl_cache.get(key)
+    return template._build_impl(key, args, kws) if found is None else found
+
+
 def inner(function: Callable[P, R]) -> Callable[P, R]:
     """Everything an entry point calls: plain Python outside, inlined without reference counting inside (the caller keeps the tables alive)."""
-    wrapped: Callable[P, R] = register_jitable(_nrt=False, forceinline=True)(function)
-    return wrapped
+    return _called(function, True, False)
 
 
 def maker(function: Callable[P, R]) -> Callable[P, R]:
-    """As `inner`, for a function that makes arrays (of memory that others own)."""
-    wrapped: Callable[P, R] = register_jitable(function)
-    return wrapped
+    """For a function that makes arrays (of memory that others own)."""
+    return _called(function, False, True)
 
 
 def inline_routine(function: Callable[P, R]) -> Callable[P, R]:
     """As `inner`, for a function that gets a handle and looks up its tables itself; those it does not use cost nothing."""
-    wrapped: Callable[P, R] = register_jitable(forceinline=True)(function)
-    return wrapped
+    return _called(function, True, True)
 
 
 def routine(function: Callable[P, R]) -> Callable[P, R]:
     """As `slow`, for a function that gets a handle and looks up its tables itself."""
-    wrapped: Callable[P, R] = register_jitable(function)
-    return wrapped
+    return _called(function, False, True)
 
 
 def slow(function: Callable[P, R]) -> Callable[P, R]:
-    """Cold paths: as `inner`, but not inlined."""
-    wrapped: Callable[P, R] = register_jitable(_nrt=False)(function)
-    return wrapped
+    """Cold paths: as `inner`, but not inlined. Of a function that is registered already it makes a second one."""
+    return _called(function, False, False)
 
 
 def is_compiled(entry_point: str) -> bool:

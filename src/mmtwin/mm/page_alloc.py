@@ -58,7 +58,7 @@ def preferred_zone(b: Any, highest_zoneidx: int) -> int:
     return z
 
 
-@slow
+@inner
 def rmqueue_buddy(b: Any, z: int, cpu: int, order: int, migratetype: int, alloc_flags: int) -> int:
     """One block straight from the buddy lists, or -1."""
     pfn = -1

@@ -67,6 +67,9 @@ def zone_watermark_ok(b: Any, z: int, order: int, mark: int, highest_zoneidx: in
     return False
 
 
+zone_watermark_ok_hot = inner(zone_watermark_ok)  # each request for more than one page comes here
+
+
 @inner
 def zone_watermark_fast(b: Any, z: int, order: int, mark: int, highest_zoneidx: int, alloc_flags: int, gfp: int) -> bool:
     """The allocator's own test. It reads the global counter, which lags behind by what the CPUs hold back."""
@@ -76,7 +79,7 @@ def zone_watermark_fast(b: Any, z: int, order: int, mark: int, highest_zoneidx: 
         reserved = 0 if alloc_flags & ALLOC_RESERVES else int(zone["nr_reserved_highatomic"])
         if free_pages - min(free_pages, reserved) > mark + int(b.lowmem_reserve[z, highest_zoneidx]):
             return True
-    if zone_watermark_ok(b, z, order, mark, highest_zoneidx, alloc_flags, free_pages):
+    if zone_watermark_ok_hot(b, z, order, mark, highest_zoneidx, alloc_flags, free_pages):
         return True
     if order == 0 and gfp & 0x200 and int(zone["watermark_boost"]) and alloc_flags & ALLOC_WMARK_MASK == ALLOC_WMARK_MIN:
         return zone_watermark_ok(b, z, order, int(zone["wmark_min"]), highest_zoneidx, alloc_flags, free_pages)

@@ -30,6 +30,7 @@ from mmtwin.mm.buddy import (
 from mmtwin.mm.kswapd import node_needs_kswapd
 from mmtwin.mm.list import rotate_to_front
 from mmtwin.mm.page_alloc import (
+    alloc_pages,
     alloc_pages_cold,
     bulk_page,
     bulk_zone,
@@ -159,8 +160,7 @@ class Progress(NamedTuple):
 
 
 # One copy of each that is not inlined, for the rare paths: every inlined copy costs seconds of compile time.
-free_one_page_cold, free_pcppages_bulk_cold, get_page_from_freelist_cold, get_page_from_zones_cold = (
-    slow(free_one_page),
+free_pcppages_bulk_cold, get_page_from_freelist_cold, get_page_from_zones_cold = (
     slow(free_pcppages_bulk),
     slow(get_page_from_freelist),
     slow(get_page_from_zones),
@@ -211,7 +211,7 @@ def replay_alloc(b: Any, r: Any, op: Any) -> None:
         if z >= 0 and int(b.zone[z]["watermark_boost"]) != boost:
             boost_changed(r, z, boost, int(op["at"]))
     else:
-        pfn = alloc_pages_cold(b, cpu, order, gfp, contended)
+        pfn = alloc_pages(b, cpu, order, gfp, contended)
     count(r, C_ALLOCS, 1)
     if pfn != expected:
         replay_alloc_differs(b, r, op, pfn)
@@ -456,7 +456,7 @@ def replay_pcp_free(b: Any, r: Any, op: Any) -> None:
     zone = b.zone[z]
     zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
     if order > 3 and order != 9:  # only without probes: such orders have no per-CPU list
-        free_one_page_cold(b, pfn, z, int(op["cpu"]), order, int(entry["migratetype"]), False)
+        free_one_page(b, pfn, z, int(op["cpu"]), order, int(entry["migratetype"]), False)
         return
     cpu = int(op["cpu"])
     row = z * int(b.config[0]["nr_cpus"]) + cpu
@@ -469,7 +469,7 @@ def replay_pcp_free(b: Any, r: Any, op: Any) -> None:
     if drained:  # how much to give back is decided now, and done under the zone lock, later
         r.surplus[row] = surplus
     elif surplus:
-        free_pcppages_bulk_cold(b, z, cpu, cpu, surplus, pindex_of_free(b, pfn, order))
+        free_pcppages_bulk(b, z, cpu, cpu, surplus, pindex_of_free(b, pfn, order))
 
 
 @slow
@@ -518,7 +518,7 @@ def replay_buddy_free(b: Any, r: Any, op: Any) -> None:
         count(r, C_RETYPED, 1)
     zone = b.zone[z]
     zone["pgfree"] = int(zone["pgfree"]) + (1 << order)
-    free_one_page_cold(b, pfn, z, int(op["cpu"]), order, int(op["migratetype"]), int(op["arg"]) & 2 != 0)
+    free_one_page(b, pfn, z, int(op["cpu"]), order, int(op["migratetype"]), int(op["arg"]) & 2 != 0)
 
 
 @inner
