@@ -347,10 +347,30 @@ def explain_many(recording: Recording, places: Iterable[Place], symbols: Symbols
     :param look: also who pins what; without it only the verdicts.
     """
     ordered = sorted(places, key=lambda place: place.judged)
-    groups = pins.owners(recording, "callsite", symbols) if look else None
-    requests = pins.requests_of(recording.events) if look else None
-    named = pins.slab_frames(recording) if look else None
+    explainer = Explainer(recording, symbols, look)
     for place, moment in zip(ordered, moments(recording, [place.judged for place in ordered]), strict=True):
+        yield explainer.at(moment, place)
+
+
+class Explainer:
+    """Explains requests of one recording at moments that somebody else's replay stops at.
+
+    :ivar groups: who holds pages, for the caller too; None without `look`.
+    """
+
+    def __init__(self, recording: Recording, symbols: Symbols | None = None, look: bool = True) -> None:
+        self.recording, self.symbols = recording, symbols
+        self.groups = pins.owners(recording, "callsite", symbols) if look else None
+        self._requests = pins.requests_of(recording.events) if look else None
+        self._named = pins.slab_frames(recording) if look else None
+        self._slab_events: pl.DataFrame | None = None
+
+    def at(self, moment: Moment, place: Place) -> AtExplanation:
+        """The answer.
+
+        :param moment: just before `place.judged`.
+        """
+        recording = self.recording
         assert recording.before is not None
         names = [str(name) for name in recording.before.zones.sort("index")["name"].to_list()]
         bits = 32 if "HighMem" in names else 64
@@ -359,11 +379,13 @@ def explain_many(recording: Recording, places: Iterable[Place], symbols: Symbols
         rooms: tuple[Room, ...] = ()
         holders: dict[str, dict[str, int]] = {}
         owners: tuple[pins.Pin, ...] = ()
-        if groups is not None:
-            frames = pins.frames_at(moment, recording, requests, named)
-            rooms = _rooms(place, judged.zones, names, moment, frames, recording, groups, symbols) if place.order else ()
-            holders, owners = _holders(judged.zones, names, moment, frames, recording, groups)
-        yield _explained(recording, place, ask, info, judged, twin, rooms, holders, owners, symbols)
+        if self.groups is not None:
+            frames = pins.frames_at(moment, recording, self._requests, self._named)
+            if place.order:
+                self._slab_events = pins.object_events(recording) if self._slab_events is None else self._slab_events
+                rooms = _rooms(place, judged.zones, names, moment, frames, recording, self.groups, self.symbols, self._slab_events)
+            holders, owners = _holders(judged.zones, names, moment, frames, recording, self.groups)
+        return _explained(recording, place, ask, info, judged, twin, rooms, holders, owners, self.symbols)
 
 
 def _explained(
@@ -468,7 +490,8 @@ def _remedies(judged: page_verdict.Judged, ask: Ask, request: Request, info: Mem
 
 
 def _rooms(
-    place: Place, zones: tuple[ZoneVerdict, ...], names: list[str], moment: Moment, frames: pins.Frames, recording: Recording, groups: pins.Owners, symbols: Symbols | None
+    place: Place, zones: tuple[ZoneVerdict, ...], names: list[str], moment: Moment, frames: pins.Frames, recording: Recording, groups: pins.Owners, symbols: Symbols | None,
+    slab_events: pl.DataFrame,
 ) -> tuple[Room, ...]:  # fmt: skip
     """Where the request could have been, in each zone it may use."""
     found = []
@@ -479,7 +502,7 @@ def _rooms(
     shown = [np.arange(room.pfn, room.pfn + (1 << place.order), dtype=np.int64) for _, rooms in found for room in rooms[:BEST]]
     shown = [held[frames.pinned[held]] for held in shown]
     slabs = [frame for held in shown for frame in held[frames.what[held] == pins.SLAB].tolist()]
-    objects = pins.live_objects(recording, moment.event, slabs)
+    objects = pins.live_objects(recording, moment.event, slabs, slab_events)
     who = iter([tuple(pins.pins_in(frames, held, moment, recording, groups, symbols, objects)) if len(held) else () for held in shown])
     flags, top = gfp_to_alloc_flags(place.gfp, place.order), int(highest_zone(moment.state, place.gfp))
     told = []
