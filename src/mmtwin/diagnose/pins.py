@@ -314,22 +314,23 @@ def pins_in(
     if len(recording.events):  # looked up for all frames at once
         pid = recording.events["pid"].gather(np.maximum(rows, 0)).to_numpy()
     site_name = site_names(recording, symbols) if sites_of is not None else str
+    order = np.argsort(group, kind="stable")
+    numbers, begins = np.unique(group[order], return_index=True)
     found = []
-    for number in np.unique(group).tolist():
-        here_is = group == number
-        mine = here_is & (rows >= 0)
+    for number, here in zip(numbers.tolist(), np.split(order, begins[1:]), strict=True):
+        mine = here[rows[here] >= 0]
         known = rows[mine]
         pids = tuple(np.unique(pid[mine]).tolist())
         callers: tuple[tuple[str, int], ...] = ()
         if sites_of is not None and len(sites_of):
-            here = (
-                sites_of.filter(pl.col("pfn").is_in(some[here_is].tolist()))
+            callers_here = (
+                sites_of.filter(pl.col("pfn").is_in(some[here].tolist()))
                 .group_by("call_site")
                 .len()
                 .sort("len", "call_site", descending=[True, False])
             )
-            callers = tuple((site_name(site), count) for site, count in here.head(3).iter_rows())
-        found.append(Pin(groups.names[number], int(here_is.sum()), pids, int(moment.event - known.min()) if len(known) else None, callers))
+            callers = tuple((site_name(site), count) for site, count in callers_here.head(3).iter_rows())
+        found.append(Pin(groups.names[number], len(here), pids, int(moment.event - known.min()) if len(known) else None, callers))
     return sorted(found, key=lambda pin: (-pin.frames, pin.who))
 
 
@@ -414,10 +415,15 @@ def rooms(frames: Frames, order: int, first: int, last: int) -> list[BlockRoom]:
     what = frames.what[start : start + (count << order)].reshape(count, size)
     lost = (what == NO_RAM).any(axis=1)
     pinned, free = (what >= MOVABLE_OFF_LRU).sum(axis=1), ((what == FREE_LIST) | (what == PCP_LIST)).sum(axis=1)
-    table = pl.DataFrame({"pfn": start + (np.arange(count) << order), "pinned": pinned, "movable": size - pinned - free, "free": free}).filter(pl.Series(~lost))
-    table = table.with_columns(pl.Series("block", frames.block[table["pfn"].to_numpy()], dtype=pl.Int64))
-    best = table.sort("pinned", "movable", "pfn").unique("block", keep="first", maintain_order=True)
-    return [BlockRoom(row["pfn"], row["block"], row["pinned"], row["movable"], row["free"]) for row in best.iter_rows(named=True)]
+    chosen = np.flatnonzero(~lost)
+    pinned, free = pinned[chosen], free[chosen]
+    movable, pfn = size - pinned - free, start + (chosen << order)
+    block = frames.block[pfn]
+    best = np.lexsort((pfn, movable, pinned))
+    _, first = np.unique(block[best], return_index=True)
+    best = best[np.sort(first)]
+    columns = (pfn, block, pinned, movable, free)
+    return [BlockRoom(*row) for row in zip(*(column[best].tolist() for column in columns), strict=True)]
 
 
 __all__ = (

@@ -37,6 +37,7 @@ from mmtwin.gfp import (
 from mmtwin.mm.buddy import page_zone
 from mmtwin.mm.page_alloc import EINVAL, alloc_pages, get_page_from_freelist, highest_zone
 from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, Pgdat, copy_pgdat
+from mmtwin.notebook import Card, InNotebook, Table
 from mmtwin.recording.model import Recording
 from mmtwin.recording.symbols import Symbols
 from mmtwin.replay.moments import Moment, moments
@@ -117,7 +118,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class AtExplanation:
+class AtExplanation(InNotebook):
     """The answer.
 
     :ivar holders: per zone the request may use: what its frames are (`pins.WHAT`) and how many; `owners` who holds most of those that cannot be moved.
@@ -142,6 +143,17 @@ class AtExplanation:
     @property
     def agrees(self) -> bool:
         return self.passes == (self.twin.pfn >= 0)
+
+    def _card(self) -> Card:
+        v = self.verdict
+        rows = [("verdict", f"{v.code}: {VERDICTS[v.code]}"), ("why", v.headline), ("the twin", self.twin.text)]
+        rows += [("", sentence) for sentence in v.why]
+        rows += [(f"remedy {rank} ({remedy.who})", remedy.what) for rank, remedy in enumerate(v.remedies, 1)]
+        zones = [(z.zone.label, z.rule, f"{z.usable:,}", f"{z.least + z.reserve:,}", "" if z.fitting is None else f"{z.fitting:,}") for z in v.zones]
+        pinned = [(pin.who, f"{pin.frames:,}") for pin in self.owners]
+        recorded = {"refused": "a request that failed", "served": "a request that succeeded", "": "a request that was never made"}[self.place.recorded]
+        tables = [Table(("zone", "rule", "usable pages", "must be above", "blocks large enough"), zones), Table(("holds what cannot be moved", "pages"), pinned)]
+        return Card(f"Event {self.place.event:,}: {recorded}", rows, tables, v.missing)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the fields of a log's report, and the moment's own."""
@@ -355,12 +367,12 @@ def explain_many(recording: Recording, places: Iterable[Place], symbols: Symbols
 class Explainer:
     """Explains requests of one recording at moments that somebody else's replay stops at.
 
-    :ivar groups: who holds pages, for the caller too; None without `look`.
+    :param groups: `pins.owners` by call site, if the caller has them already.
     """
 
-    def __init__(self, recording: Recording, symbols: Symbols | None = None, look: bool = True) -> None:
+    def __init__(self, recording: Recording, symbols: Symbols | None = None, look: bool = True, groups: pins.Owners | None = None) -> None:
         self.recording, self.symbols = recording, symbols
-        self.groups = pins.owners(recording, "callsite", symbols) if look else None
+        self.groups = groups or (pins.owners(recording, "callsite", symbols) if look else None)
         self._requests = pins.requests_of(recording.events) if look else None
         self._named = pins.slab_frames(recording) if look else None
         self._slab_events: pl.DataFrame | None = None
