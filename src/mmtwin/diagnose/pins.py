@@ -324,10 +324,7 @@ def pins_in(
         callers: tuple[tuple[str, int], ...] = ()
         if sites_of is not None and len(sites_of):
             callers_here = (
-                sites_of.filter(pl.col("pfn").is_in(some[here].tolist()))
-                .group_by("call_site")
-                .len()
-                .sort("len", "call_site", descending=[True, False])
+                sites_of.filter(pl.col("pfn").is_in(some[here].tolist())).group_by("call_site").len().sort("len", "call_site", descending=[True, False])
             )
             callers = tuple((site_name(site), count) for site, count in callers_here.head(3).iter_rows())
         found.append(Pin(groups.names[number], len(here), pids, int(moment.event - known.min()) if len(known) else None, callers))
@@ -382,9 +379,7 @@ def live_objects(recording: Recording, event: int, pfns: Iterable[int], events: 
         return pl.DataFrame(schema={"ptr": pl.Int64, "pfn": pl.Int64, "call_site": pl.Int64, "row": pl.Int64})
     events = object_events(recording) if events is None else events
     before = events.slice(0, int(events["row"].search_sorted(event, "left")))
-    return (
-        before.filter(pl.col("pfn").is_in(wanted)).group_by("ptr", maintain_order=True).last().filter("got").select("ptr", "pfn", "call_site", "row")
-    )
+    return before.filter(pl.col("pfn").is_in(wanted)).group_by("ptr", maintain_order=True).last().filter("got").select("ptr", "pfn", "call_site", "row")
 
 
 class BlockRoom(NamedTuple):
@@ -420,8 +415,8 @@ def rooms(frames: Frames, order: int, first: int, last: int) -> list[BlockRoom]:
     movable, pfn = size - pinned - free, start + (chosen << order)
     block = frames.block[pfn]
     best = np.lexsort((pfn, movable, pinned))
-    _, first = np.unique(block[best], return_index=True)
-    best = best[np.sort(first)]
+    _, once = np.unique(block[best], return_index=True)  # sorted by goodness, so the first of each block is its best
+    best = best[np.sort(once)]
     columns = (pfn, block, pinned, movable, free)
     return [BlockRoom(*row) for row in zip(*(column[best].tolist() for column in columns), strict=True)]
 

@@ -16,8 +16,10 @@ import polars as pl
 from mmtwin.diagnose import pins
 from mmtwin.diagnose.explain import at
 from mmtwin.diagnose.explain.at_show import OWNERS_SHOWN, PINS_SHOWN, pin_text, range_text
+from mmtwin.diagnose.explain.common import asked
 from mmtwin.diagnose.explain.model import VERDICTS, size
 from mmtwin.diagnose.explain.show import RULES, WHO
+from mmtwin.errors import RequestError
 from mmtwin.gfp import gfp_names
 from mmtwin.recording.model import Recording
 from mmtwin.recording.symbols import Symbols
@@ -57,7 +59,10 @@ def looks(recording: Recording, explain: Explain, into: dict[int, dict[str, Any]
 
 def _look(place: at.Place, explain: Explain, into: dict[int, dict[str, Any]]) -> Look:
     def look(moment: Moment) -> None:
-        into[place.event] = explain(moment, place)
+        try:
+            into[place.event] = explain(moment, place)
+        except RequestError as error:  # flags that no kernel accepts: the recording is damaged, which is no reason to have no report
+            into[place.event] = {"reason": "not explained", "headline": str(error)}
 
     return look
 
@@ -75,9 +80,12 @@ def plain(result: at.AtExplanation) -> dict[str, Any]:
     """An explanation as the report has it: the fields of ``mmtwin explain --at --json``, less what can be looked up there; places and holders in the words of its text."""
     told = result.to_dict()
     lacking = {zone.zone.name for zone in result.verdict.zones if at.lacks_block(zone)}
-    zones = [{key: zone[key] for key in ("zone", "eligible", "why_not", "rule", "free", "margin", "steps")} | {"says": RULES.get(zone["rule"], zone["rule"])} for zone in told["zones"]]
+    zones = [
+        {key: zone[key] for key in ("zone", "eligible", "why_not", "rule", "free", "margin", "steps")} | {"says": RULES.get(zone["rule"], zone["rule"])}
+        for zone in told["zones"]
+    ]
     return {
-        "reason": VERDICTS[told["verdict"]], **{key: told[key] for key in ("verdict", "certainty", "headline", "judged_at", "why", "missing", "twin")}, "zones": zones,
+        "reason": VERDICTS[told["verdict"]], "answer": told["headline"].partition(f"{asked(result.request)}. ")[2], **{key: told[key] for key in ("verdict", "certainty", "headline", "judged_at", "why", "missing", "twin")}, "zones": zones,
         "remedies": [{"who": WHO[remedy["who"]], "what": remedy["what"], "changes": remedy["changes"]} for remedy in told["remedies"]],
         "ranges": [
             {"zone": room.zone, "size": size(PAGE_SIZE << room.order), "pfn": row[0], "text": range_text(row), "pins": [pin_text(pin) for pin in row[5][:PINS_SHOWN]], "more_pins": max(0, len(row[5]) - PINS_SHOWN)}
@@ -95,9 +103,7 @@ def failures(rows: pl.DataFrame, explained: dict[int, dict[str, Any]], recording
     """
     listed = []
     for row in rows.head(LISTED).iter_rows(named=True):
-        listed.append(
-            {**row, "gfp": gfp_names(row["gfp"] & 0xFFFF_FFFF), "bytes": PAGE_SIZE << max(row["order"], 0), "explained": explained.get(row["event"])}
-        )
+        listed.append({**row, "gfp": gfp_names(row["gfp"] & 0xFFFF_FFFF), "bytes": PAGE_SIZE << max(row["order"], 0), "explained": explained.get(row["event"])})
     victims = (
         recording.events.lazy()
         .with_row_index("event")

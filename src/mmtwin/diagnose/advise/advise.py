@@ -133,7 +133,11 @@ class AdviceResult(InNotebook):
     def _card(self) -> Card:
         rows = [(site.site.name, a.suggestion.suggested, a.suggestion.why, a.effect) for site in self.sites for a in site.advice]
         rows += [(a.suggestion.present, a.suggestion.suggested, a.suggestion.why, a.effect) for a in self.others]
-        about = [("call sites", f"{len(self.sites):,}"), ("with a suggestion", f"{self.advised:,}"), ("tried on", self.machine or "nothing: effects are by arithmetic alone")]
+        about = [
+            ("call sites", f"{len(self.sites):,}"),
+            ("with a suggestion", f"{self.advised:,}"),
+            ("tried on", self.machine or "nothing: effects are by arithmetic alone"),
+        ]
         return Card("What to change", about, [Table(("where", "better", "why", "effect"), rows)], self.notes)
 
     def to_dict(self, lines: int = 0) -> dict[str, Any]:

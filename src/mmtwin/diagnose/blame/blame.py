@@ -16,7 +16,7 @@ from mmtwin.diagnose.blame import wastes as waste
 from mmtwin.diagnose.blame.fragments import Fragments, Sample, fragments, sample
 from mmtwin.diagnose.blame.grows import Grows, caches_over_time, grows
 from mmtwin.diagnose.blame.leaks import Leaks, leaks
-from mmtwin.diagnose.blame.lives import BY, object_lives, page_lives
+from mmtwin.diagnose.blame.lives import BY, by_cache, object_lives, page_lives
 from mmtwin.diagnose.blame.steps import STEPS, Steps, cut
 from mmtwin.diagnose.blame.wastes import Wastes
 from mmtwin.diagnose.stat import LIVE, check_choice, reading_notes
@@ -57,7 +57,9 @@ class Blame(InNotebook):
             tables.append(Table(("holds unmovable pages in movable blocks", "pages", "blocks"), [(r[0], f"{r[1]:,}", f"{r[2]:,}") for r in held.iter_rows()]))
         for growing in self.grows:
             rows = growing.rows.filter(pl.col("slope") > 0).select("label", "slope", "live_end").iter_rows()
-            tables.append(Table((f"grows ({growing.what})", f"per {self.steps.unit}", "live"), [(who, size(round(slope)), size(live)) for who, slope, live in rows]))
+            tables.append(
+                Table((f"grows ({growing.what})", f"per {self.steps.unit}", "live"), [(who, size(round(slope)), size(live)) for who, slope, live in rows])
+            )
         for leak in self.leaks:
             late = leak.rows.filter(pl.col("overdue") > 0).select("label", "verdict", "overdue", "overdue_bytes").iter_rows()
             tables.append(Table((f"may leak ({leak.what})", "verdict", "overdue", "bytes"), [(who, why, f"{n:,}", size(held)) for who, why, n, held in late]))
@@ -110,15 +112,15 @@ def blame(
     to_the_end = window[1] is None
     wanted_lives = bool({"grows", "leaks"} & set(sections))
     objects = object_lives(recording, by, when.end, symbols, notes, to_the_end) if wanted_lives else None
-    by_cache = (
-        objects
-        if by == "cache" and objects is not None
-        else object_lives(recording, "cache", when.end, symbols, notes if not wanted_lives else [], to_the_end)
-        if "wastes" in sections
-        else None
-    )
+    caches = None
+    if "wastes" in sections:
+        caches = (
+            by_cache(objects, recording)
+            if objects is not None
+            else object_lives(recording, "cache", when.end, symbols, notes if not wanted_lives else [], to_the_end)
+        )
     pages = page_lives(recording, groups, when.end) if wanted_lives or "wastes" in sections else None
-    if (wanted_lives or "wastes" in sections) and objects is None and by_cache is None:
+    if (wanted_lives or "wastes" in sections) and objects is None and caches is None:
         untold.append("no slab events were recorded: nothing is told of objects and their callers (mmtwin record --slab records them)")
     if (wanted_lives or "wastes" in sections) and pages is None:
         untold.append("no page events were recorded: nothing is told of pages")
@@ -143,7 +145,7 @@ def blame(
             mine = pages.table.filter((pl.col("fate") == LIVE) & pl.Series(requests.what[pages.table["row"].to_numpy()] == pins.PAGE_TABLE))
             tables = waste.page_tables(mine.select("pid", "pages"))
         wasted = Wastes(
-            waste.size_classes(by_cache, when) if by_cache is not None else None, slabs, waste.guard_pages(recording.after) if to_the_end else None, tables, at,
+            waste.size_classes(caches, when) if caches is not None else None, slabs, waste.guard_pages(recording.after) if to_the_end else None, tables, at,
         )  # fmt: skip
     return Blame(
         by, when, tuple(sections), fragments(recording, state.samples, groups, when) if "fragments" in sections else None, tuple(growing),

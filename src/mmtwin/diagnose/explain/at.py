@@ -152,7 +152,10 @@ class AtExplanation(InNotebook):
         zones = [(z.zone.label, z.rule, f"{z.usable:,}", f"{z.least + z.reserve:,}", "" if z.fitting is None else f"{z.fitting:,}") for z in v.zones]
         pinned = [(pin.who, f"{pin.frames:,}") for pin in self.owners]
         recorded = {"refused": "a request that failed", "served": "a request that succeeded", "": "a request that was never made"}[self.place.recorded]
-        tables = [Table(("zone", "rule", "usable pages", "must be above", "blocks large enough"), zones), Table(("holds what cannot be moved", "pages"), pinned)]
+        tables = [
+            Table(("zone", "rule", "usable pages", "must be above", "blocks large enough"), zones),
+            Table(("holds what cannot be moved", "pages"), pinned),
+        ]
         return Card(f"Event {self.place.event:,}: {recorded}", rows, tables, v.missing)
 
     def to_dict(self) -> dict[str, Any]:
@@ -405,7 +408,7 @@ def _explained(
     symbols: Symbols | None,
 ) -> AtExplanation:  # fmt: skip
     release = recording.provenance.kernel_release
-    version = parse_release(release) if release else (6, 1, 0)
+    version = parse_release(release) if release[:1] in set("0123456789") else (6, 1, 0)
     site = pins.site_names(recording, symbols)(place.call_site) if place.call_site else ""
     request = Request(
         comm=f"pid {place.pid}" if place.pid else "", pid=place.pid, cpu=place.cpu, order=place.order,
