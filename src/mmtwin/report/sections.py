@@ -142,6 +142,9 @@ def blamed(context: Context) -> dict[str, Any] | None:
             f"who is to blame, and what to change: left out above {MOST_EVENTS:,} events, as they take a while (mmtwin report --full tells them)"
         )
         return None
+    if context.recording.provenance.how == "malloc":
+        context.missing.append("who is to blame: these are a program's calls of malloc, and the answers are in the words of the kernel's allocators")
+        return None
     try:
         result = blame(context.recording, symbols=context.symbols, watch=context.watch)
     except RequestError as error:
