@@ -6,8 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 
+from mmtwin.diagnose.advise.advise import advise
+from mmtwin.diagnose.blame import blame
 from mmtwin.diagnose.explain import explain_text
+from mmtwin.diagnose.explain.at import explain_at, hypothetical
 from mmtwin.diagnose.page_stat import page_stat
+from mmtwin.gfp import GFP_KERNEL
 from mmtwin.machine import Machine
 from mmtwin.notebook import SHOWN, Card, InNotebook, Table, card_html, readable_size
 from mmtwin.recording.model import Recording
@@ -107,3 +111,17 @@ def test_an_explanation() -> None:
     explanation = explain_text(log)
     tags = Tags(explanation._repr_html_())
     assert explanation.main.verdict.code in tags.text and "b" not in tags.seen
+
+
+def test_blame_and_advice_and_a_moment(recordings: dict[str, Recording]) -> None:
+    recording = recordings["slabs-512m-4cpu-slab"]
+    result = blame(recording, sections=("grows", "leaks", "wastes", "fragments"), steps=4)
+    text = Tags(result._repr_html_()).text
+    assert result.fragments is not None and f"{result.fragments.samples[-1].pinned:,} unmovable pages" in text
+    assert result.grows[0].rows["label"][0] in text and "may leak (objects)" in text
+    found = advise(recording, tries=False, classes=False)
+    text = Tags(found._repr_html_()).text
+    assert found.advised and all(site.advice[0].suggestion.why in text for site in found.sites if site.advice) and "arithmetic alone" in text
+    x = explain_at(recording, hypothetical(recording, 1000, 9, GFP_KERNEL))
+    text = Tags(x._repr_html_()).text
+    assert x.verdict.headline in text and "a request that was never made" in text and x.owners[0].who in text

@@ -169,6 +169,14 @@ def test_a_recording_without_the_recorders_probes_is_judged_at_the_event(fails: 
     assert (place.judged, place.flags) == (row, None)
 
 
+def test_a_release_that_is_no_version(fails: dict[int, Recording]) -> None:
+    recording = fails[1]
+    for release in ("", "custom", "<6>"):
+        odd = replace(recording, provenance=replace(recording.provenance, kernel_release=release))
+        x = next(iter(explain_many(odd, [place_of(odd, 52208)], look=False)))
+        assert x.kernel.release == release and not x.passes
+
+
 def test_a_machine_with_high_memory() -> None:
     old = store.load(RECORDINGS / "areas-2g-4cpu-686.mmrec")
     x = explain_at(old, hypothetical(old, len(old.events), 0, GFP_HIGHUSER_MOVABLE))

@@ -131,6 +131,7 @@ def test_calls_of_malloc() -> None:
     path = DATA / "malloc-shell.mmrec"
     data = document(store.load(path), path, steps=5)
     assert data["objects"]["summary"]["allocations"] > 0 and data["map"] is None and data["pages"] is None
+    assert data["blame"] is None and data["advice"] is None and sum("malloc" in text for text in data["missing"]) >= 2
     assert {series["key"] for series in data["activity"]["series"]} == {"calls", "calls_free"}
 
 

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from mmtwin.diagnose.advise.advise import Advice, AdviceResult, ClassAdvice, SiteAdvice
     from mmtwin.diagnose.advise.trial import Outcome
 
-KIND_WORDS = {
-    "bug": "the kernel forbids this", "failure": "requests fail", "memory": "saves memory", "order": "needs smaller blocks", "cost": "same memory, less work",
-    "check": "look at the code",
-}  # fmt: skip
 MOST_SIZES = 12
 COUNTS = (
     ("pages at the peak", "pages_peak"), ("pages at the end", "pages_end"), ("slab pages at the peak", "slab_pages_peak"), ("highest order asked for", "highest_order"),
@@ -161,8 +157,7 @@ def _advice(advice: Advice, name: str) -> list[RenderableType]:
     from rich.text import Text
 
     s = advice.suggestion
-    effect = f"saves {_number(advice.saved_bytes)} bytes at the peak" if s.kind == "memory" else KIND_WORDS[s.kind]
-    lines: list[RenderableType] = [Text.assemble((printable(name or s.present), "bold"), f"  [{s.rule}]  {effect}")]
+    lines: list[RenderableType] = [Text.assemble((printable(name or s.present), "bold"), f"  [{s.rule}]  {advice.effect}")]
     rows = [("now", s.present), ("better", s.suggested), ("why", s.why), ("limit", s.threshold)]
     rows += [("not in the trace", "; ".join(s.unknown))] if s.unknown else []
     rows += [("not tried", advice.not_tried)] if advice.not_tried else []

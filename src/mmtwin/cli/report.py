@@ -23,7 +23,7 @@ from mmtwin.report.document import document
 from mmtwin.report.page import render
 
 path = Path({path!r})
-data = document(read(path), path, steps={steps})
+data = document(read(path), path, steps={steps}{full})
 render(data, Path({output!r}))
 """
 
@@ -35,6 +35,7 @@ def report(
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
     steps: int = 120,
     symbols: Path | None = None,
+    full: bool = False,
     force: bool = False,
     json: bool = False,
     code: bool = False,
@@ -43,12 +44,14 @@ def report(
     """Write a recording's report: one HTML page that needs no network.
 
     It shows what the memory held over time, the map of page frames, free blocks by order, slab caches, who asked for what, and refused requests with the reason. Trace
-    text and other recordings without snapshots give the parts that need only events.
+    text and other recordings without snapshots give the parts that need only events. Refused requests are explained as by mmtwin explain --at, who is to blame is told as by mmtwin
+    blame, and what to change as by mmtwin advise --untried: nothing is tried on the twin.
 
     :param file: A recording (.mmrec), perf.data, trace.dat, or a kernel's trace text as for mmtwin import.
     :param output: The page to write (default: the recording's name with .html, in this directory).
     :param steps: How many moments of the recording to look at (default: 120).
     :param symbols: System.map, a copy of /proc/kallsyms or a vmlinux: names for call sites that are addresses.
+    :param full: Who is to blame and what to change also of recordings with more than 2 million events, which takes up to as long again.
     :param force: Overwrite an existing file.
     :param json: The page's data as one JSON document on stdout; no page is written.
     :param code: Print the Python that does the same.
@@ -58,18 +61,20 @@ def report(
     if json and output is not None:
         raise UsageError("--json and --output contradict each other: JSON goes to stdout")
     if code:
-        return terminal.write(CODE.format(path=str(file), steps=steps, output=str(output or Path(file.name).with_suffix(SUFFIX))))
+        return terminal.write(
+            CODE.format(path=str(file), steps=steps, full=", full=True" if full else "", output=str(output or Path(file.name).with_suffix(SUFFIX)))
+        )
     path = None if json else output_path(output, file, force, SUFFIX)
     with terminal.progress("reading"):
         recording = read(file)
-    data = gather(recording, file, steps, symbols, terminal)
+    data = gather(recording, file, steps, symbols, terminal, full)
     if path is None:
         return terminal.json(data)
     write(data, path, force)
     return terminal.write(f"Wrote {printable(path)}\n")
 
 
-def gather(recording: Recording, file: Path, steps: int, symbols: Path | None, terminal: Terminal) -> dict[str, Any]:
+def gather(recording: Recording, file: Path, steps: int, symbols: Path | None, terminal: Terminal, full: bool = False) -> dict[str, Any]:
     """The report's data, with progress on stderr."""
     from mmtwin import _jit
     from mmtwin.recording.symbols import read_symbols
@@ -79,7 +84,7 @@ def gather(recording: Recording, file: Path, steps: int, symbols: Path | None, t
     if recording.before is not None and not _jit.is_compiled("replay_ops"):
         terminal.note("compiling the replay, about 30 s, once")
     with terminal.progress("replaying") as progress:
-        return document(recording, file, steps=steps, symbols=names, progress=progress)
+        return document(recording, file, steps=steps, symbols=names, full=full, progress=progress)
 
 
 def write(data: dict[str, Any], path: Path, force: bool) -> None:

@@ -310,23 +310,24 @@ def pins_in(
     """
     group = groups.groups(frames, some)
     rows = frames.owner[some]
-    pid = recording.events["pid"]
-    site_name = site_names(recording, symbols)
+    pid = np.zeros(len(rows), dtype=np.int64)
+    if len(recording.events):  # looked up for all frames at once
+        pid = recording.events["pid"].gather(np.maximum(rows, 0)).to_numpy()
+    site_name = site_names(recording, symbols) if sites_of is not None else str
+    order = np.argsort(group, kind="stable")
+    numbers, begins = np.unique(group[order], return_index=True)
     found = []
-    for number in np.unique(group).tolist():
-        mine = rows[group == number]
-        known = mine[mine >= 0]
-        pids = tuple(sorted(set(pid.gather(np.unique(known)).to_list()))) if len(known) else ()
+    for number, here in zip(numbers.tolist(), np.split(order, begins[1:]), strict=True):
+        mine = here[rows[here] >= 0]
+        known = rows[mine]
+        pids = tuple(np.unique(pid[mine]).tolist())
         callers: tuple[tuple[str, int], ...] = ()
         if sites_of is not None and len(sites_of):
-            here = (
-                sites_of.filter(pl.col("pfn").is_in(some[group == number].tolist()))
-                .group_by("call_site")
-                .len()
-                .sort("len", "call_site", descending=[True, False])
+            callers_here = (
+                sites_of.filter(pl.col("pfn").is_in(some[here].tolist())).group_by("call_site").len().sort("len", "call_site", descending=[True, False])
             )
-            callers = tuple((site_name(site), count) for site, count in here.head(3).iter_rows())
-        found.append(Pin(groups.names[number], int((group == number).sum()), pids, int(moment.event - known.min()) if len(known) else None, callers))
+            callers = tuple((site_name(site), count) for site, count in callers_here.head(3).iter_rows())
+        found.append(Pin(groups.names[number], len(here), pids, int(moment.event - known.min()) if len(known) else None, callers))
     return sorted(found, key=lambda pin: (-pin.frames, pin.who))
 
 
@@ -343,34 +344,42 @@ def function_of(site: str) -> str:
     return f"{name}{space}{module}" if plus else site
 
 
-def live_objects(recording: Recording, event: int, pfns: Iterable[int]) -> pl.DataFrame:
-    """Objects in these frames that the slab events say are live just before an event: ptr, pfn, call_site, row (of the allocation).
-
-    Objects older than the recording are not among them.
-    """
-    wanted = list(pfns)
+def object_events(recording: Recording) -> pl.DataFrame:
+    """The slab events with their objects' page frames: row, ptr, pfn, call_site, got (an allocation, not a free). For `live_objects`."""
+    schema = {"row": pl.Int64, "ptr": pl.Int64, "pfn": pl.Int64, "call_site": pl.Int64, "got": pl.Boolean}
     base = recording.before.scalars.get("page_offset_base") if recording.before is not None else None
-    schema = {"ptr": pl.Int64, "pfn": pl.Int64, "call_site": pl.Int64, "row": pl.Int64}
-    if base is None or not wanted:
+    if base is None:
         return pl.DataFrame(schema=schema)
     base = base - (1 << 64) if base >> 63 else base
     some = [*KMALLOCS, *CACHE_ALLOCS, *FREES, *BULK]
     role = pl.when(pl.col("kind") != "slab_bulk_object").then(pl.col("kind")).forward_fill().over("cpu")  # an object stands behind its call's row, on that CPU
     return (
         recording.events.lazy()
-        .slice(0, event)
         .select("cpu", "kind", "ptr", "call_site")
         .with_row_index("row")
         .filter(pl.col("kind").is_in(some))
         .with_columns(pl.when(pl.col("kind") == "slab_bulk_object").then(role).otherwise("kind").alias("role"))
+        .filter((pl.col("kind") == "slab_bulk_object") | ~pl.col("kind").is_in(list(BULK)))
         .with_columns(((pl.col("ptr") - base) // (1 << PAGE_SHIFT)).alias("pfn"), pl.col("row").cast(pl.Int64))
-        .filter(pl.col("pfn").is_in(wanted) & ((pl.col("kind") == "slab_bulk_object") | ~pl.col("kind").is_in(list(BULK))))
-        .group_by("ptr", maintain_order=True)
-        .last()
-        .filter(pl.col("role").is_in([*KMALLOCS, *CACHE_ALLOCS, "slab_bulk_got"]))
+        .with_columns(pl.col("role").is_in([*KMALLOCS, *CACHE_ALLOCS, "slab_bulk_got"]).alias("got"))
         .select(list(schema))
         .collect()
     )
+
+
+def live_objects(recording: Recording, event: int, pfns: Iterable[int], events: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Objects in these frames that the slab events say are live just before an event: ptr, pfn, call_site, row (of the allocation).
+
+    Objects older than the recording are not among them.
+
+    :param events: `object_events` of the recording, if the caller has them already.
+    """
+    wanted = list(pfns)
+    if not wanted:
+        return pl.DataFrame(schema={"ptr": pl.Int64, "pfn": pl.Int64, "call_site": pl.Int64, "row": pl.Int64})
+    events = object_events(recording) if events is None else events
+    before = events.slice(0, int(events["row"].search_sorted(event, "left")))
+    return before.filter(pl.col("pfn").is_in(wanted)).group_by("ptr", maintain_order=True).last().filter("got").select("ptr", "pfn", "call_site", "row")
 
 
 class BlockRoom(NamedTuple):
@@ -401,10 +410,15 @@ def rooms(frames: Frames, order: int, first: int, last: int) -> list[BlockRoom]:
     what = frames.what[start : start + (count << order)].reshape(count, size)
     lost = (what == NO_RAM).any(axis=1)
     pinned, free = (what >= MOVABLE_OFF_LRU).sum(axis=1), ((what == FREE_LIST) | (what == PCP_LIST)).sum(axis=1)
-    table = pl.DataFrame({"pfn": start + (np.arange(count) << order), "pinned": pinned, "movable": size - pinned - free, "free": free}).filter(pl.Series(~lost))
-    table = table.with_columns(pl.Series("block", frames.block[table["pfn"].to_numpy()], dtype=pl.Int64))
-    best = table.sort("pinned", "movable", "pfn").unique("block", keep="first", maintain_order=True)
-    return [BlockRoom(row["pfn"], row["block"], row["pinned"], row["movable"], row["free"]) for row in best.iter_rows(named=True)]
+    chosen = np.flatnonzero(~lost)
+    pinned, free = pinned[chosen], free[chosen]
+    movable, pfn = size - pinned - free, start + (chosen << order)
+    block = frames.block[pfn]
+    best = np.lexsort((pfn, movable, pinned))
+    _, once = np.unique(block[best], return_index=True)  # sorted by goodness, so the first of each block is its best
+    best = best[np.sort(once)]
+    columns = (pfn, block, pinned, movable, free)
+    return [BlockRoom(*row) for row in zip(*(column[best].tolist() for column in columns), strict=True)]
 
 
 __all__ = (
@@ -418,6 +432,7 @@ __all__ = (
     "SlabFrames",
     "frames_at",
     "live_objects",
+    "object_events",
     "owners",
     "pageblock_starts",
     "pins_in",

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmtwin import __version__
-from mmtwin.diagnose import stat
+from mmtwin.diagnose import pins, stat
+from mmtwin.diagnose.blame import Watch
+from mmtwin.diagnose.blame.steps import cut
 from mmtwin.recording.model import Recording
 from mmtwin.recording.symbols import Symbols
-from mmtwin.replay.moments import Moment
 from mmtwin.report import failures
 from mmtwin.report.findings import findings
 from mmtwin.report.sections import SECTIONS, Context
-from mmtwin.report.timeline import follow, spread
+from mmtwin.report.timeline import Look, follow, spread
 
 STEPS = 120
 """Moments looked at, unless asked otherwise."""
@@ -27,7 +27,8 @@ def document(
     *,
     steps: int = STEPS,
     symbols: Symbols | None = None,
-    explain: failures.Explain = failures.explain,
+    explain: failures.Explain | None = None,
+    full: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """All numbers of a report.
@@ -35,13 +36,14 @@ def document(
     :param file: where the recording is from; only its name is told.
     :param steps: moments to look at, equally far apart in events.
     :param symbols: names for call sites that are addresses.
-    :param explain: says why a request was refused.
+    :param explain: says why a request was refused; else it is what ``mmtwin explain --at`` says.
+    :param full: who is to blame and what to change, also of more than `sections.MOST_EVENTS` events.
     :param progress: called with the moments done and their number.
     """
     provenance, events = recording.provenance, recording.events
-    context = Context(recording, spread(len(events), steps), symbols=symbols)
+    context = Context(recording, spread(len(events), steps), symbols=symbols, full=full)
     if recording.before is not None and recording.before.has_pages:
-        context.timeline = follow(recording, steps, looks(recording, explain), progress)
+        context.timeline = follow(recording, steps, _looks(context, explain), progress)
     else:
         context.missing.append(
             "memory over time, the map, free blocks and caches: the recording has no snapshot of the page allocator, so what was in memory is not known "
@@ -74,13 +76,12 @@ def document(
     return made | {"missing": context.missing, "findings": findings(made)}
 
 
-def looks(recording: Recording, explain: failures.Explain) -> dict[int, Callable[[Any], dict[str, Any]]]:
-    """What to look at besides the steps: the zones where requests were tested that were refused, by event."""
-    assert recording.before is not None
-    zones = [str(name) for name in recording.before.zones.sort("index")["name"]]
-    rows = failures.looked_at(failures.refused(recording))
-    return {row["tested"]: partial(_explained, explain, row, zones) for row in rows.iter_rows(named=True)}
-
-
-def _explained(explain: failures.Explain, request: dict[str, Any], zones: list[str], moment: Moment) -> dict[str, Any]:
-    return explain(moment, request, zones)
+def _looks(context: Context, explain: failures.Explain | None) -> list[tuple[int, Look]]:
+    """What to look at besides the steps, in the same replay: the refused requests, and what blame is told by."""
+    recording = context.recording
+    groups = pins.owners(recording, "callsite", context.symbols)
+    found = list(failures.looks(recording, explain or failures.explainer(recording, context.symbols, groups), context.explained))
+    if len(recording.events) and context.told:
+        context.watch = Watch(recording, cut(recording), groups)
+        found += [(event, context.watch.look) for event in context.watch.when.rows.tolist()]
+    return found

@@ -81,7 +81,7 @@ def _refusals(data: dict[str, Any]) -> list[str]:
             else f"of order {kind['order']}" + (f" ({kind['gfp']})" if len(found["kinds"]) == 1 else "")
         )
         text = f"{found['total']:,} request{'s' if found['total'] != 1 else ''} {which} {'were' if found['total'] != 1 else 'was'} refused"
-        reasons = ", ".join(f"{reason['count']:,} for {reason['text']}" for reason in found["reasons"])
+        reasons = ", ".join(f"{reason['count']:,} for {reason['text'].partition(':')[0]}" for reason in found["reasons"])
         said.append(f"{text}; of {found['explained']:,} that were looked at: {reasons}." if reasons else f"{text}.")
     if found["oom_kills"]:
         names = ", ".join(dict.fromkeys(f"{row['comm']} (PID {row['pid']})" for row in found["oom_kills"][:3]))

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from mmtwin.notebook import readable_size
 from mmtwin.report.sections import SECTIONS
 
 SCRIPTS = ("base.js", "charts.js", "map.js", "free.js", "caches.js", "icicle.js", "main.js")
-SHOWN_FAILURES = 60
-"""Refused requests in the page's table; those with an explanation come first."""
+SHOWN_FAILURES, OPEN_FAILURES, OF_EACH = 60, 12, 2
+"""Refused requests in the page's tables; in the first of them, which is always seen; and there of each reason, as rare ones say most."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -54,13 +55,27 @@ def html(data: dict[str, Any]) -> str:
             sections=SECTIONS,
             title=title(data),
             subtitle=subtitle(data),
-            shown_failures=sorted(data["failures"]["requests"], key=lambda row: row["explained"] is None)[:SHOWN_FAILURES],
+            shown_failures=shown_failures(data["failures"]["requests"]),
+            open_failures=OPEN_FAILURES,
             policy=policy,
             style=Markup(style),
             script=Markup(script),
             json=Markup(embedded(data)),
         )
     )
+
+
+def shown_failures(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The refused requests of the page's tables: some of each reason and the earliest explained ones, then the others; both parts in the order of events."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for place, row in enumerate(requests):
+        why = row["explained"]
+        if why is not None:
+            seen[why["reason"]] += 1
+        ranked.append((why is None, why is None or seen[why["reason"]] > OF_EACH, place))
+    order = [place for _, _, place in sorted(ranked)]
+    return [requests[place] for part in (order[:OPEN_FAILURES], order[OPEN_FAILURES:SHOWN_FAILURES]) for place in sorted(part)]
 
 
 def title(data: dict[str, Any]) -> str:

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mmtwin.diagnose import call_tree
+from mmtwin.diagnose.advise.advise import Advice, advise
+from mmtwin.diagnose.blame import SECTIONS as QUESTIONS
+from mmtwin.diagnose.blame import Watch, blame
+from mmtwin.diagnose.blame.headlines import headlines
 from mmtwin.errors import RequestError
 from mmtwin.recording.model import Recording
 from mmtwin.recording.symbols import Symbols
@@ -21,6 +25,12 @@ from mmtwin.report.timeline import Timeline, filled, type_names
 
 SITES = 100
 """Call sites in the table; the sums are over all."""
+BLAMED = 8
+"""Rows of each of blame's tables."""
+MOST_EVENTS = 2_000_000
+"""Events up to which blame and advice are told unasked: of larger recordings they would take more than a third of the report's time."""
+ADVISED = 20
+"""Call sites with suggestions that are shown."""
 
 
 @dataclass
@@ -28,6 +38,9 @@ class Context:
     """What sections are made of.
 
     :ivar timeline: the twin's states; None where the recording has no snapshot of the page allocator.
+    :ivar explained: why requests were refused, by their event.
+    :ivar watch: what blame needs of the twin's states; None as `timeline`.
+    :ivar full: blame and advice whatever they take.
     :ivar missing: what the report cannot show, and why; sections add to it.
     """
 
@@ -35,7 +48,15 @@ class Context:
     steps: list[int]
     timeline: Timeline | None = None
     symbols: Symbols | None = None
+    explained: dict[int, dict[str, Any]] = field(default_factory=dict)
+    watch: Watch | None = None
+    full: bool = False
     missing: list[str] = field(default_factory=list)
+
+    @property
+    def told(self) -> bool:
+        """Whether blame and advice are part of this report."""
+        return self.full or len(self.recording.events) <= MOST_EVENTS
 
 
 class Section(NamedTuple):
@@ -111,8 +132,48 @@ def pages(context: Context) -> dict[str, Any] | None:
 
 def refusals(context: Context) -> dict[str, Any]:
     """Requests that were refused, and OOM kills."""
-    line = context.timeline
-    return failures.failures(failures.refused(context.recording), {} if line is None else line.asked, context.recording)
+    return failures.failures(failures.refused(context.recording), context.explained, context.recording)
+
+
+def blamed(context: Context) -> dict[str, Any] | None:
+    """Who fragments, grows, leaks and wastes: the first rows of ``mmtwin blame --json``, and its headlines."""
+    if not context.told:
+        context.missing.append(
+            f"who is to blame, and what to change: left out above {MOST_EVENTS:,} events, as they take a while (mmtwin report --full tells them)"
+        )
+        return None
+    if context.recording.provenance.how == "malloc":
+        context.missing.append("who is to blame: these are a program's calls of malloc, and the answers are in the words of the kernel's allocators")
+        return None
+    try:
+        result = blame(context.recording, symbols=context.symbols, watch=context.watch)
+    except RequestError as error:
+        context.missing.append(f"who is to blame: {error}")
+        return None
+    heads = [{"section": section, "question": QUESTIONS[section], "text": text} for section, text in headlines(result)]
+    return {"headlines": heads} | result.to_dict(BLAMED)
+
+
+def advice(context: Context) -> dict[str, Any] | None:
+    """The suggestions of ``mmtwin advise --untried --json``: nothing is tried on the twin, effects are by arithmetic alone."""
+    if not context.told:
+        return None
+    try:
+        result = advise(context.recording, symbols=context.symbols, tries=False, classes=False)
+    except RequestError as error:
+        context.missing.append(f"what to change: {error}")
+        return None
+
+    def plain(found: Advice) -> dict[str, Any]:
+        return found.to_dict() | {"effect": found.effect}
+
+    kept = ("site", "call_site", "kmalloc", "hits", "failed", "bytes_alloc", "peak_bytes")
+    advised = [site for site in result.sites if site.advice]
+    sites = [{key: site.site.to_dict()[key] for key in kept} | {"advice": [plain(found) for found in site.advice]} for site in advised[:ADVISED]]
+    return {
+        "sites_total": len(result.sites), "sites_advised": result.advised, "sites": sites, "others": [plain(found) for found in result.others[:ADVISED]],
+        "others_total": len(result.others), "tried": False, "notes": result.notes,
+    }  # fmt: skip
 
 
 SECTIONS: list[Section] = [
@@ -120,6 +181,8 @@ SECTIONS: list[Section] = [
     Section("memory", "Memory over time", memory, "memory.html"),
     Section("map", "Map of page frames", page_map, "map.html"),
     Section("failures", "Refused requests", refusals, "failures.html"),
+    Section("blame", "Who is to blame", blamed, "blame.html"),
+    Section("advice", "What to change", advice, "advice.html"),
     Section("free", "Free blocks by order", free, "free.html"),
     Section("caches", "Slab caches", caches, "caches.html"),
     Section("objects", "Objects by cache and call site", objects, "objects.html"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,10 @@ ANSWERED = ("page_allocs", "page_allocs_equal", "failed_allocs", "failed_allocs_
 """What the replay counted, by the names of ``mmtwin replay --json``."""
 
 
+Look = Callable[[Moment], None]
+"""Looks at the twin at one moment and keeps what it wants."""
+
+
 @dataclass
 class Timeline:
     """What was seen at the moments.
@@ -35,7 +39,6 @@ class Timeline:
     :ivar caches: SLUB's caches by name; None where its events were not recorded.
     :ivar pageblocks: migrate type of each of the map's pageblocks at the first step, and the changes of each step after it as (pageblock, type).
     :ivar replay: what the replay counted up to the end.
-    :ivar asked: what `look` returned for the other moments that were asked for, by event.
     """
 
     steps: list[int]
@@ -45,7 +48,6 @@ class Timeline:
     caches: dict[str, dict[str, Any]] | None = None
     pageblocks: list[list[Any]] = field(default_factory=list)
     replay: dict[str, int] = field(default_factory=dict)
-    asked: dict[int, Any] = field(default_factory=dict)
     page_map: dict[str, Any] = field(default_factory=dict)
 
 
@@ -57,25 +59,27 @@ def spread(events: int, steps: int) -> list[int]:
 def follow(
     recording: Recording,
     steps: int,
-    looks: Mapping[int, Callable[[Moment], Any]] | None = None,
+    looks: Sequence[tuple[int, Look]] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Timeline:
     """Replays a recording and looks at it so many times.
 
-    :param looks: moments to be looked at besides, by event, and what to do there.
+    :param looks: moments to be looked at besides: before which event, and what to do there.
     :param progress: called with the moments done and their number.
     :raises RecordingError: there is no snapshot of the page allocator.
     """
     assert recording.before is not None
     rows = spread(len(recording.events), steps)
-    looks = looks or {}
-    wanted = sorted({*rows, *looks})
+    also: dict[int, list[Look]] = {}
+    for event, look in looks:
+        also.setdefault(event, []).append(look)
+    wanted = sorted({*rows, *also})
     seen: _Seen | None = None
     line = Timeline(rows, [])
     sampled = set(rows)
     for done, moment in enumerate(moments(recording, wanted), 1):
-        if moment.event in looks:
-            line.asked[moment.event] = looks[moment.event](moment)
+        for look in also.get(moment.event, ()):
+            look(moment)
         if moment.event in sampled:
             seen = _Seen.first(recording, moment, line) if seen is None else seen
             seen.look(moment)

@@ -20,6 +20,7 @@ from mmtwin.diagnose.advise.size_classes import KERNEL_CLASSES, Classes, best_cl
 from mmtwin.diagnose.stat import SlabSummary, clock
 from mmtwin.errors import AllocationFailure, MmtwinError, RequestError
 from mmtwin.mm.slab_common import slub_cpus
+from mmtwin.notebook import Card, InNotebook, Table
 from mmtwin.recording.model import Recording
 from mmtwin.recording.symbols import Symbols
 from mmtwin.units import PAGE_SIZE
@@ -29,6 +30,10 @@ MORE_CLASSES = 3
 MOST_HELD = 50_000
 """Objects that the twin is given at most to try the size classes."""
 Progress = Callable[[int, int], None]
+KIND_WORDS = {
+    "bug": "the kernel forbids this", "failure": "requests fail", "memory": "saves memory", "order": "needs smaller blocks", "cost": "same memory, less work",
+    "check": "look at the code",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ class Advice:
         if self.trial is None or not self.suggestion.saves_bytes:
             return self.suggestion.saves_bytes
         return self.trial.pages_saved * self.trial.every * PAGE_SIZE
+
+    @property
+    def effect(self) -> str:
+        """What following it changes, in a few words."""
+        return f"saves {self.saved_bytes:,} bytes at the peak" if self.suggestion.kind == "memory" else KIND_WORDS[self.suggestion.kind]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -97,7 +107,7 @@ class ClassAdvice:
 
 
 @dataclass(frozen=True)
-class AdviceResult:
+class AdviceResult(InNotebook):
     """What `advise` found.
 
     :ivar sites: those with advice first, by urgency and effect; then by bytes.
@@ -120,6 +130,16 @@ class AdviceResult:
         """Sites with at least one suggestion."""
         return sum(bool(site.advice) for site in self.sites)
 
+    def _card(self) -> Card:
+        rows = [(site.site.name, a.suggestion.suggested, a.suggestion.why, a.effect) for site in self.sites for a in site.advice]
+        rows += [(a.suggestion.present, a.suggestion.suggested, a.suggestion.why, a.effect) for a in self.others]
+        about = [
+            ("call sites", f"{len(self.sites):,}"),
+            ("with a suggestion", f"{self.advised:,}"),
+            ("tried on", self.machine or "nothing: effects are by arithmetic alone"),
+        ]
+        return Card("What to change", about, [Table(("where", "better", "why", "effect"), rows)], self.notes)
+
     def to_dict(self, lines: int = 0) -> dict[str, Any]:
         """Plain data; `lines` limits the sites, 0 means all."""
         return {
@@ -135,6 +155,7 @@ def advise(
     symbols: Symbols | None = None,
     site: str | None = None,
     tries: bool = True,
+    classes: bool = True,
     thresholds: Thresholds = THRESHOLDS,
     progress: Progress = lambda done, total: None,
 ) -> AdviceResult:
@@ -143,6 +164,7 @@ def advise(
     :param symbols: names for call sites that are addresses.
     :param site: only the sites whose name, or whose function, is this.
     :param tries: try suggestions on the twin (compiled code: the first run takes minutes); otherwise effects are by arithmetic alone.
+    :param classes: also look for better size classes, which takes about half a second.
     :param progress: called with the number of sites done and in all.
     :raises RequestError: no slab events, a program's malloc, or no such site.
     """
@@ -155,16 +177,17 @@ def advise(
     if config.get("SLAB") == "y":
         notes.append("this kernel has the classic SLAB; sizes of slabs and the twin's trials are SLUB's")
     found = []
+    requests_of = sites.by_site(traffic.table) if site is None else {}
     for number, one in enumerate(chosen):
         progress(number, len(chosen))
-        requests = sites.requests_of(traffic.table, one)
+        requests = requests_of.pop((one.key, one.kmalloc)) if (one.key, one.kmalloc) in requests_of else sites.requests_of(traffic.table, one)
         case = Case(one, sites.held_by(requests), cpus, traffic.accounted, thresholds)
         found.append(_site_advice(case, requests, bench))
     found.sort(key=_rank)
     kinds = () if site is not None else (*page_kinds.suggestions(recording), *areas.suggestions(recording, thresholds))
     others = tuple(_tried(s, areas.requests(s.weight), bench) if s.rule == "small-vmalloc" else Advice(s) for s in kinds)
-    classes = _classes(traffic, cpus, tries) if site is None and config.get("SLAB") != "y" else None
-    return AdviceResult(tuple(found), others, classes, traffic.summary, clock(recording), thresholds, bench.text if bench is not None else "", notes)
+    better = _classes(traffic, cpus, tries) if classes and site is None and config.get("SLAB") != "y" else None
+    return AdviceResult(tuple(found), others, better, traffic.summary, clock(recording), thresholds, bench.text if bench is not None else "", notes)
 
 
 def _chosen(traffic: Traffic, wanted: str | None) -> list[Site]:

@@ -206,6 +206,12 @@ def requests_of(table: pl.DataFrame, site: Site) -> pl.DataFrame:
     return table.filter((pl.col("call_site") == site.key) & (pl.col("kmalloc") == site.kmalloc) & (pl.col("fate") != ZERO_SIZE)).sort("row")
 
 
+def by_site(table: pl.DataFrame) -> dict[tuple[int, bool], pl.DataFrame]:
+    """`requests_of` every site, at once."""
+    some = table.filter(pl.col("fate") != ZERO_SIZE).sort("row")
+    return {(key[0], key[1]): part for key, part in some.partition_by("call_site", "kmalloc", as_dict=True).items()}
+
+
 def held_by(requests: pl.DataFrame) -> tuple[tuple[int, int, int], ...]:
     """What these allocations held when they held most bytes: size asked for, bytes given, number; the largest size first."""
     held = _held_at_peak(requests.filter("real"))
@@ -267,9 +273,12 @@ def _held_at_peak(table: pl.DataFrame) -> pl.DataFrame:
     """The objects that were held when these had most bytes together."""
     if not len(table):
         return table
-    steps = _steps(table)
-    at = int((steps["step"] * steps["bytes_alloc"]).cum_sum().arg_max() or 0)
-    row = int(steps["row"][at])
+    some = table.filter("real")
+    given, ended = some["bytes_alloc"].to_numpy(), some["then"].to_numpy()
+    ends = np.flatnonzero(ended >= 0)
+    rows, change = np.concatenate([ended[ends], some["row"].to_numpy()]), np.concatenate([-given[ends], given])
+    order = np.argsort(rows, kind="stable")  # at one row the end comes first, as in `_steps`
+    row = int(rows[order][np.cumsum(change[order]).argmax()]) if len(rows) else 0
     return table.filter((pl.col("row") <= row) & ((pl.col("then") < 0) | (pl.col("then") > row)))
 
 

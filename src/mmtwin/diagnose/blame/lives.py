@@ -74,6 +74,11 @@ def object_lives(recording: Recording, by: str, end: int, symbols: Symbols | Non
     return _grouped(table, recording, by, symbols, unmatched)
 
 
+def by_cache(lives: Lives, recording: Recording) -> Lives:
+    """The same objects, added up by cache."""
+    return _grouped(lives.table, recording, "cache", None, lives.unmatched)
+
+
 def _grouped(table: pl.DataFrame, recording: Recording, by: str, symbols: Symbols | None, unmatched: int) -> Lives:
     site_name = site_names(recording, symbols)
     keys: Sequence[str] = {"callsite": ("call_site",), "function": ("call_site",), "cache": ("kmalloc", "type", "class", "cache"), "pid": ("pid",)}[by]
@@ -134,4 +139,4 @@ def page_lives(recording: Recording, owners: Owners, end: int) -> Lives | None:
     return _merged(table, owners.names, unmatched)
 
 
-__all__ = ("BY", "CACHE_ALLOCS", "FREES", "Lives", "object_lives", "page_lives")
+__all__ = ("BY", "CACHE_ALLOCS", "FREES", "Lives", "by_cache", "object_lives", "page_lives")

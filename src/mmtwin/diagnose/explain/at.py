@@ -37,6 +37,7 @@ from mmtwin.gfp import (
 from mmtwin.mm.buddy import page_zone
 from mmtwin.mm.page_alloc import EINVAL, alloc_pages, get_page_from_freelist, highest_zone
 from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, Pgdat, copy_pgdat
+from mmtwin.notebook import Card, InNotebook, Table
 from mmtwin.recording.model import Recording
 from mmtwin.recording.symbols import Symbols
 from mmtwin.replay.moments import Moment, moments
@@ -117,7 +118,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class AtExplanation:
+class AtExplanation(InNotebook):
     """The answer.
 
     :ivar holders: per zone the request may use: what its frames are (`pins.WHAT`) and how many; `owners` who holds most of those that cannot be moved.
@@ -142,6 +143,20 @@ class AtExplanation:
     @property
     def agrees(self) -> bool:
         return self.passes == (self.twin.pfn >= 0)
+
+    def _card(self) -> Card:
+        v = self.verdict
+        rows = [("verdict", f"{v.code}: {VERDICTS[v.code]}"), ("why", v.headline), ("the twin", self.twin.text)]
+        rows += [("", sentence) for sentence in v.why]
+        rows += [(f"remedy {rank} ({remedy.who})", remedy.what) for rank, remedy in enumerate(v.remedies, 1)]
+        zones = [(z.zone.label, z.rule, f"{z.usable:,}", f"{z.least + z.reserve:,}", "" if z.fitting is None else f"{z.fitting:,}") for z in v.zones]
+        pinned = [(pin.who, f"{pin.frames:,}") for pin in self.owners]
+        recorded = {"refused": "a request that failed", "served": "a request that succeeded", "": "a request that was never made"}[self.place.recorded]
+        tables = [
+            Table(("zone", "rule", "usable pages", "must be above", "blocks large enough"), zones),
+            Table(("holds what cannot be moved", "pages"), pinned),
+        ]
+        return Card(f"Event {self.place.event:,}: {recorded}", rows, tables, v.missing)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the fields of a log's report, and the moment's own."""
@@ -347,10 +362,30 @@ def explain_many(recording: Recording, places: Iterable[Place], symbols: Symbols
     :param look: also who pins what; without it only the verdicts.
     """
     ordered = sorted(places, key=lambda place: place.judged)
-    groups = pins.owners(recording, "callsite", symbols) if look else None
-    requests = pins.requests_of(recording.events) if look else None
-    named = pins.slab_frames(recording) if look else None
+    explainer = Explainer(recording, symbols, look)
     for place, moment in zip(ordered, moments(recording, [place.judged for place in ordered]), strict=True):
+        yield explainer.at(moment, place)
+
+
+class Explainer:
+    """Explains requests of one recording at moments that somebody else's replay stops at.
+
+    :param groups: `pins.owners` by call site, if the caller has them already.
+    """
+
+    def __init__(self, recording: Recording, symbols: Symbols | None = None, look: bool = True, groups: pins.Owners | None = None) -> None:
+        self.recording, self.symbols = recording, symbols
+        self.groups = groups or (pins.owners(recording, "callsite", symbols) if look else None)
+        self._requests = pins.requests_of(recording.events) if look else None
+        self._named = pins.slab_frames(recording) if look else None
+        self._slab_events: pl.DataFrame | None = None
+
+    def at(self, moment: Moment, place: Place) -> AtExplanation:
+        """The answer.
+
+        :param moment: just before `place.judged`.
+        """
+        recording = self.recording
         assert recording.before is not None
         names = [str(name) for name in recording.before.zones.sort("index")["name"].to_list()]
         bits = 32 if "HighMem" in names else 64
@@ -359,11 +394,13 @@ def explain_many(recording: Recording, places: Iterable[Place], symbols: Symbols
         rooms: tuple[Room, ...] = ()
         holders: dict[str, dict[str, int]] = {}
         owners: tuple[pins.Pin, ...] = ()
-        if groups is not None:
-            frames = pins.frames_at(moment, recording, requests, named)
-            rooms = _rooms(place, judged.zones, names, moment, frames, recording, groups, symbols) if place.order else ()
-            holders, owners = _holders(judged.zones, names, moment, frames, recording, groups)
-        yield _explained(recording, place, ask, info, judged, twin, rooms, holders, owners, symbols)
+        if self.groups is not None:
+            frames = pins.frames_at(moment, recording, self._requests, self._named)
+            if place.order:
+                self._slab_events = pins.object_events(recording) if self._slab_events is None else self._slab_events
+                rooms = _rooms(place, judged.zones, names, moment, frames, recording, self.groups, self.symbols, self._slab_events)
+            holders, owners = _holders(judged.zones, names, moment, frames, recording, self.groups)
+        return _explained(recording, place, ask, info, judged, twin, rooms, holders, owners, self.symbols)
 
 
 def _explained(
@@ -371,7 +408,7 @@ def _explained(
     symbols: Symbols | None,
 ) -> AtExplanation:  # fmt: skip
     release = recording.provenance.kernel_release
-    version = parse_release(release) if release else (6, 1, 0)
+    version = parse_release(release) if release[:1] in set("0123456789") else (6, 1, 0)
     site = pins.site_names(recording, symbols)(place.call_site) if place.call_site else ""
     request = Request(
         comm=f"pid {place.pid}" if place.pid else "", pid=place.pid, cpu=place.cpu, order=place.order,
@@ -468,7 +505,8 @@ def _remedies(judged: page_verdict.Judged, ask: Ask, request: Request, info: Mem
 
 
 def _rooms(
-    place: Place, zones: tuple[ZoneVerdict, ...], names: list[str], moment: Moment, frames: pins.Frames, recording: Recording, groups: pins.Owners, symbols: Symbols | None
+    place: Place, zones: tuple[ZoneVerdict, ...], names: list[str], moment: Moment, frames: pins.Frames, recording: Recording, groups: pins.Owners, symbols: Symbols | None,
+    slab_events: pl.DataFrame,
 ) -> tuple[Room, ...]:  # fmt: skip
     """Where the request could have been, in each zone it may use."""
     found = []
@@ -479,7 +517,7 @@ def _rooms(
     shown = [np.arange(room.pfn, room.pfn + (1 << place.order), dtype=np.int64) for _, rooms in found for room in rooms[:BEST]]
     shown = [held[frames.pinned[held]] for held in shown]
     slabs = [frame for held in shown for frame in held[frames.what[held] == pins.SLAB].tolist()]
-    objects = pins.live_objects(recording, moment.event, slabs)
+    objects = pins.live_objects(recording, moment.event, slabs, slab_events)
     who = iter([tuple(pins.pins_in(frames, held, moment, recording, groups, symbols, objects)) if len(held) else () for held in shown])
     flags, top = gfp_to_alloc_flags(place.gfp, place.order), int(highest_zone(moment.state, place.gfp))
     told = []

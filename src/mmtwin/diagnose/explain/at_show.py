@@ -65,16 +65,24 @@ def _room(room: Room, width: int) -> Lines:
         return
     yield "", ""
     yield f"Where {size(PAGE_SIZE << room.order)} could have been in {room.zone} (the best range of each pageblock, {room.blocks:,} in all):", "bold"
-    for pfn, kind, free, movable, pinned, who in room.best:
-        text = f"{free:,} free, {movable:,} movable, {pinned:,} pinned" + ("" if pinned else ": nothing pins it" if movable else ": it is free")
-        yield from _wrapped(f"{pfn:#x}", f"{kind} block: {text}", width, "", 10)
+    for row in room.best:
+        who = row[5]
+        yield from _wrapped(f"{row[0]:#x}", range_text(row), width, "", 10)
         for pin in who[:PINS_SHOWN]:
-            yield from _wrapped("", f"{_pin(pin)}", width, "dim", 14)
+            yield from _wrapped("", f"{pin_text(pin)}", width, "dim", 14)
         if len(who) > PINS_SHOWN:
             yield f"{'':16}and {len(who) - PINS_SHOWN} more", "dim"
 
 
-def _pin(pin: Pin) -> str:
+def range_text(row: tuple[int, str, int, int, int, tuple[Pin, ...]]) -> str:
+    """One of a room's best ranges in words."""
+    _, kind, free, movable, pinned, _ = row
+    text = f"{free:,} free, {movable:,} movable, {pinned:,} pinned" + ("" if pinned else ": nothing pins it" if movable else ": it is free")
+    return f"{kind} block: {text}"
+
+
+def pin_text(pin: Pin) -> str:
+    """Who pins how much, in words."""
     text = f"{pin.who}: {pin.frames:,} page{'s' * (pin.frames != 1)}"
     if pin.pids:
         shown = ", ".join(map(str, pin.pids[:4])) + (", ..." if len(pin.pids) > 4 else "")
@@ -95,7 +103,7 @@ def _memory(result: AtExplanation, width: int) -> Lines:
         yield from _wrapped(zone, ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1])), width, "")
     label = "not movable"
     for pin in result.owners[:OWNERS_SHOWN]:
-        yield from _wrapped(label, _pin(pin), width, "dim")
+        yield from _wrapped(label, pin_text(pin), width, "dim")
         label = ""
 
 

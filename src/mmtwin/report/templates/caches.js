@@ -34,13 +34,7 @@ report.sections.caches = (caches) => {
   };
   const sparks = new Map();
   const spark = (cache) => {
-    if (!sparks.has(cache)) {
-      const most = Math.max(...cache.pages, 1), least = Math.min(...cache.pages) === most ? 0 : Math.min(...cache.pages);
-      const points = cache.pages.map((pages, step) => `${(110 * step / Math.max(report.last, 1)).toFixed(1)},${(18 - 15 * (pages - least) / Math.max(most - least, 1)).toFixed(1)}`).join(" ");
-      const line = svg("polyline", { points, fill: "none", "stroke-width": 1.5 });
-      line.style.stroke = "var(--accent)";
-      sparks.set(cache, svg("svg", { class: "spark", viewBox: "0 0 110 20", "aria-hidden": "true" }, line));
-    }
+    if (!sparks.has(cache)) sparks.set(cache, sparkline(cache.pages));
     return sparks.get(cache);
   };
   const rows = () => {

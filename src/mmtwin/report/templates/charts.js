@@ -17,6 +17,15 @@ function choosable(element) {
   element.addEventListener("pointermove", (event) => { if (event.buttons & 1) choose(event); });
 }
 
+/** A small line in a table, from the smallest value to the largest. */
+function sparkline(values) {
+  const most = Math.max(...values, 1), least = Math.min(...values) === most ? 0 : Math.min(...values), last = Math.max(values.length - 1, 1);
+  const points = values.map((value, step) => `${(110 * step / last).toFixed(1)},${(18 - 15 * (value - least) / Math.max(most - least, 1)).toFixed(1)}`).join(" ");
+  const line = svg("polyline", { points, fill: "none", "stroke-width": 1.5 });
+  line.style.stroke = "var(--accent)";
+  return svg("svg", { class: "spark", viewBox: "0 0 110 20", "aria-hidden": "true" }, line);
+}
+
 function ticks(highest) {
   if (highest <= 0) return [0];
   const rough = highest / 4, power = 2 ** Math.floor(Math.log2(rough));

@@ -5,7 +5,22 @@ report.sections.failures = (failures) => {
     ($("#map") ?? $("#memory"))?.scrollIntoView({ behavior: "smooth" });
   });
   report.downloads.failures = () => report.csv("refused", ["event", "time", "cpu", "pid", "order", "gfp", "why"],
-    failures.requests.map((row) => [row.event, row.time, row.cpu, row.pid, row.order, row.gfp, row.explained?.text]));
+    failures.requests.map((row) => [row.event, row.time, row.cpu, row.pid, row.order, row.gfp, row.explained?.headline]));
+};
+
+report.sections.blame = (blame) => {
+  for (const cell of $$("[data-spark]")) cell.append(sparkline(cell.dataset.spark.split(",").map(Number)));
+  const tables = [["fragments", blame.fragments?.rows], ["fallbacks", blame.fragments?.fallbacks], ["slabs", blame.wastes?.slabs], ["size classes", blame.wastes?.size_classes]];
+  for (const name of ["grows", "leaks"]) for (const [what, table] of Object.entries(blame[name])) tables.push([`${name} ${what}`, table.rows]);
+  // tables differ in their columns: a row of the file is one number
+  report.downloads.blame = () => report.csv("blame", ["table", "who", "what", "value"], tables.flatMap(([name, rows]) => (rows ?? []).flatMap((row) =>
+    Object.entries(row).filter(([key]) => key !== "label" && key !== "cache").map(([key, value]) => [name, row.label ?? row.cache, key, Array.isArray(value) ? value.join(" ") : value]))));
+};
+
+report.sections.advice = (advice) => {
+  const found = [...advice.sites.flatMap((site) => site.advice.map((one) => [site.site, one])), ...advice.others.map((one) => [one.present, one])];
+  report.downloads.advice = () => report.csv("advice", ["where", "rule", "kind", "now", "better", "why", "limit", "saved_bytes"],
+    found.map(([where, one]) => [where, one.rule, one.kind, one.present, one.suggested, one.why, one.threshold, one.saved_bytes]));
 };
 
 function timebar() {
