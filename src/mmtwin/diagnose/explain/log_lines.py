@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from typing import NamedTuple
 
 DATE = r"(?:[A-Z][a-z]{2},? )?[A-Z][a-z]{2} {1,2}\d{1,2} (?:\d{4} )?\d\d:\d\d:\d\d(?:[.,]\d+)?(?: \d{4})?"
 ISO = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?Z| ?[+-]\d\d:?\d\d)?"
@@ -31,8 +31,7 @@ LONGEST = 8_000
 LONGEST_JOINED = 20_000
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line, undecorated.
 
     :ivar number: of the first physical line, from 1.
@@ -50,20 +49,23 @@ class Line:
 
 def strip(text: str, number: int) -> Line:
     """Takes every layer of decoration off."""
-    text = ESCAPES.sub("", text[:LONGEST].translate(SPACES))
+    text = text[:LONGEST]
+    if "\t" in text or "\0" in text or not text.isascii():
+        text = text.translate(SPACES)
+    if "\x1b" in text or "\r" in text:
+        text = ESCAPES.sub("", text)
     at, seconds, tag, decorated = 0, None, "", False
     for _ in range(8):
         match = PREFIX.match(text, at)
         if match is None or match.end() == at:
             break
         kind = match.lastgroup or ""
-        if match["seconds"] is not None:
+        if kind == "stamp":
             seconds = float(match["seconds"])
-        tag = match["tag"] or match["caller"] or tag
-        decorated |= any(match[name] is not None for name in DECORATED)
+        elif kind in ("task", "kmsg"):
+            tag = match["tag"] or match["caller"] or tag
+        decorated |= kind in DECORATED
         at = match.end()
-        if kind == "":
-            break
     return Line(number, text[at:].rstrip(), seconds, tag, decorated)
 
 

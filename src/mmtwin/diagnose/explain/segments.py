@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mmtwin.diagnose.explain import scan
+from mmtwin.diagnose.explain.anchored import Anchored
 from mmtwin.diagnose.explain.kernel_version import Kernel, find_kernel, releases
 from mmtwin.diagnose.explain.log_lines import LogText
-from mmtwin.diagnose.explain.mem_info import HEAD
+from mmtwin.diagnose.explain.mem_info import zone_heads
 from mmtwin.diagnose.explain.model import Segment
 from mmtwin.diagnose.explain.stack import read_stack
 
-HEADERS = re.compile(
+HEADERS = Anchored(re.compile(
     r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
     r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
     r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
@@ -31,14 +31,13 @@ HEADERS = re.compile(
     r"|(?P<deadlock>\b[Pp]ossible\s+memory\s+allocation\s+deadlock\b)"
     r"|(?P<nommu>\bAllocation\s+of\s+length\s+\d+\s+from\s+process\s+\d+)"
     r"|(?P<fault>\bFAULT_INJECTION:\s+forcing\s+a\s+failure)"
-)
+), "page", "__alloc_pages:", "vmap", "vmalloc", "invoked", "oom-kill", "Memory", "memory", "Out", "Task", "Mem-", "DMA", "Normal", "HighMem", "Movable", "SLAB:", "SLUB:", "BUG", "KASAN:", "slab", "Slab",
+    "WARNING:", "kernel", "usercopy", "swiotlb", "overflow", "rejecting", "cma_alloc:", "__cma_alloc:", "alloc_contig_range:", "percpu:", "Possible", "possible", "Allocation", "FAULT_INJECTION:")  # fmt: skip
 """First words of each kind of report; the group's name is its kind."""
 DUMPING = ("page", "oom", "vmalloc")
 """Kinds that are followed by Mem-Info."""
 NEAR = 20_000
 """Characters: a Mem-Info further behind belongs to nobody known."""
-HEADER_BEFORE, HEADER_AFTER = 250, 300
-"""Characters around a header's words that belong to it."""
 MOST = 4_000
 """Reports of one window that are looked at."""
 
@@ -51,31 +50,16 @@ class _Open:
         self.waits, self.named, self.closed = kind in DUMPING, False, 0
 
 
-def _headers(text: str, long: bool) -> Iterator[re.Match[str]]:
-    """Every header; in a piece of a long log only near the words that the search looks for, which is much faster."""
-    if not long:
-        yield from HEADERS.finditer(text)
-        return
-    end = 0
-    for at in sorted(at for at, _ in scan.hits(text.encode("latin-1", "replace"))):  # one byte for each character
-        if at < end:
-            continue
-        for match in HEADERS.finditer(text, max(end, at - HEADER_BEFORE), at + HEADER_AFTER):
-            end = match.end()
-            yield match
-
-
-def cut(log: LogText, around: str = "", long: bool = False) -> Iterator[Segment]:
+def cut(log: LogText, around: str = "") -> Iterator[Segment]:
     """Every report of a stream, in order.
 
-    :param long: it is a piece of a long log.
     :param around: text to look for the kernel's version in, where a report does not name it.
     """
     text = log.text
     named = releases(around)
     kernel = find_kernel("", around) if len(set(named)) == 1 else None
     opened: list[_Open] = []
-    for match in _headers(text, long):
+    for match in HEADERS.finditer(text):
         kind = match.lastgroup or ""
         last = opened[-1] if opened else None
         if kind in ("mem_info", "zone"):
@@ -133,22 +117,22 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: K
     before = text[max(0, start - 3_000) : start]
     line = log.line(one.at)
     after, turn, interleaved = "", 0, False
-    if one.kind in DUMPING and not HEAD.search(body):
+    if one.kind in DUMPING and not zone_heads(body):
         # the zones are behind the next header: dumps of several CPUs in one another
         for other in opened[n + 1 : n + 4]:
             if other.kind not in DUMPING or other.at - one.at > NEAR:
                 break
             piece = text[other.at : other.end]
-            heads = [match[0].split("free")[0] for match in HEAD.finditer(piece)]
+            heads = [match[0].split("free")[0] for match in zone_heads(piece)]
             if heads:
                 if len(set(heads)) < len(heads):
                     after, interleaved = piece, True
                 break
     elif one.kind in DUMPING:
-        heads = [match[0].split("free")[0] for match in HEAD.finditer(body)]
+        heads = [match[0].split("free")[0] for match in zone_heads(body)]
         earlier = 0
         for other in reversed(opened[max(0, n - 3) : n]):
-            if other.kind not in DUMPING or one.at - other.at > NEAR or HEAD.search(text[other.at : other.end]):
+            if other.kind not in DUMPING or one.at - other.at > NEAR or zone_heads(text[other.at : other.end]):
                 break
             earlier += 1
         if earlier and len(set(heads)) < len(heads):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 FRAME = re.compile(
     r"(?P<guess>\?\s+)?(?<![\w.$])(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x[0-9a-f]+|\d+(?=[\s}]|$))(?:\s*[)]?\s*\[(?P<module>[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?"
@@ -87,26 +88,42 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
     names = tuple(name for name, _ in frames)
     caller = module = ""
     path: list[str] = []
-    inside = [n for n, (name, _) in enumerate(frames) if INTERNAL.match(name) or INTERNAL.match(name.split(".")[0])]
+    inside = [n for n, (name, _) in enumerate(frames) if _internal(name)]
     junk = inside[0] if inside and inside[0] < LEFT_OVERS else 0
     for name, owner in frames[junk:]:
         bare = name.split(".")[0]
-        if not caller and (INTERNAL.match(name) or INTERNAL.match(bare)):
+        if not caller and _internal(name):
             continue
-        if ROOTS.match(bare):
+        if _root(bare):
             break
         if not caller:
             caller, module = bare, owner
         if len(path) < 10:
             path.append(bare)
     bare_names = [name.split(".")[0] for name in names]
-    place = next((label for label, pattern in PLACES if any(re.match(pattern, name) for name in bare_names)), "")
+    ran = set().union(*map(_places, bare_names))
+    place = next((label for label, _ in PLACES if label in ran), "")
     if re.search(r"<\s*(?:IRQ|SOFTIRQ)\s*>", text) and place not in ("hard interrupt", "softirq"):
         place = "interrupt"
-    if place == "hard interrupt" and any(re.match(PLACES[1][1], name) for name in bare_names[: _first(bare_names, PLACES[0][1])]):
+    if place == "hard interrupt" and any("softirq" in _places(name) for name in bare_names[: _first(bare_names, "hard interrupt")]):
         place = "softirq"
     return Stack(names, caller, module, place, tuple(path), bool(inside))
 
 
-def _first(names: list[str], pattern: str) -> int:
-    return next((n for n, name in enumerate(names) if re.match(pattern, name)), len(names))
+def _first(names: list[str], place: str) -> int:
+    return next((n for n, name in enumerate(names) if place in _places(name)), len(names))
+
+
+@lru_cache(maxsize=4096)  # the same functions are on most stacks of a log
+def _internal(name: str) -> bool:
+    return bool(INTERNAL.match(name) or INTERNAL.match(name.split(".")[0]))
+
+
+@lru_cache(maxsize=4096)
+def _root(name: str) -> bool:
+    return ROOTS.match(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def _places(name: str) -> frozenset[str]:
+    return frozenset(label for label, pattern in PLACES if re.match(pattern, name))
