@@ -23,7 +23,7 @@ HEADERS = Anchored(re.compile(
     r"|(?P<slub_debug>\bBUG\s+(?!:)(?:\S+)(?:\s+\S+){0,3}?\s+\((?:Not\s+tainted|Tainted:[^)]{0,120}|[A-Z ]*tainted[^)]{0,80})\):\s|\bBUG\s+[\w.:-]+:\s+(?:(?:Left\s+|Right\s+|kmalloc\s+)?Redzone|(?:End\s+)?Poison|(?:Object\s+|Alignment\s+)?[Pp]adding)\s+overwritten|\bBUG\s+[\w.:-]+:\s+Object\s+already\s+free)"
     r"|(?P<kasan>\bBUG:\s+K(?:AS[Aa][Nn]|FENCE|MSAN):\s|\bKASAN:\s+(?:null-ptr-deref|(?:probably\s+)?user-memory-access|(?:maybe\s+)?wild-memory-access)\s+in\s+range\b)"
     r"|(?P<slab_debug>\bslab\s+error\s+in\s+\w+\(\)|\bSlab\s+corruption\b)"
-    r"|(?P<context>\bBUG:\s+(?:sleeping\s+function\s+called\s+from\s+invalid\s+context|scheduling\s+while\s+atomic))"
+    r"|(?P<context>\b(?:BUG|Debug):\s+(?:sleeping\s+function\s+called\s+from\s+invalid\s+context|scheduling\s+while\s+atomic))"
     r"|(?P<oversize>\bWARNING:\s+(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|percpu)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
     r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory|\busercopy\s+whitelist\?\s+Kernel\s+memory)"
     r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\b(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed|\balloc_contig_range:\s+\[[0-9a-f]+,\s*[0-9a-f]+\)\s+PFNs\s+busy)"
@@ -31,7 +31,7 @@ HEADERS = Anchored(re.compile(
     r"|(?P<deadlock>\b[Pp]ossible\s+memory\s+allocation\s+deadlock\b)"
     r"|(?P<nommu>\bAllocation\s+of\s+length\s+\d+\s+from\s+process\s+\d+)"
     r"|(?P<fault>\bFAULT_INJECTION:\s+forcing\s+a\s+failure)"
-), "page", "__alloc_pages:", "vmap", "vmalloc", "invoked", "oom-kill", "Memory", "memory", "Out", "Task", "Mem-", "DMA", "Normal", "HighMem", "Movable", "SLAB:", "SLUB:", "BUG", "KASAN:", "slab", "Slab",
+), "page", "__alloc_pages:", "vmap", "vmalloc", "invoked", "oom-kill", "Memory", "memory", "Out", "Task", "Mem-", "DMA", "Normal", "HighMem", "Movable", "SLAB:", "SLUB:", "BUG", "Debug:", "KASAN:", "slab", "Slab",
     "WARNING:", "kernel", "usercopy", "swiotlb", "overflow", "rejecting", "cma_alloc:", "__cma_alloc:", "alloc_contig_range:", "percpu:", "Possible", "possible", "Allocation", "FAULT_INJECTION:")  # fmt: skip
 """First words of each kind of report; the group's name is its kind."""
 DUMPING = ("page", "oom", "vmalloc")
@@ -42,12 +42,16 @@ MOST = 4_000
 """Reports of one window that are looked at."""
 
 
+COMM_LEN = 15
+"""TASK_COMM_LEN - 1 (include/linux/sched.h)."""
+
+
 class _Open:
     """A report while its end is not known."""
 
     def __init__(self, kind: str, match: re.Match[str]) -> None:
         self.kind, self.at, self.end, self.match = kind, match.start(), 0, match
-        self.waits, self.named, self.closed = kind in DUMPING, False, 0
+        self.waits, self.named, self.closed, self.end_of_kill = kind in DUMPING, False, 0, match.start()
 
 
 def cut(log: LogText, around: str = "") -> Iterator[Segment]:
@@ -95,7 +99,10 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
     if kind == "killed":
         another = "Killed process" in between and not match[0].startswith("Out of memory")
         dump = last.kind == "mem_info" and match[0].startswith("Out of") and not another
-        return near and (dump or (last.kind in ("oom", "killed") and not another))
+        more = "Out of Memory: Killed" in between and match[0].startswith("Out of Memory") and text.count("\n", last.end_of_kill, match.start()) <= 1
+        last.end_of_kill = match.start()  # kernels before 2.6.19 say it of every thread
+        summary = last.kind == "mem_info" and match[0].startswith("oom-kill:")
+        return near and (dump or summary or more or (last.kind in ("oom", "killed") and not another))
     if kind == "vmalloc":  # the allocator of addresses speaks first, then vmalloc itself
         return last.kind == "vmalloc" and between.count("\n") <= 3 and not match[0].startswith(("vmap", "vmalloc_node")) and not between.startswith("vmalloc")
     if kind == "page":  # 3.x: "vmalloc: allocation failure: N bytes" and then the page allocator's words, though it refused nothing
@@ -154,6 +161,9 @@ def _comm(body: str, kind: str) -> str:
     }  # fmt: skip
     if kind in patterns and (match := re.search(patterns[kind], body[:2000])):
         name = re.sub(r"\A\W*kernel\s*:\s*", "", match[1]).strip()
+        if len(name) > COMM_LEN:  # what a logger wrote before it, in a form that is not known
+            name = re.split(r"[\]|]\s+", name)[-1]
+        name = re.sub(r"\(\d+\)\Z", "", name)  # "gmain(615)": some print the pid, too
         return name if re.search(r"\w", name) else ""
     match = re.search(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)", body) or re.search(r"\bname:\s+(\S[^\n]{0,31})", body)
     return match[1].strip() if match else ""
