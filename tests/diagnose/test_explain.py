@@ -461,3 +461,9 @@ def test_damage_never_ends_in_a_traceback(data: st.DataObject) -> None:
         return
     json.dumps(explanation.to_dict())
     assert text(explanation)
+
+
+@pytest.mark.parametrize("digits", [30, 400, 5_000])
+def test_endless_numbers(digits: int) -> None:
+    log = f"vmap allocation for size {'9' * digits} failed: use vmalloc=<size> to increase size\nx: vmalloc: allocation failure: {'9' * digits} bytes\n"
+    assert explain_text(log).main.kind == "vmalloc"

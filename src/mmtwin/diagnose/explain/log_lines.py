@@ -26,6 +26,9 @@ PREFIX = re.compile(
 DECORATED = ("syslog", "logger", "kmsg", "stamp", "clock", "task")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r+")
 SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u202f\u2003\u2002\u2009\t"), " ") | {0xFEFF: None, 0x200B: None, 0: None}
+MOST_DIGITS = 40
+LONG_NUMBER = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")
+"""Damage, which int() may refuse."""
 LONGEST = 8_000
 """Characters of a physical line that are looked at; the kernel's own are below 1,024."""
 LONGEST_JOINED = 20_000
@@ -77,6 +80,7 @@ def read_lines(data: bytes, before: int = 0) -> list[Line]:
         text = re.sub(r"=([0-9A-F]{2})", lambda m: chr(int(m[1], 16)) if int(m[1], 16) < 128 else "?", text)
     if "#012" in text:
         text = text.replace("#012", "\n")
+    text = LONG_NUMBER.sub(lambda m: m[0][:MOST_DIGITS], text)
     lines, number = [], before + 1
     for line in text.split("\n"):
         soft = line.count("\x01")
