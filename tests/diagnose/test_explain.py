@@ -78,6 +78,14 @@ EXPECTED: dict[str, list[tuple[str, str, dict[str, tuple[str, int]]]]] = {
     "q18": [("zone_eligibility", "decided", {"DMA": ("empty", -63), "DMA32": ("not_eligible", 0), "Normal": ("not_eligible", 0)})],
     "q19": [("watermark", "undecided", {"Normal": ("lowmem_reserve", -8), "HighMem": ("watermark", -8)})],
     "q20": [("no_block", "probable", {"DMA": ("no_block", 4509), "DMA32": ("empty", -511), "Normal": ("empty", -511), "HighMem": ("not_eligible", 0)})],
+    "q21": [("watermark", "probable", {"DMA": ("lowmem_reserve", 0), "Normal": ("passes", 120), "HighMem": ("watermark", -4)})],
+    "q22": [("watermark", "probable", {"DMA": ("lowmem_reserve", -1), "Normal": ("blocks_not_shown", 74)})],
+    "q23": [("watermark", "decided", {"Normal": ("watermark", -60)})],
+    "q24": [
+        ("watermark", "probable", {"DMA": ("watermark", -4), "Normal": ("watermark", -15), "HighMem": ("not_eligible", 0)}),
+        ("evidence_missing", "undecided", {}),
+    ],
+    "q25": [("sleeping_in_atomic", "decided", {})],
 }
 
 
@@ -167,6 +175,19 @@ def test_side_sentences() -> None:
         "BUG: KFENCE: memory corruption in kfree+0x29d/0x2c0\nCorrupted memory at 0xffffffffb18c4ff9 [ 0xac . . ]:\n kfree+0x29d/0x2c0\n test_free+0x22/0x30\n"
     )
     assert "size in kfree" not in text(late)
+    assert "allocated" not in text(explain_log(log("q25")))  # vfree() may sleep; no flag is at fault
+    assert "last attempt before killing" in text(explain_log(log("q22")))
+    unknown = explain_text("warning|kernel[-]|[29257.529231] main invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0\n")
+    assert unknown.main.request.comm == "main"  # type: ignore[union-attr]
+    stall = explain_text("gmain(615): page allocation stalls for 87036ms, order:0 mode:0x24201ca(GFP_HIGHUSER_MOVABLE|__GFP_COLD)\n")
+    assert "and was refused" not in text(stall)
+    inner = "x invoked oom-killer: gfp_mask=0xd0, order=2\n [<c015a5e4>] (__out_of_memory+0x0/0x178) from [<c015a980>] (out_of_memory+0x68/0xa0)\n [<c0109418>] (get_pgd_slow+0x1c/0xe0)\n"
+    assert explain_text(inner).main.request.caller == "get_pgd_slow"  # type: ignore[union-attr]
+    wrapped = explain_text(
+        "forcedeth 0000:00:08.0: DMA-API: device driver tries to free DMA memory it\n has not allocated [device address=0x443d7040] [size=2048 bytes]\nModules linked in: nfsd\n"
+    )
+    assert "it has not allocated" in text(wrapped)
+    assert "same size" not in text(wrapped)
 
 
 def test_real_slub_reports() -> None:
@@ -307,6 +328,9 @@ def test_damaged_numbers_are_said() -> None:
         ("x: vmalloc error: size 0, page order 9, failed to allocate pages, mode:0xcc2(GFP_KERNEL|__GFP_HIGHMEM), nodemask=(null)", "vmalloc_pages"),
         ("BUG: KASAN: use-after-free in f+0x1/0x2 [m]\nRead of size 8 at addr ffff888 by task t/1", "use_after_free"),
         ("BUG: scheduling while atomic: swapper/8/0/0x00010003", "sleeping_in_atomic"),
+        ("Debug: sleeping function called from invalid context at mm/slab.c:2090\nin_atomic():1, irqs_disabled():0", "sleeping_in_atomic"),
+        ("cache_from_obj: Wrong slab cache. ocf_req_128 but object is from mnt_cache\nWARNING: CPU: 46 PID: 0 at mm/slab.h:454 kmem_cache_free+0x129/0x1c0", "invalid_free"),
+        ("WARNING: CPU: 0 PID: 29 at mm/vmalloc.c:150 vmap_page_range_noflush+0xea/0x19c", "allocator_warning"),
         ("FAULT_INJECTION: forcing a failure.\nname failslab, interval 1", "fault_injection"),
         ("percpu: allocation failed, size=64 align=8 atomic=0, failed to allocate new chunk", "percpu_space"),
         ("cma: cma_alloc: reserved: alloc failed, req-size: 256 pages, ret: -12", "cma_failed"),
@@ -437,3 +461,9 @@ def test_damage_never_ends_in_a_traceback(data: st.DataObject) -> None:
         return
     json.dumps(explanation.to_dict())
     assert text(explanation)
+
+
+@pytest.mark.parametrize("digits", [30, 400, 5_000])
+def test_endless_numbers(digits: int) -> None:
+    log = f"vmap allocation for size {'9' * digits} failed: use vmalloc=<size> to increase size\nx: vmalloc: allocation failure: {'9' * digits} bytes\n"
+    assert explain_text(log).main.kind == "vmalloc"

@@ -43,7 +43,7 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
     if stall is not None:
         verdict = replace(
             verdict, code="stalled", certainty=DECIDED,
-            headline=f"Nothing was refused: {name_of(request)} has waited {int(stall[1]) / 1000:.0f} s for {asked(request)}, and goes on waiting. {verdict.headline}",
+            headline=f"Nothing was refused: {name_of(request)} has waited {int(stall[1]) / 1000:.0f} s for {asked(request)}, and goes on waiting.{f' {verdict.headline}' if info and info.zones else ''}",
             remedies=(Remedy("look", "disks and swap: reclaim waits for them", "the request is served as soon as pages are freed"), *verdict.remedies),
         )  # fmt: skip
     if slab is not None:
@@ -135,16 +135,20 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     return request, Verdict(judged.code, certainty, text, tuple(why), judged.zones, tuple(missing), fixes, details)
 
 
+def _a(place: str) -> str:
+    return f"{'an' if place[:1] in 'aeiou' else 'a'} {place}"
+
+
 def context(request: Request) -> list[str]:
     """What the flags and the stack say about where it ran."""
     said = []
     if request.may_sleep is False and request.order is not None:
-        place = f" (it ran in a {request.place})" if request.place in INTERRUPTS else ""
+        place = f" (it ran in {_a(request.place)})" if request.place in INTERRUPTS else ""
         said.append(f"It could not wait{place}: no reclaim, no compaction, only what was free at that moment.")
     if request.may_sleep and request.flags is not None and "FS" not in request.flags and "IO" in request.flags:
         said.append("It could wait, but not enter file systems (GFP_NOFS): reclaim and compaction get less done.")
     if request.may_sleep and request.order is not None and request.order > 3:
         said.append("Above order 3 the kernel tries to compact and reclaim once and then gives up, rather than calling the OOM killer.")
     if request.may_sleep and request.place in INTERRUPTS:
-        said.append(f"Its flags allow it to sleep, but it ran in a {request.place}: that is a bug of {request.caller or 'the caller'}.")
+        said.append(f"Its flags allow it to sleep, but it ran in {_a(request.place)}: that is a bug of {request.caller or 'the caller'}.")
     return said

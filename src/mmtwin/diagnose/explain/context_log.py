@@ -29,6 +29,8 @@ def read(segment: Segment) -> Report:
         or bool(ALLOCATING.search(file))
         or (stack.matches(ALLOCATORS) and bool(re.search(r"mm/|sched/mm\.h", file)))
     )
+    if file == "mm/vmalloc.c" and stack.matches(FREEING) and not stack.matches(ALLOCATORS):  # vfree() checks, too
+        allocates = False
     frees = stack.matches(FREEING) and not allocates
     details: dict[str, Any] = {"file": file, "line": int(place[2]) if place else None, "allocation": allocates}
     reasons = []

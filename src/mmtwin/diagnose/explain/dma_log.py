@@ -8,7 +8,10 @@ from typing import Any
 from mmtwin.diagnose.explain.common import request_of
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
 
-API = re.compile(r"(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?DMA-API:\s+(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?([^\n]+)")
+API = re.compile(
+    r"(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?DMA-API:\s+(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?([^\n]+(?:(?<!\])\n(?!.*(?:Modules linked|CPU:|Call Trace|Hardware name))[^\n]{1,160}\]?(?=\n|$))?)"
+)
+"""A message without its ``[device address=...]`` goes on in the next line, where the log is wrapped."""
 ADDRESS = re.compile(r"\[addr=\s*(?:0x)?([0-9a-f]{6,16})\]")
 SWIOTLB = re.compile(
     r"(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?swiotlb\s+buffer\s+is\s+full\s*\(sz:\s*(\d+)\s+bytes\)(?:,\s+total\s+(\d+)\s+\(slots\),\s+used\s+(\d+)\s+\(slots\))?"
@@ -56,7 +59,7 @@ def read(segment: Segment) -> Report:
 
 def _api(segment: Segment, text: str, path: tuple[str, ...]) -> Verdict:
     match = API.search(text)
-    device, message = ((match[1] or match[2] or "").strip(), match[3].strip()) if match else ("", "")
+    device, message = ((match[1] or match[2] or "").strip(), re.sub(r"\s+", " ", match[3]).strip()) if match else ("", "")
     details: dict[str, Any] = {"device": device, "message": message[:300]}
     on_way = f" On the way: {' <- '.join(path[:5])}." if path else ""
     if re.search(r"maps\s+memory\s+from\s*stack", message):
@@ -88,8 +91,20 @@ def _api(segment: Segment, text: str, path: tuple[str, ...]) -> Verdict:
     return Verdict(
         "dma_misuse", DECIDED if match else UNDECIDED, f"The DMA interface was used wrongly by the driver of {device or 'a device'}: {message or 'the message is damaged'}.",
         ("Nothing was refused: CONFIG_DMA_API_DEBUG warns." + on_way,), details=details,
-        remedies=(Remedy("caller", "check dma_mapping_error after each map" if "map error" in message or "mapping error" in message else "unmap with what was mapped: same size, direction and function", "the check is content, and the hardware too"),),
+        remedies=(Remedy("caller", _fix(message), "the check is content, and the hardware too"),),
     )  # fmt: skip
+
+
+def _fix(message: str) -> str:
+    if "map error" in message or "mapping error" in message:
+        return "check dma_mapping_error after each map"
+    if "pending DMA" in message:
+        return "unmap and free every mapping before the driver lets go of the device"
+    if "sync" in message:
+        return "sync what was mapped: an address and size inside one mapping, before it is unmapped"
+    if "not allocated" in message:
+        return "unmap once, with the address that the map returned"
+    return "unmap with what was mapped: same size, direction and function"
 
 
 def _swiotlb(device: str, wanted: int, total: int | None, used: int | None) -> Verdict:

@@ -83,7 +83,7 @@ def explain_text(data: bytes | str, source: str = "-") -> Explanation:
     found = scan.find(data)
     reports: list[Report] = []
     for window in found.windows:
-        reports += _window(window, len(data) > scan.WHOLE)
+        reports += _window(window)
     lines = data.count(b"\n") + (not data.endswith(b"\n"))
     if not reports:
         raise LogError(
@@ -93,12 +93,12 @@ def explain_text(data: bytes | str, source: str = "-") -> Explanation:
     return Explanation(source, len(data), lines, tuple(_together(reports)), sum(found.unread.values()), found.unread)
 
 
-def _window(window: scan.Window, long: bool) -> list[Report]:
+def _window(window: scan.Window) -> list[Report]:
     reports: list[Report] = []
     all_lines = read_lines(window.data, window.lines_before)
     for lines in streams(all_lines):
         log = LogText(lines)
-        segments = list(cut(log, log.text, long))
+        segments = list(cut(log, log.text))
         reports += _stream([one for one in segments if len(segments) == 1 or not _prose(one)])
     return sorted((report for report in reports if report.line >= window.first_line), key=lambda report: report.line)
 

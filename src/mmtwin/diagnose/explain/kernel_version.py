@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
+from mmtwin.diagnose.explain.anchored import Anchored
 from mmtwin.diagnose.explain.log_gfp import ERAS, parse_names
 
-RELEASE = re.compile(
-    r"(?:Not\s+tainted|Tainted:(?:\s+(?:\[[A-Z]\]=\w+,?|[A-Z]{1,12}(?![\w.])))*)[\s(]{1,120}(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)|Linux\s+version\s+(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)"
-)
+RELEASE = Anchored(re.compile(
+    r"(?:Not\s+tainted|Tainted:(?:\s+(?:\[[A-Z]\]=\w+,?|[A-Z]{1,12}(?![\w.])))*)[\s(]{0,120}(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)|Linux\s+version\s+(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)"
+), "Not", "Tainted:", "Linux")  # fmt: skip
 SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
     (r"free_highatomic:", (6, 12), (99, 0)),
     (r"sec_pagetables:", (6, 1), (99, 0)),
@@ -34,6 +36,9 @@ SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
 )
 """Text, the first and the last kernel series that prints it (README of the reports collected; one release more or less)."""
 
+WORDS_64 = ("x86_64", "amd64", "aarch64", "arm64", "ppc64")
+SIGNS_64 = (Anchored(re.compile(r"\bR(?:IP|AX|SP):"), "RIP:", "RAX:", "RSP:"), re.compile(r"[\[<](?:<?[0-9a-f]{16}>?\]|[0-9a-f]{16}>\{)"))
+SIGNS_32 = (re.compile(r"\[<?[0-9a-f]{8}>?\]\s"), Anchored(re.compile(r"\bE(?:IP|AX):"), "EIP:", "EAX:"), re.compile(r"i[3-6]86"))
 BEFORE_2_6_28 = re.compile(r"\bActive:\d+\s+inactive:\d+\s+dirty:|<[0-9a-f]{16}>\{\w+\+\d+\}")
 """The counters of kernels that had no lists of anonymous pages and of pages of files apart, and the first stacks of x86-64."""
 
@@ -120,8 +125,9 @@ def _by_flags(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
     return max((2, 6), fitting[0].first[:2]), fitting[-1].last[:2]
 
 
+@lru_cache(maxsize=8)
 def find_bits(text: str) -> int:
     """32 or 64, by the addresses and the release; 0 if the text shows neither."""
-    if re.search(r"x86_64|amd64|aarch64|arm64|ppc64|\[<?[0-9a-f]{16}>?\]|<[0-9a-f]{16}>\{|\bRIP:|\bR(?:AX|SP):", text):
+    if any(word in text for word in WORDS_64) or any(pattern.search(text) for pattern in SIGNS_64):
         return 64
-    return 32 if re.search(r"\[<?[0-9a-f]{8}>?\]\s|\bE(?:IP|AX):|i[3-6]86", text) else 0
+    return 32 if any(pattern.search(text) for pattern in SIGNS_32) else 0

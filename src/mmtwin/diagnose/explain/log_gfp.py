@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 _FIRST = {"DMA": 0x1, "HIGHMEM": 0x2, "DMA32": 0x4, "MOVABLE": 0x8}
 _OLD = _FIRST | {
@@ -51,7 +52,7 @@ class Era:
         """The bits of these flags; those that the era does not know count as 0."""
         return sum(self.bits.get(name, 0) for name in names)
 
-    @property
+    @cached_property
     def composites(self) -> tuple[tuple[str, int], ...]:
         """``GFP_KERNEL`` and its like, in the order in which the kernel tries them when it prints names."""
         wait = self.value("WAIT", "DIRECT_RECLAIM", "KSWAPD_RECLAIM")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from typing import NamedTuple
 
 DATE = r"(?:[A-Z][a-z]{2},? )?[A-Z][a-z]{2} {1,2}\d{1,2} (?:\d{4} )?\d\d:\d\d:\d\d(?:[.,]\d+)?(?: \d{4})?"
 ISO = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?Z| ?[+-]\d\d:?\d\d)?"
@@ -26,13 +26,15 @@ PREFIX = re.compile(
 DECORATED = ("syslog", "logger", "kmsg", "stamp", "clock", "task")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r+")
 SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u202f\u2003\u2002\u2009\t"), " ") | {0xFEFF: None, 0x200B: None, 0: None}
+MOST_DIGITS = 40
+LONG_NUMBER = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")
+"""Damage, which int() may refuse."""
 LONGEST = 8_000
 """Characters of a physical line that are looked at; the kernel's own are below 1,024."""
 LONGEST_JOINED = 20_000
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line, undecorated.
 
     :ivar number: of the first physical line, from 1.
@@ -50,20 +52,23 @@ class Line:
 
 def strip(text: str, number: int) -> Line:
     """Takes every layer of decoration off."""
-    text = ESCAPES.sub("", text[:LONGEST].translate(SPACES))
+    text = text[:LONGEST]
+    if "\t" in text or "\0" in text or not text.isascii():
+        text = text.translate(SPACES)
+    if "\x1b" in text or "\r" in text:
+        text = ESCAPES.sub("", text)
     at, seconds, tag, decorated = 0, None, "", False
     for _ in range(8):
         match = PREFIX.match(text, at)
         if match is None or match.end() == at:
             break
         kind = match.lastgroup or ""
-        if match["seconds"] is not None:
+        if kind == "stamp":
             seconds = float(match["seconds"])
-        tag = match["tag"] or match["caller"] or tag
-        decorated |= any(match[name] is not None for name in DECORATED)
+        elif kind in ("task", "kmsg"):
+            tag = match["tag"] or match["caller"] or tag
+        decorated |= kind in DECORATED
         at = match.end()
-        if kind == "":
-            break
     return Line(number, text[at:].rstrip(), seconds, tag, decorated)
 
 
@@ -75,6 +80,7 @@ def read_lines(data: bytes, before: int = 0) -> list[Line]:
         text = re.sub(r"=([0-9A-F]{2})", lambda m: chr(int(m[1], 16)) if int(m[1], 16) < 128 else "?", text)
     if "#012" in text:
         text = text.replace("#012", "\n")
+    text = LONG_NUMBER.sub(lambda m: m[0][:MOST_DIGITS], text)
     lines, number = [], before + 1
     for line in text.split("\n"):
         soft = line.count("\x01")

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
+
+from mmtwin.diagnose.explain.anchored import Anchored, places
 
 ZONE_ORDER = ("DMA", "DMA32", "Normal", "HighMem", "Movable", "Device")
 ZONES = r"(?P<zone>DMA32|DMA|Normal|HighMem|Movable|Device)"
-HEAD = re.compile(rf"(?:Node\s+(?P<node>\d+)\s+)?\b{ZONES}\s+free:\s*(?P<free>\d+)\s*kB")
+WORDS = ("Node", "DMA", "Normal", "HighMem", "Movable", "Device")
+HEAD = Anchored(re.compile(rf"(?:Node\s+(?P<node>\d+)\s+)?\b{ZONES}\s+free:\s*(?P<free>\d+)\s*kB"), *WORDS)
 FIELD = re.compile(r"\b([a-z_]+(?:\((?:anon|file)\))?):\s?(\d+)\s*[kK]B")
-RESERVE = re.compile(r"(?:lowmem_reserve|protections?)\[\]:((?:\s+\d+\b(?!\s*[*_:kK]))+)")
+RESERVE = Anchored(re.compile(r"(?:lowmem_reserve|protections?)\[\]:((?:\s+\d+\b(?!\s*[*_:kK]))+)"), "lowmem_reserve", "protection")
 BLOCK = r"\d+\s*[*_]\s*\d+\s*kB(?:\s*\([A-Z]+\))?"
-LIST = re.compile(rf"(?:Node\s+(?P<node>\d+)\s+)?\b{ZONES}:\s*(?P<blocks>{BLOCK}(?:\s+{BLOCK})*)(?:\s*=\s*(?P<total>\d+)\s*kB)?")
+LIST = Anchored(re.compile(rf"(?:Node\s+(?P<node>\d+)\s+)?\b{ZONES}:\s*(?P<blocks>{BLOCK}(?:\s+{BLOCK})*)(?:\s*=\s*(?P<total>\d+)\s*kB)?"), *WORDS)
 ONE_BLOCK = re.compile(r"(\d+)\s*[*_]\s*(\d+)\s*kB(?:\s*\(([A-Z]+)\))?")
-EMPTY = re.compile(rf"(?:Node\s+(?P<node>\d+)\s+)?\b{ZONES}:\s*empty\b")
-COUNTER = re.compile(
+EMPTY = Anchored(re.compile(rf"(?:Node\s+(?P<node>\d+)\s+)?\b{ZONES}:\s*empty\b"), *WORDS)
+COUNTER = Anchored(re.compile(
     r"\b([Aa]ctive_anon|inactive_anon|isolated_anon|active_file|inactive_file|isolated_file|[Aa]ctive|inactive|unevictable|dirty|writeback|unstable|slab_reclaimable"
     r"|slab_unreclaimable|slab|mapped|shmem|pagetables|sec_pagetables|bounce|kernel_misc_reclaimable|free|free_pcp|free_cma):(\d+)(?![\dkK])"
-)
-TRAILER = {
+), "active", "Active", "inactive", "isolated_", "unevictable", "dirty", "writeback", "unstable", "slab", "mapped", "shmem", "pagetables", "sec_pagetables", "bounce", "kernel_misc", "free")  # fmt: skip
+TRAILER = {name: re.compile(pattern) for name, pattern in {
     "pagecache": r"\b(\d{1,20})\s+total\s+pagecache\s+pages", "swapcache": r"\b(\d{1,20})\s+pages\s+in\s+swap\s+cache", "swap_free_kb": r"Free\s+swap\s*[=:]\s*(\d+)\s*kB",
     "swap_total_kb": r"Total\s+swap\s*=\s*(\d+)\s*kB", "ram": r"\b(\d{1,20})\s+pages\s+(?:of\s+)?RAM", "highmem": r"\b(\d{1,20})\s+pages\s+(?:of\s+)?(?:HighMem|HIGHMEM)",
     "reserved": r"\b(\d{1,20})\s+(?:pages\s+reserved|reserved\s+pages)", "cma_reserved": r"\b(\d{1,20})\s+pages\s+cma\s+reserved",
-}  # fmt: skip
-NODE_LINE = re.compile(r"Node\s+(\d+)\s+active_anon:")
+}.items()}  # fmt: skip
+TRAILER_NEAR = 80
+"""Characters: a line of the trailer lies so close around its word "pages" or "swap"."""
+NUMBERED = re.compile(r"\d\s+(?:total\s+pagecache\s+|reserved\s+)?\Z")
+NODE_LINE = Anchored(re.compile(r"Node\s+(\d+)\s+active_anon:"), "Node")
 LARGEST = 1 << 46
 """kB; a larger number is damage."""
 
@@ -102,9 +109,15 @@ def _key(match: re.Match[str]) -> tuple[int | None, str]:
     return (int(match["node"]) if match["node"] is not None else None, match["zone"])
 
 
+@lru_cache(maxsize=8)
+def zone_heads(text: str) -> tuple[re.Match[str], ...]:
+    """Where the lines of zones begin; asked for several times of the same text."""
+    return tuple(HEAD.finditer(text))
+
+
 def parse_zones(text: str) -> list[Zone]:
     """Every zone's line in the order of the log."""
-    heads = list(HEAD.finditer(text))
+    heads = zone_heads(text)
     zones = []
     for n, head in enumerate(heads):
         end = heads[n + 1].start() if n + 1 < len(heads) else len(text)
@@ -135,7 +148,7 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
     for match in LIST.finditer(text):
         lists.setdefault(_key(match), []).append(match)
     if not zones and not lists:
-        counters = {name.lower(): int(number) for name, number in COUNTER.findall(text) if int(number) < LARGEST}
+        counters = {name.lower(): int(number) for name, number in (match.groups() for match in COUNTER.finditer(text)) if int(number) < LARGEST}
         return MemInfo((), frozenset(), counters, _trailer(text), 4, False) if "free" in counters else None
     groups: dict[tuple[int | None, str], list[Zone]] = {}
     for zone in zones:
@@ -149,10 +162,12 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
             total = int(match["total"]) if match["total"] else None
             zone = Zone(zone.node, zone.name, zone.fields, zone.reserve, parse_blocks(match["blocks"]), total)
         chosen.append(zone)
-    first = HEAD.search(text) or next(LIST.finditer(text))
+    first = zone_heads(text)[0] if zones else LIST.search(text)
+    assert first is not None
     node_line = NODE_LINE.search(text)
     counters = {}
-    for name, number in COUNTER.findall(text[: min(first.start(), node_line.start() if node_line else len(text))]):
+    for match in COUNTER.finditer(text, 0, min(first.start(), node_line.start() if node_line else len(text))):
+        name, number = match.groups()
         counters.setdefault(name.lower(), min(int(number), LARGEST))
     if len(chosen) == 1 and "free_cma" not in chosen[0].fields and counters.get("free_cma"):
         kb = _page_size(chosen)[0] if chosen[0].blocks else 4  # the zone's line is cut; with one zone the machine's counter is the zone's
@@ -165,10 +180,15 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
 
 
 def _trailer(text: str) -> dict[str, int]:
-    found = {}
-    for name, pattern in TRAILER.items():
-        if match := re.search(pattern, text):
-            found[name] = min(int(match[1]), LARGEST)
+    found: dict[str, int] = {}
+    for at in places(text, ("pages", "swap")):
+        start = max(0, at - TRAILER_NEAR)
+        swap = text.startswith("swap", at)
+        if not swap and NUMBERED.search(text, start, at) is None:
+            continue
+        for name, pattern in TRAILER.items():
+            if name.startswith("swap_") == swap and name not in found and (match := pattern.search(text, start, at + TRAILER_NEAR)):
+                found[name] = min(int(match[1]), LARGEST)
     return found
 
 

@@ -210,10 +210,14 @@ def zone_dict(z: ZoneVerdict) -> dict[str, Any]:
     }  # fmt: skip
 
 
+MOST_BYTES = 1 << 100
+"""A larger number is damage, and would not fit into a float."""
+
+
 def size(count: int) -> str:
     """Bytes for people: 64 KiB, 5.5 MiB."""
     for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if count >= 1 << shift:
-            value = count / (1 << shift)
+            value = min(count, MOST_BYTES) / (1 << shift)
             return f"{value:.0f} {unit}" if value == int(value) or value >= 100 else f"{value:.1f} {unit}"
     return f"{count} bytes"

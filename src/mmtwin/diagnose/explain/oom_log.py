@@ -19,7 +19,7 @@ HOST = "host"
 STATS = re.compile(r"[Mm]emory cgroup stats(?: for (/[^\s:]*(?::[^\s:]+)*))?:?(?=\s|$)")
 USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?\s+usage\s+(\d+)kB,\s+limit\s+(\d+)kB,\s+failcnt\s+(\d+)")
 KILLED = re.compile(
-    r"(?:[Kk]ill(?:ed)?\s+process\s+(\d+)[, ]+(?:UID \d+,? +)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
+    r"(?:[Kk]ill(?:ed)?\s+process\s+(\d+)[, ]*(?:UID \d+,? *)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
 )
 TASK = re.compile(r"(?m)^\s*\[\s*(\d+)\]\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+((?:-?\d+\s+)*)(\S.*)$")
 NO_ORDER = re.compile(r"(?m)oom-killer:\s+gfp_mask=0x[0-9a-f]+[ \t]*$")

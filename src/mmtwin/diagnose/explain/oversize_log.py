@@ -13,6 +13,7 @@ from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, 
 AT = re.compile(r"(WARNING|kernel\s+BUG)[^\n]*?\bat\s+(?:[\w./-]*/)?(mm/[\w]+\.[ch]):(\d+)!?(?:[ \t]+([A-Za-z_][\w.]*))?")
 REGISTER = re.compile(r"\b(R[A-D]X|R[SD]I|R[BS]P|R\d\d|E[A-D]X|E[SD]I|EBP|[xr]\d{1,2})\s*:\s*([0-9a-f]{8,16})\b")
 ENTRY = ("__alloc_pages", "__alloc_pages_nodemask", "__alloc_pages_slowpath", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof", "__alloc_pages_internal")
+WRONG_CACHE = re.compile(r"Wrong\s+slab\s+cache\.\s+(\S+)\s+but\s+object\s+is\s+from\s+(\S+)")
 ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|kmalloc_order_trace|_*do_kmalloc|__kmalloc|_*dma_|_*kmalloc|kvmalloc|alloc_pages|_*kvmalloc)"
 ILLEGAL = re.compile(r"illegal\s+size\s+\((\d+)\)\s+or\s+align\s+\((\d+)\)\s+for\s+percpu")
 SIZES = {"mm/util.c": "kvmalloc", "mm/slab_common.c": "kmalloc", "mm/vmalloc.c": "vmalloc"}
@@ -69,7 +70,9 @@ def read(segment: Segment) -> Report:
             "order_too_large", DECIDED, f"{request.comm or 'A process'} asked the per-CPU allocator for {illegal[1]} bytes aligned to {illegal[2]}: it gives at most 32 KiB a piece, aligned to at most a page.",
             ("It can never succeed: no memory was looked at.",), remedies=(Remedy("caller", f"a smaller per-CPU object in {request.caller or 'the caller'}, or an array of pointers to kmalloc'ed ones", "fits a chunk's unit"),), details=details | {"bytes": int(illegal[1]), "align": int(illegal[2])},
         )  # fmt: skip
-    elif file in SIZES and bare and not bare.startswith(("vunmap", "vfree", "__vunmap", "free", "vm_area")):
+    elif (
+        file in SIZES and bare and not bare.startswith(("vunmap", "vfree", "__vunmap", "free", "vm_area", "vmap_", "vmalloc_to_", "remap_", "alloc_vmap_area"))
+    ):
         call = SIZES[file]
         too_large = next(
             (
@@ -93,6 +96,12 @@ def read(segment: Segment) -> Report:
             "order_too_large", PROBABLE, f"{request.comm or 'A process'} asked {call} for more than {limit}: that is the warning at {where}.",
             ("No memory was looked at; it can never succeed.",), missing=(f"the size{f' may be {number} bytes (a register)' if number else ' is in no register'}; the line number alone does not name the check",),
             remedies=(Remedy("caller", f"check the size in {request.caller or 'the caller'}: does it come from user space, or overflow?", "a bounded size is served"),), details=details,
+        )  # fmt: skip
+    elif wrong := WRONG_CACHE.search(segment.before[-400:] + text[:400]):
+        verdict = Verdict(
+            "invalid_free", DECIDED, f"An object was given back to the cache {wrong[1]}, but it is of the cache {wrong[2]}: that is the warning at {where}.",
+            ("Nothing was refused; the kernel frees it to the right cache and goes on.",), remedies=(Remedy("caller", f"which pointer {request.caller or 'the caller'} frees, and to which cache", "each object goes back to the cache it came from"),
+                Remedy("look", "the same with slub_debug=FZPU or CONFIG_KASAN", "names who allocated the object")), details=details | {"cache": wrong[1], "object_of": wrong[2]},
         )  # fmt: skip
     else:
         verdict = _other(where, details)

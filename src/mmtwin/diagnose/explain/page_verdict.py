@@ -153,6 +153,9 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
         return _passing(ask, passing, notes, oom)
     code = ZONE_RULE.get(main.rule, main.rule)
     certainty = DECIDED
+    hidden = [z for z in eligible if z.rule == "blocks_not_shown"]
+    if hidden and oom and all(z.high is not None and z.usable <= z.high + z.reserve for z in hidden):
+        return _below_high(max(hidden, key=lambda z: z.margin), notes)
     if main.rule == "blocks_not_shown":
         certainty = PROBABLE
         cma = main.zone.fields.get("free_cma", 0) * 100 // max(main.zone.free_kb, 1)
@@ -179,14 +182,19 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
     return code, certainty
 
 
+def _below_high(z: ZoneVerdict, notes: list[str]) -> tuple[str, str]:
+    """What out_of_memory's caller tries last (mm/page_alloc.c, __alloc_pages_may_oom): with the high watermark."""
+    notes.append(
+        f"The min watermark passes by {z.margin} pages at the dump, but the last attempt before killing must leave the high watermark: "
+        f"{z.usable} <= {(z.high or 0)}{f' + {z.reserve}' if z.reserve else ''} in {z.zone.label}."
+    )
+    return "watermark", PROBABLE
+
+
 def _passing(ask: Ask, passing: list[ZoneVerdict], notes: list[str], oom: bool) -> tuple[str, str]:
     best = max(passing, key=lambda z: z.margin)
     if oom and all(z.high is not None and z.usable <= z.high + z.reserve for z in passing):
-        notes.append(
-            f"The min watermark passes by {best.margin} pages at the dump, but the last attempt before killing must leave the high watermark: "
-            f"{best.usable} <= {(best.high or 0)}{f' + {best.reserve}' if best.reserve else ''} in {best.zone.label}."
-        )
-        return "watermark", PROBABLE
+        return _below_high(best, notes)
     unproven = [z for z in passing if "the min watermark is not in the log" in z.missing]
     if len(unproven) == len(passing):
         return "evidence_missing", UNDECIDED
@@ -243,7 +251,7 @@ def headline(judged: Judged, ask: Ask, page_kb: int) -> str:
         text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; whether a block of {want} existed outside is not in the log."
     if judged.code == "watermark" and main.cma_decides:
         text = f"{free}, but {size(main.cma * page_kb * 1024)} of it is CMA, which this request may not use; the rest does not stay above the watermark."
-    if judged.code == "watermark" and main.rule == "passes":
+    if judged.code == "watermark" and main.rule in ("passes", "blocks_not_shown"):
         text = f"{free}: above its min watermark, " + (
             "but the last attempt before killing must leave the high one." if judged.oom else "but so little that at the failure it may not have been."
         )

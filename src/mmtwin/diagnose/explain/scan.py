@@ -1,7 +1,7 @@
 """Finds the few places of a long log that are worth reading: every kind of report has a phrase that nothing else has.
 
 All phrases are looked for at once: four bytes of each are put into a table of hashes, and every four bytes of the log are looked up in it (numpy, some 2 ns a byte).
-Parsing costs a thousand times as much, so of a log with many reports only some are read: the first of each sort, told apart by the first line without its digits,
+Parsing costs some hundred times as much, so of a log with many reports only some are read: the first of each sort, told apart by the first line without its digits,
 and then as many as the budget allows, in order. The rest is counted.
 """
 
@@ -56,8 +56,8 @@ NEAR = 20_000
 BURST = 3_000
 """Bytes: reports that begin so close together may be in one another (several CPUs), and are read together."""
 LONG = 8 << 20
-MOST, MOST_OF_LONG = 1 << 20, 384 << 10
-"""So many bytes are read in detail at most; of logs from LONG on less, as a second or two should do."""
+MOST, PART_OF_LONG = 1 << 20, 128
+"""So many bytes are read in detail at most; of logs from LONG on one in PART_OF_LONG, but WHOLE at least: so that they take a fiftieth of a second for each MB."""
 CHUNK = 1 << 20
 FACTOR, SHIFT = 2654435761, 18
 
@@ -145,7 +145,7 @@ def _end(data: bytes, starts: list[int], n: int) -> int:
 
 def _choose(data: bytes, begins: list[tuple[int, Anchor]], starts: list[int]) -> tuple[list[int], Counter[str]]:
     """Numbers of the reports to read, in order, and what is left, by kind."""
-    left = MOST if len(data) < LONG else MOST_OF_LONG
+    left = MOST if len(data) < LONG else min(MOST, max(WHOLE, len(data) // PART_OF_LONG))
     firsts: dict[tuple[str, bytes], int] = {}
     for n, (at, anchor) in enumerate(begins):
         line = data[max(starts[n], at - 100) : at + 120].split(b"\n", 1)[0]

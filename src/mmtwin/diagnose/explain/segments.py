@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mmtwin.diagnose.explain import scan
+from mmtwin.diagnose.explain.anchored import Anchored
 from mmtwin.diagnose.explain.kernel_version import Kernel, find_kernel, releases
 from mmtwin.diagnose.explain.log_lines import LogText
-from mmtwin.diagnose.explain.mem_info import HEAD
+from mmtwin.diagnose.explain.mem_info import zone_heads
 from mmtwin.diagnose.explain.model import Segment
 from mmtwin.diagnose.explain.stack import read_stack
 
-HEADERS = re.compile(
+HEADERS = Anchored(re.compile(
     r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
     r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
     r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
@@ -23,7 +23,7 @@ HEADERS = re.compile(
     r"|(?P<slub_debug>\bBUG\s+(?!:)(?:\S+)(?:\s+\S+){0,3}?\s+\((?:Not\s+tainted|Tainted:[^)]{0,120}|[A-Z ]*tainted[^)]{0,80})\):\s|\bBUG\s+[\w.:-]+:\s+(?:(?:Left\s+|Right\s+|kmalloc\s+)?Redzone|(?:End\s+)?Poison|(?:Object\s+|Alignment\s+)?[Pp]adding)\s+overwritten|\bBUG\s+[\w.:-]+:\s+Object\s+already\s+free)"
     r"|(?P<kasan>\bBUG:\s+K(?:AS[Aa][Nn]|FENCE|MSAN):\s|\bKASAN:\s+(?:null-ptr-deref|(?:probably\s+)?user-memory-access|(?:maybe\s+)?wild-memory-access)\s+in\s+range\b)"
     r"|(?P<slab_debug>\bslab\s+error\s+in\s+\w+\(\)|\bSlab\s+corruption\b)"
-    r"|(?P<context>\bBUG:\s+(?:sleeping\s+function\s+called\s+from\s+invalid\s+context|scheduling\s+while\s+atomic))"
+    r"|(?P<context>\b(?:BUG|Debug):\s+(?:sleeping\s+function\s+called\s+from\s+invalid\s+context|scheduling\s+while\s+atomic))"
     r"|(?P<oversize>\bWARNING:\s+(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|percpu)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
     r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory|\busercopy\s+whitelist\?\s+Kernel\s+memory)"
     r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\b(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed|\balloc_contig_range:\s+\[[0-9a-f]+,\s*[0-9a-f]+\)\s+PFNs\s+busy)"
@@ -31,16 +31,19 @@ HEADERS = re.compile(
     r"|(?P<deadlock>\b[Pp]ossible\s+memory\s+allocation\s+deadlock\b)"
     r"|(?P<nommu>\bAllocation\s+of\s+length\s+\d+\s+from\s+process\s+\d+)"
     r"|(?P<fault>\bFAULT_INJECTION:\s+forcing\s+a\s+failure)"
-)
+), "page", "__alloc_pages:", "vmap", "vmalloc", "invoked", "oom-kill", "Memory", "memory", "Out", "Task", "Mem-", "DMA", "Normal", "HighMem", "Movable", "SLAB:", "SLUB:", "BUG", "Debug:", "KASAN:", "slab", "Slab",
+    "WARNING:", "kernel", "usercopy", "swiotlb", "overflow", "rejecting", "cma_alloc:", "__cma_alloc:", "alloc_contig_range:", "percpu:", "Possible", "possible", "Allocation", "FAULT_INJECTION:")  # fmt: skip
 """First words of each kind of report; the group's name is its kind."""
 DUMPING = ("page", "oom", "vmalloc")
 """Kinds that are followed by Mem-Info."""
 NEAR = 20_000
 """Characters: a Mem-Info further behind belongs to nobody known."""
-HEADER_BEFORE, HEADER_AFTER = 250, 300
-"""Characters around a header's words that belong to it."""
 MOST = 4_000
 """Reports of one window that are looked at."""
+
+
+COMM_LEN = 15
+"""TASK_COMM_LEN - 1 (include/linux/sched.h)."""
 
 
 class _Open:
@@ -48,34 +51,19 @@ class _Open:
 
     def __init__(self, kind: str, match: re.Match[str]) -> None:
         self.kind, self.at, self.end, self.match = kind, match.start(), 0, match
-        self.waits, self.named, self.closed = kind in DUMPING, False, 0
+        self.waits, self.named, self.closed, self.end_of_kill = kind in DUMPING, False, 0, match.start()
 
 
-def _headers(text: str, long: bool) -> Iterator[re.Match[str]]:
-    """Every header; in a piece of a long log only near the words that the search looks for, which is much faster."""
-    if not long:
-        yield from HEADERS.finditer(text)
-        return
-    end = 0
-    for at in sorted(at for at, _ in scan.hits(text.encode("latin-1", "replace"))):  # one byte for each character
-        if at < end:
-            continue
-        for match in HEADERS.finditer(text, max(end, at - HEADER_BEFORE), at + HEADER_AFTER):
-            end = match.end()
-            yield match
-
-
-def cut(log: LogText, around: str = "", long: bool = False) -> Iterator[Segment]:
+def cut(log: LogText, around: str = "") -> Iterator[Segment]:
     """Every report of a stream, in order.
 
-    :param long: it is a piece of a long log.
     :param around: text to look for the kernel's version in, where a report does not name it.
     """
     text = log.text
     named = releases(around)
     kernel = find_kernel("", around) if len(set(named)) == 1 else None
     opened: list[_Open] = []
-    for match in _headers(text, long):
+    for match in HEADERS.finditer(text):
         kind = match.lastgroup or ""
         last = opened[-1] if opened else None
         if kind in ("mem_info", "zone"):
@@ -111,7 +99,10 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
     if kind == "killed":
         another = "Killed process" in between and not match[0].startswith("Out of memory")
         dump = last.kind == "mem_info" and match[0].startswith("Out of") and not another
-        return near and (dump or (last.kind in ("oom", "killed") and not another))
+        more = "Out of Memory: Killed" in between and match[0].startswith("Out of Memory") and text.count("\n", last.end_of_kill, match.start()) <= 1
+        last.end_of_kill = match.start()  # kernels before 2.6.19 say it of every thread
+        summary = last.kind == "mem_info" and match[0].startswith("oom-kill:")
+        return near and (dump or summary or more or (last.kind in ("oom", "killed") and not another))
     if kind == "vmalloc":  # the allocator of addresses speaks first, then vmalloc itself
         return last.kind == "vmalloc" and between.count("\n") <= 3 and not match[0].startswith(("vmap", "vmalloc_node")) and not between.startswith("vmalloc")
     if kind == "page":  # 3.x: "vmalloc: allocation failure: N bytes" and then the page allocator's words, though it refused nothing
@@ -133,22 +124,22 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: K
     before = text[max(0, start - 3_000) : start]
     line = log.line(one.at)
     after, turn, interleaved = "", 0, False
-    if one.kind in DUMPING and not HEAD.search(body):
+    if one.kind in DUMPING and not zone_heads(body):
         # the zones are behind the next header: dumps of several CPUs in one another
         for other in opened[n + 1 : n + 4]:
             if other.kind not in DUMPING or other.at - one.at > NEAR:
                 break
             piece = text[other.at : other.end]
-            heads = [match[0].split("free")[0] for match in HEAD.finditer(piece)]
+            heads = [match[0].split("free")[0] for match in zone_heads(piece)]
             if heads:
                 if len(set(heads)) < len(heads):
                     after, interleaved = piece, True
                 break
     elif one.kind in DUMPING:
-        heads = [match[0].split("free")[0] for match in HEAD.finditer(body)]
+        heads = [match[0].split("free")[0] for match in zone_heads(body)]
         earlier = 0
         for other in reversed(opened[max(0, n - 3) : n]):
-            if other.kind not in DUMPING or one.at - other.at > NEAR or HEAD.search(text[other.at : other.end]):
+            if other.kind not in DUMPING or one.at - other.at > NEAR or zone_heads(text[other.at : other.end]):
                 break
             earlier += 1
         if earlier and len(set(heads)) < len(heads):
@@ -170,6 +161,9 @@ def _comm(body: str, kind: str) -> str:
     }  # fmt: skip
     if kind in patterns and (match := re.search(patterns[kind], body[:2000])):
         name = re.sub(r"\A\W*kernel\s*:\s*", "", match[1]).strip()
+        if len(name) > COMM_LEN:  # what a logger wrote before it, in a form that is not known
+            name = re.split(r"[\]|]\s+", name)[-1]
+        name = re.sub(r"\(\d+\)\Z", "", name)  # "gmain(615)": some print the pid, too
         return name if re.search(r"\w", name) else ""
     match = re.search(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)", body) or re.search(r"\bname:\s+(\S[^\n]{0,31})", body)
     return match[1].strip() if match else ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 FRAME = re.compile(
-    r"(?P<guess>\?\s+)?(?<![\w.$])(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x[0-9a-f]+|\d+(?=[\s}]|$))(?:\s*[)]?\s*\[(?P<module>[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?"
+    r"(?P<guess>\?\s+)?(?<![\w.$])(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x[0-9a-f]+|\d+(?=[\s}]|$))(?:\s*[)]?\s*\[(?P<module>(?![0-9a-f]{8}(?:[0-9a-f]{8})?\])[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?"
 )
 LOCKS = re.compile(r"[ \t]*(?:#\d+:|(?:hard|soft)irqs\s+last\b|-> #\d+)")
 """Lines of lockdep, which name functions that are not on the stack."""
@@ -17,7 +18,7 @@ INTERNAL = re.compile(
     r"|_*kmem_cache_\w+|kmem_getpages|kmem_freepages|fallback_alloc|cache_grow\w*|_*cache_alloc\w*|cache_alloc_refill|_*do_cache_alloc|_*do_kmalloc\w*|new_slab\w*|_*slab_alloc\w*|allocate_slab|alloc_slab_page"
     r"|slab_out_of_memory|slab_pre_alloc\w*|_*alloc_large_kmalloc\w*|_*kmalloc_large\w*|kmalloc_order\w*|_*vmalloc\w*|_*vzalloc\w*|vmalloc_user|alloc_vmap_area|__get_vm_area\w*|get_vm_area\w*|module_alloc|module_memory_alloc|execmem_alloc\w*|vm_area_alloc_pages"
     r"|_*dma_alloc\w*|dma_generic_alloc\w*|dma_direct_alloc\w*|dmam_alloc\w*|pci_alloc_consistent|_*dma_\w*map\w*|debug_dma\w*|check_for_\w+|check_unmap|check_sync|dma_map\w*|_*pci_map\w*|swiotlb\w*|x86_swiotlb\w*|intel_alloc\w*|arm_dma_\w+|__dma_\w+|add_dma_entry|err_printk"
-    r"|out_of_memory\w*|oom_kill\w*|dump_header\w*|dump_unreclaimable_slab|show_free_areas|show_mem|_*show_mem|try_to_free\w*|mem_cgroup\w*|try_charge\w*|_*mem_cgroup\w*|_*memcg\w*|charge_memcg|__mem_cgroup_charge|__mem_cgroup_try_charge|obj_cgroup\w*|pagefault_out_of_memory|mm_fault_error|do_try_to_free\w*|shrink_\w+|page_frag_\w+|_*netdev_alloc\w*|_*napi_alloc\w*|alloc_skb\w*|_*alloc_skb\w*|kmalloc_reserve"
+    r"|_*out_of_memory\w*|slob_\w+|_*(?:raw_)?_*(?:spin|read|write)_(?:un)?lock\w*|oom_kill\w*|dump_header\w*|dump_unreclaimable_slab|show_free_areas|show_mem|_*show_mem|try_to_free\w*|mem_cgroup\w*|try_charge\w*|_*mem_cgroup\w*|_*memcg\w*|charge_memcg|__mem_cgroup_charge|__mem_cgroup_try_charge|obj_cgroup\w*|pagefault_out_of_memory|mm_fault_error|do_try_to_free\w*|shrink_\w+|page_frag_\w+|_*netdev_alloc\w*|_*napi_alloc\w*|alloc_skb\w*|_*alloc_skb\w*|kmalloc_reserve"
     r"|kasan\w*|_*asan\w*|print_report|print_address_description\w*|_*kfence\w*|save_stack|set_track\w*|stack_trace_save|check_bytes\w*|check_object|check_slab|slab_err|slab_bug|object_err|print_trailer|alloc_debug_processing|free_debug_processing|alloc_single_from\w*|free_to_partial_list|alloc_consistency\w*|on_freelist|report_bug|fixup_bug|do_error_trap|do_invalid_op|exc_invalid_op|asm_exc_invalid_op|invalid_op|handle_bug|should_fail\w*|fail_dump|should_failslab|_*should_fail_\w+|mempool_alloc\w*|mempool_kmalloc|kmemdup\w*|_*memdup\w*|_*slab_free|kfree|kvfree|vfree|_*do_slab_free|panic|_*kmalloc_track\w*|alloc_pages_exact\w*|make_alloc_exact|_*pskb_\w*|skb_\w*expand_head|pagecache_get_page|_*filemap_get_folio|grow_dev_page|get_page_from_freelist|rmqueue\w*|_*rmqueue\w*|cma_alloc\w*|dma_alloc_from_cont\w*|print_unlock_imbalance_bug|lock_acquire|__ubsan\w*)"
     r"(?:\.(?:part|constprop|isra|cold|llvm)[\w.]*)*$"
 )
@@ -87,26 +88,42 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
     names = tuple(name for name, _ in frames)
     caller = module = ""
     path: list[str] = []
-    inside = [n for n, (name, _) in enumerate(frames) if INTERNAL.match(name) or INTERNAL.match(name.split(".")[0])]
+    inside = [n for n, (name, _) in enumerate(frames) if _internal(name)]
     junk = inside[0] if inside and inside[0] < LEFT_OVERS else 0
     for name, owner in frames[junk:]:
         bare = name.split(".")[0]
-        if not caller and (INTERNAL.match(name) or INTERNAL.match(bare)):
+        if not caller and _internal(name):
             continue
-        if ROOTS.match(bare):
+        if _root(bare):
             break
         if not caller:
             caller, module = bare, owner
         if len(path) < 10:
             path.append(bare)
     bare_names = [name.split(".")[0] for name in names]
-    place = next((label for label, pattern in PLACES if any(re.match(pattern, name) for name in bare_names)), "")
+    ran = set().union(*map(_places, bare_names))
+    place = next((label for label, _ in PLACES if label in ran), "")
     if re.search(r"<\s*(?:IRQ|SOFTIRQ)\s*>", text) and place not in ("hard interrupt", "softirq"):
         place = "interrupt"
-    if place == "hard interrupt" and any(re.match(PLACES[1][1], name) for name in bare_names[: _first(bare_names, PLACES[0][1])]):
+    if place == "hard interrupt" and any("softirq" in _places(name) for name in bare_names[: _first(bare_names, "hard interrupt")]):
         place = "softirq"
     return Stack(names, caller, module, place, tuple(path), bool(inside))
 
 
-def _first(names: list[str], pattern: str) -> int:
-    return next((n for n, name in enumerate(names) if re.match(pattern, name)), len(names))
+def _first(names: list[str], place: str) -> int:
+    return next((n for n, name in enumerate(names) if place in _places(name)), len(names))
+
+
+@lru_cache(maxsize=4096)  # the same functions are on most stacks of a log
+def _internal(name: str) -> bool:
+    return bool(INTERNAL.match(name) or INTERNAL.match(name.split(".")[0]))
+
+
+@lru_cache(maxsize=4096)
+def _root(name: str) -> bool:
+    return ROOTS.match(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def _places(name: str) -> frozenset[str]:
+    return frozenset(label for label, pattern in PLACES if re.match(pattern, name))

@@ -167,6 +167,15 @@ def compiled_zones(info: MemInfo, version: tuple[int, int, int], bits: int = 0) 
             + ("DMA32" in chosen and "DMA32" not in seen)
             + ("Device" in chosen and "DMA32" not in chosen)
         )
+        if (
+            "DMA32" in chosen
+            and not {"DMA32", "HighMem"} & seen
+            and {"DMA", "Normal"} <= seen
+            and all(zone.reserve is None for zone in info.zones if zone.name == "Normal")
+        ):
+            # a DMA32 between the two that are printed has no pages, so DMA keeps nothing back from it; where Normal's own reserve is shown, it tells
+            at = chosen.index("DMA32")
+            wrong += 4 * any(zone.name == "DMA" and zone.node is None and zone.reserve is not None and zone.reserve[at : at + 1] > (0,) for zone in info.zones)
         if best is None or wrong < best[0]:
             best = (wrong, chosen)
     return best[1] if best else tuple(name for name in ZONE_ORDER if name in seen)
