@@ -12,14 +12,22 @@ import numpy as np
 import pytest
 
 from mmtwin.diagnose.whatif import Settings, load_policy, parse_settings, whatif
+from mmtwin.diagnose.whatif.machine import with_cpus
+from mmtwin.diagnose.whatif.pageblocks import with_pageblocks
+from mmtwin.diagnose.whatif.slab import check, live_rows, start_with_slab
+from mmtwin.diagnose.whatif.slab_loop import CACHE_REAP
 from mmtwin.diagnose.whatif.start import start_under
 from mmtwin.diagnose.whatif.whatif import WhatIf, _kvmalloc
 from mmtwin.errors import RequestError
+from mmtwin.machine import boot
+from mmtwin.mm.buddy import boost_watermark
+from mmtwin.mm.slab_tables import ALLOCATED, SLAB_LIVE
 from mmtwin.mm.validate import validate
 from mmtwin.mm.validate_slub import validate_slub
+from mmtwin.profiles import get
 from mmtwin.recording import store
 from mmtwin.recording.model import Recording
-from mmtwin.replay.free_run import GONE, run, start_of
+from mmtwin.replay.free_run import GONE, Start, run, start_of
 from mmtwin.replay.requests import PAGES_ALLOC, PAGES_BULK, PAGES_FREE, Requests, requests
 from mmtwin.report.whatif_svg import render
 
@@ -70,7 +78,7 @@ def test_result_as_data(result: WhatIf) -> None:
     "words",
     [
         "slub_max_order=0", "slub_min_order=1", "cpus=2", "cpus=4", "ram=256M", "ram=1G", "merge=on", "merge=off", "size_classes=112,160", "cpu_partial=0",
-        "min_free_kbytes=8192 watermark_scale_factor=200", "cpus=2 slub_max_order=1 ram=384M",
+        "min_free_kbytes=8192 watermark_scale_factor=200", "cpus=2 slub_max_order=1 ram=384M", "watermark_boost_factor=0", "percpu_pagelist_high_fraction=8", "slub_min_objects=64", "pageblock_order=10", "pageblock_order=4 cpus=2",
     ],
 )  # fmt: skip
 def test_starts_are_sound(pipes: Recording, asked: Requests, words: str) -> None:
@@ -101,13 +109,102 @@ def test_settings_are_read() -> None:
     ("word", "said"),
     [
         ("slub_maxorder=0", "did you mean slub_max_order"), ("cpus=0", "from 1 to 64"), ("cpus", "expected key=value"), ("merge=maybe", "on or off"), ("ram=1", "64 MiB"),
-        ("pageblock_order=8", "not possible"), ("profile=linux-6.12", "not possible"), ("allocator=slab", "not possible"), ("kvmalloc=nowhere", "kvmalloc"), ("x=1", "expected one of"),
+        ("pageblock_order=3", "from 4 to 10"), ("allocator=slob", "slab or slub"), ("kvmalloc=nowhere", "kvmalloc"), ("x=1", "expected one of"),
     ],
 )  # fmt: skip
 def test_settings_are_refused(word: str, said: str) -> None:
     with pytest.raises(RequestError, match=said) as caught:
         parse_settings([word])
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_lists_and_slabs_work_in_their_direction(pipes: Recording, asked: Requests) -> None:
+    """percpu_pagelist_high_fraction: a list may hold that share of its zone. slub_min_objects: slabs large enough for so many objects."""
+    plain = start_under(pipes, asked, Settings())[0]
+    large = start_under(pipes, asked, Settings(percpu_pagelist_high_fraction=8))[0]
+    zone = int(np.argmax(plain.pages.zone["managed_pages"]))
+    managed, cpus = int(plain.pages.zone[zone]["managed_pages"]), int(plain.pages.config[0]["nr_cpus"])
+    assert int(large.pages.pcp[zone * cpus]["high"]) == managed // 8 // cpus > int(plain.pages.pcp[zone * cpus]["high"])
+    few, many = (start_under(pipes, asked, Settings(slub_min_objects=n))[0].slub.cache for n in (1, 64))
+    assert (many["order"] >= few["order"]).all() and (many["order"] > few["order"]).any() and int(many["order"].max()) <= 3
+
+
+def test_watermark_boost_factor(pipes: Recording, asked: Requests) -> None:
+    """What a stolen pageblock boosts the watermarks by at most; 0 ends a boost that is there."""
+    boosted = replace(asked, pages=asked.pages._replace(zone=asked.pages.zone.copy()))
+    boosted.pages.zone["watermark_boost"][:2] = 512
+    for factor, expected in ((0, 0), (15000, 512)):
+        start, _, _ = start_under(pipes, boosted, Settings(watermark_boost_factor=factor))
+        assert int(start.pages.config[0]["watermark_boost_factor"]) == factor and start.pages.zone["watermark_boost"][:2].tolist() == [expected] * 2
+        zone = int(np.argmax(start.pages.zone["managed_pages"]))
+        start.pages.zone["watermark_boost"] = 0
+        assert boost_watermark(start.pages, zone) == (factor > 0) and (int(start.pages.zone[zone]["watermark_boost"]) > 0) == (factor > 0)
+
+
+@pytest.mark.parametrize("order", [4, 7, 10])
+def test_pageblocks_of_another_order(pipes: Recording, asked: Requests, order: int) -> None:
+    """Smaller ones have their old one's type; a larger one that of most of its pages, and what is free in it is on that type's lists."""
+    pages = start_under(pipes, asked, Settings(pageblock_order=order))[0].pages
+    validate(pages)
+    had, frames = asked.pages.pageblock, int(pages.config[0]["nr_frames"])
+    assert int(pages.config[0]["pageblock_order"]) == order and len(pages.pageblock) == -(-frames >> order)
+    if order < 9:
+        starts = np.arange(len(pages.pageblock)) << order
+        inside = (starts >= int(pages.zone[0]["start_pfn"])) & (starts < frames)
+        assert (pages.pageblock[inside] == had[starts >> 9][inside]).all()
+    else:
+        pairs = had[: len(had) // 2 * 2].reshape(-1, 2)
+        same = pairs[:, 0] == pairs[:, 1]
+        assert same.any() and (~same[1:-1]).any() and (pages.pageblock[: len(pairs)][same] == pairs[same][:, 0]).all()
+        same[[0, -1]] = True  # memory does not begin and end with them: there one half is larger
+        assert (pages.pageblock[: len(pairs)][~same] == np.where((pairs == 0).any(axis=1), 0, 2)[~same]).all()  # a tie: what moves least readily
+    assert int(pages.zone["nr_free_pages"].sum()) == int(asked.pages.zone["nr_free_pages"].sum())
+
+
+def test_pageblocks_that_zones_share(asked: Requests) -> None:
+    """i386: HighMem begins inside a pageblock of order 10, and of order 7 too; khugepaged's min_free_kbytes follows the order."""
+    booted = boot("linux-6.1-i386", "2GiB", 1).state
+    recording: Any = SimpleNamespace(before=None)
+    high = int(booted.zone[2]["start_pfn"])
+    assert int(booted.config[0]["pageblock_split"]) == high and high & 1023
+    start = with_pageblocks(Start(booted, asked.slub, asked.table, asked.old_objects, asked.old_blocks), recording, 7, get("linux-6.1-i386"))
+    pages = with_cpus(start, 2).pages
+    validate(pages)
+    assert high & 127 and int(pages.config[0]["pageblock_split"]) == high and len(pages.pageblock) == -(-int(pages.config[0]["nr_frames"]) >> 7) + 1
+    assert int(pages.config[0]["min_free_kbytes"]) < int(booted.config[0]["min_free_kbytes"])
+
+
+def test_slab_answers(pipes: Recording, asked: Requests) -> None:
+    """The same requests: as many objects live at the end, and small kmallocs are those of SLAB, whose least has 32 bytes."""
+    result = whatif(pipes, [Settings(allocator="slab")], asked=asked)
+    twin, slab = result.cases[1:]
+    assert slab.broken == "" and slab.failures == slab.slab_failures == 0 and slab.page_requests == twin.page_requests
+    assert "kmalloc-8" in twin.caches and not {"kmalloc-8", "kmalloc-16"} & slab.caches.keys()
+    assert slab.slab_object_bytes is not None and twin.slab_object_bytes is not None
+    assert twin.slab_object_bytes < slab.slab_object_bytes < 4096 * slab.slab_pages  # those of 32 bytes
+    assert slab.used_pages - twin.used_pages == slab.slab_pages - twin.slab_pages == sum(slab.caches.values()) - sum(twin.caches.values())
+    assert any(note.startswith("SLAB: of the ") for note in slab.notes)
+
+
+def test_slab_at_the_start(pipes: Recording, asked: Requests) -> None:
+    """Each live object of SLUB has one place in SLAB's slabs; those freed in the recording are found there."""
+    start, names, notes = start_under(pipes, asked, Settings())
+    rows = [slab for slab in start.slub.slab[1024 : int(start.slub.config[0]["slabs"])] if int(slab["state"]) == SLAB_LIVE]
+    live = sum(int((start.slub.slot[int(r["slots"]) : int(r["slots"]) + int(r["objects"])] == ALLOCATED).sum()) for r in rows)
+    begin = start_with_slab(start, pipes, names, notes)
+    check(begin.slab, begin.start.pages)
+    validate(begin.start.pages, True)
+    management = int((begin.slab.slab["management"][live_rows(begin.slab)] >= 0).sum())
+    assert int(begin.slab.used.sum()) == live + management and management > 0
+    addresses = begin.start.objects[:, 1].tolist()
+    assert len(set(addresses)) == len(addresses) > 0 and min(addresses) > 0
+    reaps = begin.start.table[begin.start.table["op"] == CACHE_REAP]
+    assert len(reaps) == 1 and begin.slab.config[0]["numa"] == 1  # the workload took three seconds
+
+
+def test_card(result: WhatIf) -> None:
+    html = result._repr_html_()
+    assert "slub_max_order=0" in html and "blocks stolen" in html and f"{result.cases[2].slab_pages:,}" in html and "<script" not in html
 
 
 def test_kvmalloc_takes_single_pages(asked: Requests) -> None:

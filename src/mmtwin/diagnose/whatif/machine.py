@@ -30,13 +30,18 @@ from mmtwin.replay.free_run import GONE, Start
 from mmtwin.replay.requests import FLAG_SOFT, FOLD
 
 
+def user_set_min_free(recording: Recording) -> bool:
+    """Whether somebody had set min_free_kbytes on the recorded machine."""
+    return recording.before is not None and recording.before.scalars.get("user_min_free_kbytes", -1) != -1
+
+
 def with_cpus(start: Start, cpus: int) -> Start:
     """The machine with `cpus` CPUs, all online. Tasks are dealt out in the order in which they appear; interrupts stay where they were, if that CPU is there."""
     old = start.pages
     had = int(old.config[0]["nr_cpus"])
     frames, base = int(old.config[0]["nr_frames"]), int(old.config[0]["pcp_list_base"])
     listed = pcp_pages(old)
-    pages = new_pgdat(frames, cpus, tuple(int(z) for z in old.gfp_zone), int(old.config[0]["pageblock_order"]))
+    pages = new_pgdat(frames, cpus, tuple(int(z) for z in old.gfp_zone), int(old.config[0]["pageblock_order"]), int(old.config[0]["pageblock_split"]))
     pages.page[:base] = old.page[:base]
     for name in ("pageblock", "zone", "lowmem_reserve", "free_area"):
         getattr(pages, name)[:] = getattr(old, name)

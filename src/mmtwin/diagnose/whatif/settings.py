@@ -23,17 +23,19 @@ KEYS = {
     "kvmalloc": "call sites (addresses) whose kmallocs above a page fall back to vmalloc; all for every one",
     "cpus": "number of CPUs",
     "ram": "memory size, such as 128M",
+    "pageblock_order": "order of the blocks that have a migrate type",
+    "allocator": "slab or slub: which slab allocator answers",
 }  # fmt: skip
 """What can be set, and what it is in Linux."""
 NOT_BUILT = {
-    "pageblock_order": "the snapshot's pageblocks cannot be laid out anew: their types are what the recorded machine's requests made of them",
     "profile": "the recorded state is that of its own kernel's structures; record the workload on the other kernel instead",
-    "allocator": "requests of a SLUB recording have not been run through the classic SLAB; record the workload on a kernel with CONFIG_SLAB instead",
 }
 """What one may well ask for and is not there, with the reason."""
+ALLOCATORS = ("slab", "slub")
 LIMITS = {
     "min_free_kbytes": (0, 1 << 40), "watermark_scale_factor": (1, 3000), "watermark_boost_factor": (0, 1 << 30), "percpu_pagelist_high_fraction": (0, 1 << 30),
     "slub_min_order": (0, 10), "slub_max_order": (0, 10), "slub_min_objects": (0, 1 << 15), "cpu_partial": (0, 1 << 20), "cpus": (1, 64),
+    "pageblock_order": (4, 10),
 }  # fmt: skip
 
 
@@ -54,6 +56,8 @@ class Settings:
     kvmalloc: tuple[int, ...] | None = None
     cpus: int | None = None
     ram: int | None = None
+    pageblock_order: int | None = None
+    allocator: str | None = None
 
     def __str__(self) -> str:
         words = []
@@ -105,6 +109,10 @@ def _value(key: str, text: str) -> object:
             return {"on": True, "off": False}[text]
         if key == "ram":
             return _ram(text)
+        if key == "allocator":
+            if text not in ALLOCATORS:
+                raise RequestError(f"--set allocator={text}: expected {' or '.join(ALLOCATORS)}")
+            return text
         if key == "size_classes":
             return tuple(sorted({_number(key, part, 1, 8192) for part in text.split(",")}))
         if key == "kvmalloc":
