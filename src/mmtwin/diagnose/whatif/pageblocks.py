@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mmtwin.diagnose.whatif.machine import user_set_min_free
-from mmtwin.gfp import HIGHATOMIC, MIGRATE_TYPES, MOVABLE, RECLAIMABLE, UNMOVABLE
+from mmtwin.diagnose.whatif.machine import retype, user_set_min_free
+from mmtwin.gfp import HIGHATOMIC, MIGRATE_TYPES, MOVABLE
 from mmtwin.mm.buddy import del_page_from_free_list, free_one_page, is_buddy_in_zone, is_free_block
 from mmtwin.mm.list import list_del
 from mmtwin.mm.tables import MAX_ORDER, NR_ORDERS, NR_PCP_LISTS, Pgdat, nr_pageblocks, pageblock_rows
@@ -21,8 +21,6 @@ from mmtwin.profiles import Profile
 from mmtwin.recording.model import Recording
 from mmtwin.recording.state import pcp_pages
 from mmtwin.replay.free_run import Start
-
-RANK = {UNMOVABLE: 3, RECLAIMABLE: 2, MOVABLE: 1}
 
 
 def with_pageblocks(start: Start, recording: Recording, order: int, kernel: Profile) -> Start:
@@ -42,24 +40,11 @@ def with_pageblocks(start: Start, recording: Recording, order: int, kernel: Prof
     config = old.config.copy()
     config[0]["pageblock_order"], config[0]["pageblock_split"] = order, split or frames
     pages = old._replace(pageblock=np.full(nr_pageblocks(frames, order, split), MOVABLE, dtype=np.int8), config=config)
-    _retype(pages, types)
+    retype(pages, types)
     pages.zone["nr_reserved_highatomic"] = 0
     _refile(pages, types, had)
     _khugepaged(pages, recording, had, order)
     return Start(pages, start.slub, start.table, start.objects, start.blocks, start.fixed)
-
-
-def _retype(pages: Pgdat, types: npt.NDArray[np.int64]) -> None:
-    """Each pageblock's type, from those of its page frames (those in no zone do not count)."""
-    frames = np.arange(len(types))
-    present = np.zeros(len(types), dtype=bool)
-    for zone in pages.zone:
-        present[int(zone["start_pfn"]) : int(zone["end_pfn"])] = True
-    votes = np.zeros((len(pages.pageblock), 3), dtype=np.int64)
-    np.add.at(votes, (pageblock_rows(pages, frames)[present], np.minimum(types[present], 2)), 1)
-    scaled = votes * 4 + np.array([RANK[kind] for kind in range(3)]) * (votes > 0)
-    known = votes.any(axis=1)
-    pages.pageblock[known] = np.argmax(scaled[known], axis=1)
 
 
 def _type_of(pages: Pgdat, pfn: int) -> int:

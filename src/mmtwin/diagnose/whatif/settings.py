@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from mmtwin.errors import RequestError
+from mmtwin import profiles
+from mmtwin.errors import ProfileError, RequestError
 from mmtwin.units import parse_size
 
 KEYS = {
@@ -24,13 +25,10 @@ KEYS = {
     "cpus": "number of CPUs",
     "ram": "memory size, such as 128M",
     "pageblock_order": "order of the blocks that have a migrate type",
+    "profile": "another kernel's zones, pageblocks and own memory, such as linux-6.1-i386",
     "allocator": "slab or slub: which slab allocator answers",
 }  # fmt: skip
 """What can be set, and what it is in Linux."""
-NOT_BUILT = {
-    "profile": "the recorded state is that of its own kernel's structures; record the workload on the other kernel instead",
-}
-"""What one may well ask for and is not there, with the reason."""
 ALLOCATORS = ("slab", "slub")
 LIMITS = {
     "min_free_kbytes": (0, 1 << 40), "watermark_scale_factor": (1, 3000), "watermark_boost_factor": (0, 1 << 30), "percpu_pagelist_high_fraction": (0, 1 << 30),
@@ -57,6 +55,7 @@ class Settings:
     cpus: int | None = None
     ram: int | None = None
     pageblock_order: int | None = None
+    profile: str | None = None
     allocator: str | None = None
 
     def __str__(self) -> str:
@@ -92,8 +91,6 @@ def parse_settings(words: Sequence[str]) -> Settings:
     found: dict[str, object] = {}
     for word in " ".join(words).split():
         key, equals, value = word.partition("=")
-        if key in NOT_BUILT:
-            raise RequestError(f"--set {key}: not possible: {NOT_BUILT[key]}")
         if key not in KEYS or not equals:
             near = difflib.get_close_matches(key, KEYS, 1)
             hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(KEYS)}"
@@ -109,6 +106,8 @@ def _value(key: str, text: str) -> object:
             return {"on": True, "off": False}[text]
         if key == "ram":
             return _ram(text)
+        if key == "profile":
+            return _profile(text)
         if key == "allocator":
             if text not in ALLOCATORS:
                 raise RequestError(f"--set allocator={text}: expected {' or '.join(ALLOCATORS)}")
@@ -129,6 +128,13 @@ def _ram(text: str) -> int:
     if not 64 << 20 <= size <= 64 << 30 or size % (4 << 20):
         raise RequestError(f"--set ram={text}: expected 64 MiB to 64 GiB in steps of 4 MiB")
     return size
+
+
+def _profile(text: str) -> str:
+    try:
+        return profiles.get(text).name
+    except ProfileError as error:
+        raise RequestError(f"--set profile={text}: {error}") from None
 
 
 def _number(key: str, text: str, least: int, most: int) -> int:

@@ -44,15 +44,20 @@ def start_under(
     start, names, notes = start_of(requests), list(requests.names), list[str]()
     had = recording.provenance.cpus
     cpus = settings.cpus or had
-    if settings.ram is not None:
+    target = None if settings.profile is None else profiles.get(settings.profile)
+    own = profiles.for_release(recording.provenance.kernel_release)
+    target = None if target == own else target
+    if settings.ram is not None or target is not None:
         user = user_set_min_free(recording) and settings.min_free_kbytes is None
-        start = with_ram(start, recording, requests.old_blocks, settings.ram, had, user)
+        start = with_ram(start, recording, requests.old_blocks, settings.ram or recording.provenance.ram_bytes, had, user, target)
         notes.append("RAM: the kernel's own memory and its zones are derived as at boot; what was in use keeps its place where that exists, else it is moved")
+    if target is not None:
+        notes.append(f"profile: only memory is {target.name}'s (zones, pageblocks, watermarks, its own pages); objects keep the sizes and slabs of {own.name}")
     if cpus != had:
         start = with_cpus(start, cpus)
         notes.append("CPUs: tasks are dealt out in the order they appear, each stays on its CPU; nothing runs faster, and no lock is contended that was not")
     if settings.pageblock_order is not None:
-        start = with_pageblocks(start, recording, settings.pageblock_order, profiles.for_release(recording.provenance.kernel_release))
+        start = with_pageblocks(start, recording, settings.pageblock_order, target or own)
         notes.append("pageblocks: a smaller one has its old one's type, a larger one that of most of its pages; what is in use stays where it is")
     if _sets_watermarks(settings):
         start = _watermarks(start, settings)
