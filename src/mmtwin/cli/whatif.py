@@ -47,7 +47,7 @@ def whatif(
     :param file: A recording (.mmrec) made with mmtwin record --vm --slab.
     :param set_: min_free_kbytes, watermark_scale_factor, watermark_boost_factor, percpu_pagelist_high_fraction, slub_min_order, slub_max_order,
         slub_min_objects, cpu_partial, merge (on, off), size_classes (SIZE,...), kvmalloc (all, or call sites), cpus, ram,
-        pageblock_order, allocator (slab, slub). Several are all set at once.
+        pageblock_order, profile, allocator (slab, slub). Several are all set at once.
     :param against: A further case with its own settings, in one word; may be given several times.
     :param policy: A file with the Python functions alloc and free, or size_class, which then stand in for the kernel's.
     :param output: Draw free memory's fragmentation and slab pages over time (SVG).
