@@ -1,4 +1,4 @@
-"""Writes the tables of docs/whatif.md from docs/whatif-truth.json, which oracle/whatif.py makes of recordings.
+"""Writes the tables of docs/whatif.md from docs/whatif-truth.json and docs/whatif-unseen.json, which oracle/whatif.py makes of recordings.
 
 A table lies between two comments, `<!-- table NAME -->` and `<!-- end -->`; what is between them is replaced.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 TEXT, TRUTH = HERE / "whatif.md", HERE / "whatif-truth.json"
+UNSEEN, PREDICTED = HERE / "whatif-unseen.json", HERE / "whatif-unseen-predicted.json"
 SHOWN = ("refused", "slab pages", "slabs made", "free pages", "extfrag")
 
 
@@ -73,12 +74,15 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def filled(text: str) -> str:
     """The document with its tables."""
     data = truth()
-    tables = {"main": main_table(data), "blocks": block_table(data), "failures": failure_table(data)}
+    unseen: dict[str, Any] = json.loads(UNSEEN.read_text())
+    tables = {
+        "main": main_table(data), "blocks": block_table(data), "failures": failure_table(data), "unseen": main_table(unseen), "unseen-blocks": block_table(unseen)
+    }  # fmt: skip
 
     def fill(match: re.Match[str]) -> str:
         return f"<!-- table {match[1]} -->\n{tables[match[1]]}<!-- end -->"
 
-    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+    return re.sub(r"<!-- table ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Predictions beside real kernels: what mmtwin whatif says of one recording under the settings of others of the same workload, and what those recordings say.
 
     python oracle/whatif.py DIR [--json]       DIR has base-a.mmrec, base-b.mmrec and those of `PAIRS` (oracle/whatif.sh records them)
+    python oracle/whatif.py DIR --predict      of base-a.mmrec alone: what it says of order0 and min16m, to be written down before these are recorded
 
 For each quantity: the base, the prediction, the real value, the error of the prediction, and the noise, which is how far two recordings under the same settings differ.
 """
@@ -32,6 +33,8 @@ PAIRS = {
     "mem512": "ram=512M",
 }
 """Recordings and the settings that make the base's machine into theirs."""
+UNSEEN = ("order0", "min16m")
+"""Pairs of a second workload, predicted before they were recorded."""
 QUANTITIES = {
     "refused": lambda c: c.failures, "slab pages": lambda c: c.slab_pages, "slabs made": lambda c: c.slabs_made, "free pages": lambda c: c.free_pages,
     "extfrag": lambda c: c.extfrag,
@@ -55,6 +58,10 @@ def main() -> None:
     where = Path(sys.argv[1])
     base = store.load(where / "base-a.mmrec")
     asked = requests(base)
+    if "--predict" in sys.argv:
+        result = whatif(base, [parse_settings([PAIRS[name]]) for name in UNSEEN], asked=asked)
+        print(json.dumps({case.name: numbers(case) for case in result.cases}, indent=1))
+        return
     found: dict[str, Any] = {"base": numbers(kernel_case(base, asked)), "pairs": {}}
     for name, words in PAIRS.items():
         if not (where / f"{name}.mmrec").exists():

@@ -39,7 +39,7 @@ def test_code_runs(mmtwin: Run) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [((), "nothing to try"), (("--set", "slub_maxorder=1"), "did you mean slub_max_order"), (("--set", "allocator=slab"), "not possible")],
+    [((), "nothing to try"), (("--set", "slub_maxorder=1"), "did you mean slub_max_order"), (("--set", "profile=linux-6.12"), "only its virtual areas")],
 )
 def test_usage(mmtwin: Run, arguments: tuple[str, ...], said: str) -> None:
     code, out, err = mmtwin("whatif", PIPES, *arguments)

@@ -12,15 +12,25 @@ import numpy as np
 import pytest
 
 from mmtwin.diagnose.whatif import Settings, load_policy, parse_settings, whatif
+from mmtwin.diagnose.whatif.machine import _inside_free, with_cpus, with_ram
+from mmtwin.diagnose.whatif.pageblocks import with_pageblocks
+from mmtwin.diagnose.whatif.slab import check, live_rows, start_with_slab
+from mmtwin.diagnose.whatif.slab_loop import CACHE_REAP
 from mmtwin.diagnose.whatif.start import start_under
 from mmtwin.diagnose.whatif.whatif import WhatIf, _kvmalloc
 from mmtwin.errors import RequestError
+from mmtwin.machine import boot
+from mmtwin.mm.buddy import boost_watermark
+from mmtwin.mm.slab_tables import ALLOCATED, SLAB_LIVE, new_slub
+from mmtwin.mm.tables import PG_LRU
 from mmtwin.mm.validate import validate
 from mmtwin.mm.validate_slub import validate_slub
+from mmtwin.profiles import get
 from mmtwin.recording import store
 from mmtwin.recording.model import Recording
-from mmtwin.replay.free_run import GONE, run, start_of
-from mmtwin.replay.requests import PAGES_ALLOC, PAGES_BULK, PAGES_FREE, Requests, requests
+from mmtwin.recording.state import restore
+from mmtwin.replay.free_run import GONE, Start, run, start_of
+from mmtwin.replay.requests import PAGES_ALLOC, PAGES_BULK, PAGES_FREE, REQUEST, Requests, requests
 from mmtwin.report.whatif_svg import render
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +80,7 @@ def test_result_as_data(result: WhatIf) -> None:
     "words",
     [
         "slub_max_order=0", "slub_min_order=1", "cpus=2", "cpus=4", "ram=256M", "ram=1G", "merge=on", "merge=off", "size_classes=112,160", "cpu_partial=0",
-        "min_free_kbytes=8192 watermark_scale_factor=200", "cpus=2 slub_max_order=1 ram=384M",
+        "min_free_kbytes=8192 watermark_scale_factor=200", "cpus=2 slub_max_order=1 ram=384M", "watermark_boost_factor=0", "percpu_pagelist_high_fraction=8", "slub_min_objects=64", "pageblock_order=10", "pageblock_order=4 cpus=2", "profile=i386", "profile=i386 cpus=4 pageblock_order=9 ram=1G",
     ],
 )  # fmt: skip
 def test_starts_are_sound(pipes: Recording, asked: Requests, words: str) -> None:
@@ -101,13 +111,134 @@ def test_settings_are_read() -> None:
     ("word", "said"),
     [
         ("slub_maxorder=0", "did you mean slub_max_order"), ("cpus=0", "from 1 to 64"), ("cpus", "expected key=value"), ("merge=maybe", "on or off"), ("ram=1", "64 MiB"),
-        ("pageblock_order=8", "not possible"), ("profile=linux-6.12", "not possible"), ("allocator=slab", "not possible"), ("kvmalloc=nowhere", "kvmalloc"), ("x=1", "expected one of"),
+        ("pageblock_order=3", "from 4 to 10"), ("allocator=slob", "slab or slub"), ("profile=linux-6.12", "only its virtual areas"), ("profile=vms", "no profile"), ("kvmalloc=nowhere", "kvmalloc"), ("x=1", "expected one of"),
     ],
 )  # fmt: skip
 def test_settings_are_refused(word: str, said: str) -> None:
     with pytest.raises(RequestError, match=said) as caught:
         parse_settings([word])
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_lists_and_slabs_work_in_their_direction(pipes: Recording, asked: Requests) -> None:
+    """percpu_pagelist_high_fraction: a list may hold that share of its zone. slub_min_objects: slabs large enough for so many objects."""
+    plain = start_under(pipes, asked, Settings())[0]
+    large = start_under(pipes, asked, Settings(percpu_pagelist_high_fraction=8))[0]
+    zone = int(np.argmax(plain.pages.zone["managed_pages"]))
+    managed, cpus = int(plain.pages.zone[zone]["managed_pages"]), int(plain.pages.config[0]["nr_cpus"])
+    assert int(large.pages.pcp[zone * cpus]["high"]) == managed // 8 // cpus > int(plain.pages.pcp[zone * cpus]["high"])
+    few, many = (start_under(pipes, asked, Settings(slub_min_objects=n))[0].slub.cache for n in (1, 64))
+    assert (many["order"] >= few["order"]).all() and (many["order"] > few["order"]).any() and int(many["order"].max()) <= 3
+
+
+def test_watermark_boost_factor(pipes: Recording, asked: Requests) -> None:
+    """What a stolen pageblock boosts the watermarks by at most; 0 ends a boost that is there."""
+    boosted = replace(asked, pages=asked.pages._replace(zone=asked.pages.zone.copy()))
+    boosted.pages.zone["watermark_boost"][:2] = 512
+    for factor, expected in ((0, 0), (15000, 512)):
+        start, _, _ = start_under(pipes, boosted, Settings(watermark_boost_factor=factor))
+        assert int(start.pages.config[0]["watermark_boost_factor"]) == factor and start.pages.zone["watermark_boost"][:2].tolist() == [expected] * 2
+        zone = int(np.argmax(start.pages.zone["managed_pages"]))
+        start.pages.zone["watermark_boost"] = 0
+        assert boost_watermark(start.pages, zone) == (factor > 0) and (int(start.pages.zone[zone]["watermark_boost"]) > 0) == (factor > 0)
+
+
+@pytest.mark.parametrize("order", [4, 7, 10])
+def test_pageblocks_of_another_order(pipes: Recording, asked: Requests, order: int) -> None:
+    """Smaller ones have their old one's type; a larger one that of most of its pages, and what is free in it is on that type's lists."""
+    pages = start_under(pipes, asked, Settings(pageblock_order=order))[0].pages
+    validate(pages)
+    had, frames = asked.pages.pageblock, int(pages.config[0]["nr_frames"])
+    assert int(pages.config[0]["pageblock_order"]) == order and len(pages.pageblock) == -(-frames >> order)
+    if order < 9:
+        starts = np.arange(len(pages.pageblock)) << order
+        inside = (starts >= int(pages.zone[0]["start_pfn"])) & (starts < frames)
+        assert (pages.pageblock[inside] == had[starts >> 9][inside]).all()
+    else:
+        pairs = had[: len(had) // 2 * 2].reshape(-1, 2)
+        same = pairs[:, 0] == pairs[:, 1]
+        assert same.any() and (~same[1:-1]).any() and (pages.pageblock[: len(pairs)][same] == pairs[same][:, 0]).all()
+        same[[0, -1]] = True  # memory does not begin and end with them: there one half is larger
+        assert (pages.pageblock[: len(pairs)][~same] == np.where((pairs == 0).any(axis=1), 0, 2)[~same]).all()  # a tie: what moves least readily
+    assert int(pages.zone["nr_free_pages"].sum()) == int(asked.pages.zone["nr_free_pages"].sum())
+
+
+def test_pageblocks_that_zones_share() -> None:
+    """i386: HighMem begins inside a pageblock of order 10, and of order 7 too; khugepaged's min_free_kbytes follows the order."""
+    booted = boot("linux-6.1-i386", "2GiB", 1).state
+    recording: Any = SimpleNamespace(before=None)
+    high = int(booted.zone[2]["start_pfn"])
+    assert int(booted.config[0]["pageblock_split"]) == high and high & 1023
+    nothing = np.zeros((0, 2), dtype=np.int64)
+    bare = Start(booted, new_slub(1, 0, slabs=0, slots=0), np.zeros(0, dtype=REQUEST), nothing, nothing)
+    start = with_pageblocks(bare, recording, 7, get("linux-6.1-i386"))
+    pages = with_cpus(start, 2).pages
+    validate(pages)
+    assert high & 127 and int(pages.config[0]["pageblock_split"]) == high and len(pages.pageblock) == -(-int(pages.config[0]["nr_frames"]) >> 7) + 1
+    assert int(pages.config[0]["min_free_kbytes"]) < int(booted.config[0]["min_free_kbytes"])
+
+
+def test_a_32_bit_machine(pipes: Recording, asked: Requests) -> None:
+    """Zones of a guest of 2 GiB without PAE, to the page; nothing that is in use is lost."""
+    pages = start_under(pipes, asked, parse_settings(["profile=i386 ram=2G"]))[0].pages
+    validate(pages)
+    real = store.load(ROOT / "tests/recordings/areas-2g-1cpu-slab-686.mmrec").before
+    assert real is not None
+    for name in ("start_pfn", "present_pages", "managed_pages"):
+        assert pages.zone[name][:3].tolist() == real.zones[name].to_list()[:3], name
+    assert int(pages.config[0]["pageblock_order"]) == 10 and bool(pages.zone[2]["is_highmem"]) and pages.gfp_zone[2] == 2
+    assert abs(int(pages.config[0]["min_free_kbytes"]) - real.scalars["min_free_kbytes"]) < 64
+    used = [int(p.zone["managed_pages"].sum() - p.zone["nr_free_pages"].sum() - p.pcp["count"].sum()) for p in (pages, asked.pages)]
+    assert 0 <= used[0] - used[1] < 400
+    case = whatif(pipes, [parse_settings(["profile=i386-pae cpus=2"])], asked=asked).cases[-1]
+    assert case.broken == "" and case.failures == 0 and case.name == "cpus=2 profile=linux-6.1-i386-pae"
+
+
+def test_what_the_kernel_has_in_high_memory_moves() -> None:
+    """A recorded 64-bit machine of 1 GiB: beyond i386's direct map nothing stays that is not on an LRU list."""
+    recording = store.load(ROOT / "tests/recordings/mmap-1g-1cpu.mmrec")
+    assert recording.before is not None
+    pages = restore(recording.before)
+    nothing = np.zeros((0, 2), dtype=np.int64)
+    start = Start(pages, new_slub(1, 0, slabs=0, slots=0), np.zeros(0, dtype=REQUEST), nothing, nothing)
+    moved = with_ram(start, recording, np.zeros((0, 3), dtype=np.int64), 1 << 30, 1, False, get("i386")).pages
+    validate(moved)
+    high, end = int(moved.zone[2]["start_pfn"]), int(moved.zone[2]["end_pfn"])
+    kept = [~_inside_free(p, int(p.config[0]["nr_frames"]))[high:end] & (p.page["flags"][high:end] & PG_LRU == 0) for p in (pages, moved)]
+    assert kept[0].sum() > 1000 and not kept[1].any()
+
+
+def test_slab_answers(pipes: Recording, asked: Requests) -> None:
+    """The same requests: as many objects live at the end, and small kmallocs are those of SLAB, whose least has 32 bytes."""
+    result = whatif(pipes, [Settings(allocator="slab")], asked=asked)
+    twin, slab = result.cases[1:]
+    assert slab.broken == "" and slab.failures == slab.slab_failures == 0 and slab.page_requests == twin.page_requests
+    assert "kmalloc-8" in twin.caches and not {"kmalloc-8", "kmalloc-16"} & slab.caches.keys()
+    assert slab.slab_object_bytes is not None and twin.slab_object_bytes is not None
+    assert twin.slab_object_bytes < slab.slab_object_bytes < 4096 * slab.slab_pages  # those of 32 bytes
+    assert slab.used_pages - twin.used_pages == slab.slab_pages - twin.slab_pages == sum(slab.caches.values()) - sum(twin.caches.values())
+    assert any(note.startswith("SLAB: of the ") for note in slab.notes)
+
+
+def test_slab_at_the_start(pipes: Recording, asked: Requests) -> None:
+    """Each live object of SLUB has one place in SLAB's slabs; those freed in the recording are found there."""
+    start, names, notes = start_under(pipes, asked, Settings())
+    rows = [slab for slab in start.slub.slab[1024 : int(start.slub.config[0]["slabs"])] if int(slab["state"]) == SLAB_LIVE]
+    live = sum(int((start.slub.slot[int(r["slots"]) : int(r["slots"]) + int(r["objects"])] == ALLOCATED).sum()) for r in rows)
+    begin = start_with_slab(start, pipes, names, notes)
+    check(begin.slab, begin.start.pages)
+    validate(begin.start.pages, True)
+    management = int((begin.slab.slab["management"][live_rows(begin.slab)] >= 0).sum())
+    assert int(begin.slab.used.sum()) == live + management and management > 0
+    addresses = begin.start.objects[:, 1].tolist()
+    assert len(set(addresses)) == len(addresses) > 0 and min(addresses) > 0
+    reaps = begin.start.table[begin.start.table["op"] == CACHE_REAP]
+    assert len(reaps) == 1 and begin.slab.config[0]["numa"] == 1  # the workload took three seconds
+
+
+def test_card(result: WhatIf) -> None:
+    html = result._repr_html_()
+    assert "slub_max_order=0" in html and "blocks stolen" in html and f"{result.cases[2].slab_pages:,}" in html and "<script" not in html
 
 
 def test_kvmalloc_takes_single_pages(asked: Requests) -> None:
@@ -189,7 +320,11 @@ def test_the_document_says_what_was_measured() -> None:
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     text = (ROOT / "docs/whatif.md").read_text()
-    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 3
+    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 5
+    unseen, before = json.loads(table.UNSEEN.read_text()), json.loads(table.PREDICTED.read_text())
+    for pair in unseen["pairs"].values():  # what was written down before the recordings were made
+        assert pair["predicted"] == before[pair["settings"] or "twin"] and not pair["broken"]
+        assert abs(pair["predicted"]["slab pages"] - pair["real"]["slab pages"]) <= 5
     pairs = table.truth()["pairs"]
     assert len(pairs) == 11 and not any(pair["broken"] for pair in pairs.values())
     for name in ("order0", "minorder1", "partial0", "nomerge", "min16m", "wsf200"):  # one CPU, the same memory

@@ -46,7 +46,8 @@ def whatif(
 
     :param file: A recording (.mmrec) made with mmtwin record --vm --slab.
     :param set_: min_free_kbytes, watermark_scale_factor, watermark_boost_factor, percpu_pagelist_high_fraction, slub_min_order, slub_max_order,
-        slub_min_objects, cpu_partial, merge (on, off), size_classes (SIZE,...), kvmalloc (all, or call sites), cpus, ram. Several are all set at once.
+        slub_min_objects, cpu_partial, merge (on, off), size_classes (SIZE,...), kvmalloc (all, or call sites), cpus, ram,
+        pageblock_order, profile, allocator (slab, slub). Several are all set at once.
     :param against: A further case with its own settings, in one word; may be given several times.
     :param policy: A file with the Python functions alloc and free, or size_class, which then stand in for the kernel's.
     :param output: Draw free memory's fragmentation and slab pages over time (SVG).
@@ -158,6 +159,7 @@ def _rows(cases: list[Case]) -> list[tuple[str, list[str]]]:
         ("in use", [_number(c.used_pages) for c in cases]),
         ("  at the most", [_number(c.used_pages_peak) for c in cases]),
         ("in slabs", [_number(c.slab_pages) for c in cases]),
+        ("  not in objects, KiB", [_number(None if c.slab_object_bytes is None else 4 * c.slab_pages - c.slab_object_bytes // 1024) for c in cases]),
         ("  at the most", [_number(c.slab_pages_peak) for c in cases]),
         ("", ["" for _ in cases]),
         ("STEPS", ["" for _ in cases]),

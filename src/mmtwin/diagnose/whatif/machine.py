@@ -15,7 +15,7 @@ import polars as pl
 from mmtwin import profiles
 from mmtwin.diagnose.whatif.caches import ask
 from mmtwin.errors import RequestError
-from mmtwin.gfp import MOVABLE
+from mmtwin.gfp import HIGHATOMIC, MOVABLE, RECLAIMABLE, UNMOVABLE
 from mmtwin.machine import derive_constants
 from mmtwin.mm.buddy import del_page_from_free_list, free_one_page
 from mmtwin.mm.list import list_del
@@ -23,11 +23,19 @@ from mmtwin.mm.slab_tables import END, MAX_CACHES, Slub, new_slub
 from mmtwin.mm.tables import MAX_ORDER, NR_PCP_LISTS, PG_ALLOCATED, PG_BUDDY, PG_LRU, PG_PCP, PG_SLAB, Pgdat, new_pgdat, pageblock_rows
 from mmtwin.mm.vmstat import refresh_zone_stat_thresholds
 from mmtwin.mm.watermark import setup_per_zone_wmarks
-from mmtwin.profiles import physical
+from mmtwin.profiles import Profile, physical
 from mmtwin.recording.model import Recording
-from mmtwin.recording.state import _link, pcp_pages
+from mmtwin.recording.state import _link, free_lists, pcp_pages
 from mmtwin.replay.free_run import GONE, Start
 from mmtwin.replay.requests import FLAG_SOFT, FOLD
+
+RANK = {UNMOVABLE: 3, RECLAIMABLE: 2, MOVABLE: 1}
+"""Migrate types, by how readily the kernel moves what is in them; where two have as many pages of a pageblock, the higher one counts."""
+
+
+def user_set_min_free(recording: Recording) -> bool:
+    """Whether somebody had set min_free_kbytes on the recorded machine."""
+    return recording.before is not None and recording.before.scalars.get("user_min_free_kbytes", -1) != -1
 
 
 def with_cpus(start: Start, cpus: int) -> Start:
@@ -36,7 +44,7 @@ def with_cpus(start: Start, cpus: int) -> Start:
     had = int(old.config[0]["nr_cpus"])
     frames, base = int(old.config[0]["nr_frames"]), int(old.config[0]["pcp_list_base"])
     listed = pcp_pages(old)
-    pages = new_pgdat(frames, cpus, tuple(int(z) for z in old.gfp_zone), int(old.config[0]["pageblock_order"]))
+    pages = new_pgdat(frames, cpus, tuple(int(z) for z in old.gfp_zone), int(old.config[0]["pageblock_order"]), int(old.config[0]["pageblock_split"]))
     pages.page[:base] = old.page[:base]
     for name in ("pageblock", "zone", "lowmem_reserve", "free_area"):
         getattr(pages, name)[:] = getattr(old, name)
@@ -113,24 +121,32 @@ def _tasks(table: npt.NDArray[np.void], cpus: int) -> npt.NDArray[np.void]:
     return table
 
 
-def with_ram(start: Start, recording: Recording, old_blocks: npt.NDArray[np.int64], ram: int, cpus: int, min_free_kbytes: bool) -> Start:
-    """The machine with another amount of memory.
+def with_ram(
+    start: Start, recording: Recording, old_blocks: npt.NDArray[np.int64], ram: int, cpus: int, min_free_kbytes: bool, target: Profile | None = None
+) -> Start:
+    """The machine with another amount of memory, or with another kernel's zones.
 
     :param old_blocks: blocks that are older than the recording and freed in it (`Requests.old_blocks`).
+    :param target: the kernel whose zones, pageblocks and own memory the machine has; None for the recorded one.
     :param min_free_kbytes: the recorded machine's own value was set by somebody and stays.
     :raises RequestError: the recording's machine is not a guest of QEMU's, or what is in use does not fit.
     """
     provenance, before = recording.provenance, recording.before
     assert before is not None
-    if provenance.how != "vm" or before.scalars["pageblock_order"] != 9:
+    own = profiles.for_release(provenance.kernel_release)
+    if provenance.how != "vm" or own.word_bits == 32:
         raise RequestError(
-            "--set ram: only for recordings of 64-bit guests (mmtwin record --vm): of other machines the memory map at the other size is not known"
+            f"--set {'ram' if target is None else 'profile'}: only for recordings of 64-bit guests (mmtwin record --vm): of other machines the memory map at the other size is not known"
         )
-    kernel = profiles.for_release(provenance.kernel_release)
+    kernel = target or own
     initrd = -(-provenance.initrd_bytes // 4096)
-    maps = [physical.clip(physical.ram_frames(physical.qemu_pc_memory_map(size)), 0, kernel.max_frames) for size in (provenance.ram_bytes, ram)]
-    spans = [physical.zone_spans(m, kernel.zone_limits, len(kernel.zone_names)) for m in maps]
-    reserves = [physical.boot_reserve(kernel, m, s, cpus, initrd) for m, s in zip(maps, spans, strict=True)]
+    both = (own, kernel)
+    maps = [
+        physical.clip(physical.ram_frames(physical.qemu_pc_memory_map(size)), 0, k.max_frames)
+        for size, k in zip((provenance.ram_bytes, ram), both, strict=True)
+    ]
+    spans = [physical.zone_spans(m, k.zone_limits, len(k.zone_names)) for m, k in zip(maps, both, strict=True)]
+    reserves = [physical.boot_reserve(k, m, s, cpus, initrd) for k, m, s in zip(both, maps, spans, strict=True)]
     kept = [reserve.kept for reserve in reserves]
     usable = [_mask(m, k, max(maps[0][-1][1], maps[1][-1][1])) for m, k in zip(maps, kept, strict=True)]
     old = start.pages
@@ -143,12 +159,21 @@ def with_ram(start: Start, recording: Recording, old_blocks: npt.NDArray[np.int6
     new[[pfn + i for _, pfn, order in old_blocks.tolist() for i in range(1 << order)]] = False
     _take_free(old, gone)
     blocks, slub = start.blocks.copy(), start.slub
-    used = _used(gone & usable[0][:had] & ~idle, gone, [(int(slub.slab[r]["pfn"]), int(slub.slab[r]["order"])) for r in _slab_rows(slub)], old_blocks)
+    busy = gone & usable[0][:had] & ~idle
+    lent = np.zeros(had, dtype=bool)  # frames whose content must go, because it is the kernel's and they are outside the direct map now
+    if kernel.highmem_zone >= 0 and spans[1][kernel.highmem_zone].present:
+        lent[spans[1][kernel.highmem_zone].start :] = True
+        lent &= ~gone & ~idle & usable[0][:had] & (old.page["flags"][:had] & PG_LRU == 0)
+    slabs = [(int(slub.slab[r]["pfn"]), int(slub.slab[r]["order"])) for r in _slab_rows(slub)]
+    used = _used(busy | lent, gone | lent, slabs, old_blocks)
     pages = _resized(old, frames)
-    for z, span in enumerate(spans[1]):
-        zone = pages.zone[z]
-        pages_there = int(zone["managed_pages"]) + _count(usable[1], span) - _count(usable[0], spans[0][z])
-        zone["start_pfn"], zone["end_pfn"], zone["present_pages"], zone["managed_pages"] = span.start, span.end, span.present, max(pages_there, 0)
+    if target is None:
+        for z, span in enumerate(spans[1]):
+            zone = pages.zone[z]
+            pages_there = int(zone["managed_pages"]) + _count(usable[1], span) - _count(usable[0], spans[0][z])
+            zone["start_pfn"], zone["end_pfn"], zone["present_pages"], zone["managed_pages"] = span.start, span.end, span.present, max(pages_there, 0)
+    else:
+        pages = _rezoned(pages, kernel, spans[1], usable[1])
     _give_free(pages, new[:frames])
     minimum = int(pages.config[0]["min_free_kbytes"])
     managed = pages.zone["managed_pages"].copy()
@@ -162,8 +187,14 @@ def with_ram(start: Start, recording: Recording, old_blocks: npt.NDArray[np.int6
         setup_per_zone_wmarks(pages)
     found = ask(pages, slub, [], [(order, 0xCC0) for _, order in used])
     if len(found) and found.min() < 0:
-        raise RequestError(f"--set ram={ram >> 20}M: what the recorded machine has in use at its start does not fit into that")
+        raise RequestError(
+            f"--set {f'ram={ram >> 20}M' if target is None else f'profile={kernel.name}'}: what the recorded machine has in use at its start does not fit into that"
+        )
     _move(pages, slub, old, blocks, used, found)
+    left = np.zeros(frames, dtype=bool)
+    for pfn, order in used:
+        left[pfn : pfn + (1 << order)] = lent[pfn : min(pfn + (1 << order), frames)]
+    _give_free(pages, left)
     return Start(pages, slub, start.table, start.objects, blocks, start.fixed)
 
 
@@ -210,14 +241,20 @@ def _give_free(pages: Pgdat, new: npt.NDArray[np.bool_]) -> None:
     """Frames come free in their largest aligned blocks, at the lists' tails, under their pageblocks' types."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], new.astype(np.int8), [0]])))
     for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        at = first
-        while at < last:
-            order = min(MAX_ORDER, (at & -at).bit_length() - 1 if at else MAX_ORDER, (last - at).bit_length() - 1)
-            z = next(z for z in range(len(pages.zone)) if int(pages.zone[z]["start_pfn"]) <= at < int(pages.zone[z]["end_pfn"]))
-            pages.page["flags"][at : at + (1 << order)] = 0
-            kind = int(pages.pageblock[int(pageblock_rows(pages, np.array([at]))[0])])
-            free_one_page(pages, at, z, 0, order, kind, True)
-            at += 1 << order
+        _give_range(pages, first, last)
+
+
+def _give_range(pages: Pgdat, first: int, last: int) -> None:
+    """One run of frames comes free; it may reach over the end of a zone."""
+    at = first
+    while at < last:
+        z = next(z for z in range(len(pages.zone)) if int(pages.zone[z]["start_pfn"]) <= at < int(pages.zone[z]["end_pfn"]))
+        room = min(last, int(pages.zone[z]["end_pfn"])) - at
+        order = min(MAX_ORDER, (at & -at).bit_length() - 1 if at else MAX_ORDER, room.bit_length() - 1)
+        pages.page["flags"][at : at + (1 << order)] = 0
+        kind = int(pages.pageblock[int(pageblock_rows(pages, np.array([at]))[0])])
+        free_one_page(pages, at, z, 0, order, kind, True)
+        at += 1 << order
 
 
 def _used(busy: npt.NDArray[np.bool_], gone: npt.NDArray[np.bool_], slabs: list[tuple[int, int]], old: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -259,6 +296,44 @@ def _resized(old: Pgdat, frames: int) -> Pgdat:
     for name, value in mine.items():
         pages.config[0][name] = value
     return pages
+
+
+def _rezoned(old: Pgdat, kernel: Profile, spans: list[physical.ZoneSpan], usable: npt.NDArray[np.bool_]) -> Pgdat:
+    """The tables with another kernel's zones and pageblocks. What was on per-CPU lists is free; a HIGHATOMIC reserve is Movable."""
+    frames, cpus = int(old.config[0]["nr_frames"]), int(old.config[0]["nr_cpus"])
+    split = kernel.pageblock_split(spans[kernel.highmem_zone].start) if kernel.highmem_zone >= 0 else 0
+    pages = new_pgdat(frames, cpus, kernel.gfp_zones, kernel.pageblock_order, split)
+    kept = {name: int(pages.config[0][name]) for name in ("pageblock_order", "pageblock_split")}
+    pages.config[0] = old.config[0]
+    for name, value in kept.items():
+        pages.config[0][name] = value
+    pages.config[0]["nofragment_zone"] = kernel.nofragment_zone
+    pages.page[:frames] = old.page[:frames]
+    for z, (span, high) in enumerate(zip(spans, physical.is_highmem(kernel, spans), strict=True)):
+        zone = pages.zone[z]
+        zone["start_pfn"], zone["end_pfn"], zone["present_pages"] = span
+        zone["managed_pages"], zone["is_highmem"] = _count(usable, span), high
+    types = old.pageblock[pageblock_rows(old, np.arange(frames))].astype(np.int64)
+    types[types == HIGHATOMIC] = MOVABLE
+    retype(pages, types)
+    order = np.concatenate([free_lists(old)["pfn"].to_numpy(), pcp_pages(old)["pfn"].to_numpy()])
+    for pfn, size in zip(order.tolist(), (1 << old.page["order"][order].astype(np.int64)).tolist(), strict=True):
+        pages.page["flags"][pfn] = 0
+        _give_range(pages, pfn, pfn + size)
+    return pages
+
+
+def retype(pages: Pgdat, types: npt.NDArray[np.int64]) -> None:
+    """Each pageblock's type, from those of its page frames (those in no zone do not count)."""
+    frames = np.arange(len(types))
+    present = np.zeros(len(types), dtype=bool)
+    for zone in pages.zone:
+        present[int(zone["start_pfn"]) : int(zone["end_pfn"])] = True
+    votes = np.zeros((len(pages.pageblock), 3), dtype=np.int64)
+    np.add.at(votes, (pageblock_rows(pages, frames)[present], np.minimum(types[present], 2)), 1)
+    scaled = votes * 4 + np.array([RANK[kind] for kind in range(3)]) * (votes > 0)
+    known = votes.any(axis=1)
+    pages.pageblock[known] = np.argmax(scaled[known], axis=1)
 
 
 def _move(pages: Pgdat, slub: Slub, old: Pgdat, blocks: npt.NDArray[np.int64], used: list[tuple[int, int]], found: npt.NDArray[np.int64]) -> None:

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from mmtwin.errors import RequestError
+from mmtwin import profiles
+from mmtwin.errors import ProfileError, RequestError
 from mmtwin.units import parse_size
 
 KEYS = {
@@ -23,17 +24,16 @@ KEYS = {
     "kvmalloc": "call sites (addresses) whose kmallocs above a page fall back to vmalloc; all for every one",
     "cpus": "number of CPUs",
     "ram": "memory size, such as 128M",
+    "pageblock_order": "order of the blocks that have a migrate type",
+    "profile": "another kernel's zones, pageblocks and own memory, such as linux-6.1-i386",
+    "allocator": "slab or slub: which slab allocator answers",
 }  # fmt: skip
 """What can be set, and what it is in Linux."""
-NOT_BUILT = {
-    "pageblock_order": "the snapshot's pageblocks cannot be laid out anew: their types are what the recorded machine's requests made of them",
-    "profile": "the recorded state is that of its own kernel's structures; record the workload on the other kernel instead",
-    "allocator": "requests of a SLUB recording have not been run through the classic SLAB; record the workload on a kernel with CONFIG_SLAB instead",
-}
-"""What one may well ask for and is not there, with the reason."""
+ALLOCATORS = ("slab", "slub")
 LIMITS = {
     "min_free_kbytes": (0, 1 << 40), "watermark_scale_factor": (1, 3000), "watermark_boost_factor": (0, 1 << 30), "percpu_pagelist_high_fraction": (0, 1 << 30),
     "slub_min_order": (0, 10), "slub_max_order": (0, 10), "slub_min_objects": (0, 1 << 15), "cpu_partial": (0, 1 << 20), "cpus": (1, 64),
+    "pageblock_order": (4, 10),
 }  # fmt: skip
 
 
@@ -54,6 +54,9 @@ class Settings:
     kvmalloc: tuple[int, ...] | None = None
     cpus: int | None = None
     ram: int | None = None
+    pageblock_order: int | None = None
+    profile: str | None = None
+    allocator: str | None = None
 
     def __str__(self) -> str:
         words = []
@@ -88,8 +91,6 @@ def parse_settings(words: Sequence[str]) -> Settings:
     found: dict[str, object] = {}
     for word in " ".join(words).split():
         key, equals, value = word.partition("=")
-        if key in NOT_BUILT:
-            raise RequestError(f"--set {key}: not possible: {NOT_BUILT[key]}")
         if key not in KEYS or not equals:
             near = difflib.get_close_matches(key, KEYS, 1)
             hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(KEYS)}"
@@ -105,6 +106,12 @@ def _value(key: str, text: str) -> object:
             return {"on": True, "off": False}[text]
         if key == "ram":
             return _ram(text)
+        if key == "profile":
+            return _profile(text)
+        if key == "allocator":
+            if text not in ALLOCATORS:
+                raise RequestError(f"--set allocator={text}: expected {' or '.join(ALLOCATORS)}")
+            return text
         if key == "size_classes":
             return tuple(sorted({_number(key, part, 1, 8192) for part in text.split(",")}))
         if key == "kvmalloc":
@@ -121,6 +128,13 @@ def _ram(text: str) -> int:
     if not 64 << 20 <= size <= 64 << 30 or size % (4 << 20):
         raise RequestError(f"--set ram={text}: expected 64 MiB to 64 GiB in steps of 4 MiB")
     return size
+
+
+def _profile(text: str) -> str:
+    try:
+        return profiles.get(text).name
+    except ProfileError as error:
+        raise RequestError(f"--set profile={text}: {error}") from None
 
 
 def _number(key: str, text: str, least: int, most: int) -> int:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mmtwin import profiles
 from mmtwin.diagnose.whatif.caches import recut, rows_of
-from mmtwin.diagnose.whatif.machine import with_cpus, with_ram
+from mmtwin.diagnose.whatif.machine import user_set_min_free, with_cpus, with_ram
+from mmtwin.diagnose.whatif.pageblocks import with_pageblocks
 from mmtwin.diagnose.whatif.settings import Settings
 from mmtwin.errors import RequestError
 from mmtwin.mm.list import list_add_tail
@@ -42,16 +44,31 @@ def start_under(
     start, names, notes = start_of(requests), list(requests.names), list[str]()
     had = recording.provenance.cpus
     cpus = settings.cpus or had
-    if settings.ram is not None:
-        user = requests_set_min_free(recording) and settings.min_free_kbytes is None
-        start = with_ram(start, recording, requests.old_blocks, settings.ram, had, user)
+    target = None if settings.profile is None else profiles.get(settings.profile)
+    own = profiles.for_release(recording.provenance.kernel_release)
+    target = None if target == own else target
+    if settings.ram is not None or target is not None:
+        user = user_set_min_free(recording) and settings.min_free_kbytes is None
+        start = with_ram(start, recording, requests.old_blocks, settings.ram or recording.provenance.ram_bytes, had, user, target)
         notes.append("RAM: the kernel's own memory and its zones are derived as at boot; what was in use keeps its place where that exists, else it is moved")
+    if target is not None:
+        notes.append(f"profile: only memory is {target.name}'s (zones, pageblocks, watermarks, its own pages); objects keep the sizes and slabs of {own.name}")
     if cpus != had:
         start = with_cpus(start, cpus)
         notes.append("CPUs: tasks are dealt out in the order they appear, each stays on its CPU; nothing runs faster, and no lock is contended that was not")
+    if settings.pageblock_order is not None:
+        start = with_pageblocks(start, recording, settings.pageblock_order, target or own)
+        notes.append("pageblocks: a smaller one has its old one's type, a larger one that of most of its pages; what is in use stays where it is")
     if _sets_watermarks(settings):
         start = _watermarks(start, settings)
-    needs_slabs = settings.slab_geometry or settings.cpu_partial is not None or settings.merge is not None or settings.size_classes or size_class
+    needs_slabs = (
+        settings.slab_geometry
+        or settings.cpu_partial is not None
+        or settings.merge is not None
+        or settings.size_classes
+        or size_class
+        or settings.allocator == "slab"
+    )
     if needs_slabs and not requests.names:
         raise RequestError("settings of slabs need a recording with slab events: mmtwin record --vm --slab")
     if requests.names and (settings.slab_geometry or cpus != had):
@@ -64,11 +81,6 @@ def start_under(
         start = _sizes(start, names, recording, settings, cpus, size_class)
         notes.append("size classes: objects that are older than the recording stay in the caches they were in")
     return start, names, notes
-
-
-def requests_set_min_free(recording: Recording) -> bool:
-    """Whether somebody had set min_free_kbytes on the recorded machine."""
-    return recording.before is not None and recording.before.scalars.get("user_min_free_kbytes", -1) != -1
 
 
 def _sets_watermarks(settings: Settings) -> bool:

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mmtwin.diagnose.whatif import slab
 from mmtwin.diagnose.whatif.settings import Settings
 from mmtwin.diagnose.whatif.start import start_under
 from mmtwin.errors import InvariantError, RequestError
 from mmtwin.mm.pcp import drain_pages_zone
+from mmtwin.mm.slab_classic_tables import ClassicSlab
+from mmtwin.mm.slab_tables import ALLOCATED, SLAB_LIVE
 from mmtwin.mm.tables import NR_ORDERS
 from mmtwin.mm.validate import validate
 from mmtwin.mm.validate_slub import validate_slub
+from mmtwin.notebook import Card, InNotebook, Table
 from mmtwin.recording import slab_state
 from mmtwin.recording.model import Recording
 from mmtwin.recording.state import restore
@@ -41,6 +45,7 @@ class Case:
     :param unusable: at the end, by order (`UNUSABLE_ORDERS`): the share of free memory in blocks too small for it.
     :param used_pages: at the end: managed pages that are neither on free nor on per-CPU lists; `used_pages_peak` the most at any moment looked at.
     :param slow_paths: slab requests that left the fast path, allocations and frees.
+    :param slab_object_bytes: of objects handed out at the end, each as large as its cache says: the rest of the slab pages is free objects and waste.
     :param caches: pages of each slab cache at the end, by name.
     :param broken: the first invariant that the state broke; "" if it is sound.
     """
@@ -67,6 +72,7 @@ class Case:
     slow_paths: int | None
     small_slabs: int | None
     seconds: float
+    slab_object_bytes: int | None = None
     caches: dict[str, int] = field(default_factory=dict)
     looks: list[Look] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -81,7 +87,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class WhatIf:
+class WhatIf(InNotebook):
     """What `whatif` returns: the kernel, the twin with the recording's settings, and each case asked for.
 
     :param requests: how many there were; `unknown` what could not be known of them.
@@ -94,6 +100,18 @@ class WhatIf:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {"schema": 1, "requests": self.requests, "unknown": self.unknown, "cases": [case.to_dict() for case in self.cases]}
+
+    def _card(self) -> Card:
+        """The figures that most look for, a column for each case."""
+        cases = self.cases
+        rows = [
+            ["refused", *(f"{c.failures:,}" for c in cases)], ["blocks stolen", *(f"{c.extfrag:,}" for c in cases)],
+            *([f"unusable for order {o}", *(f"{c.unusable[o]:.1%}" for c in cases)] for o in UNUSABLE_ORDERS),
+            ["free pages", *(f"{c.free_pages:,}" for c in cases)], ["pages in use", *(f"{c.used_pages:,}" for c in cases)],
+            ["slab pages", *(f"{c.slab_pages:,}" for c in cases)], ["slabs made", *(f"{c.slabs_made:,}" for c in cases)],
+        ]  # fmt: skip
+        notes = [note for case in cases for note in case.notes] + [f"{case.name}: broken: {case.broken}" for case in cases if case.broken]
+        return Card(f"What if: {self.requests:,} requests", tables=[Table(["", *(c.name for c in cases)], rows)], notes=list(dict.fromkeys(notes)))
 
     def frame(self) -> pl.DataFrame:
         """One row per case; the free blocks and failures of each order are columns of their own."""
@@ -134,19 +152,27 @@ def whatif(
 
 
 def _case(recording: Recording, asked: Requests, settings: Settings, name: str, policy: Any) -> Case:
+    outcome, names, notes, slab = _run(recording, asked, settings, policy)
+    if settings.kvmalloc is not None:
+        again, moved = _kvmalloc(asked, outcome, settings.kvmalloc)
+        outcome, names, notes, slab = _run(recording, again, settings, policy)
+        notes.append(f"kvmalloc: {moved} large kmallocs that were refused take single pages instead (their vmap areas and page tables are not counted)")
+    return _of(outcome, name, names, notes, slab)
+
+
+def _run(recording: Recording, asked: Requests, settings: Settings, policy: Any) -> tuple[Outcome, list[str], list[str], ClassicSlab | None]:
+    """The free run, the caches' names, what had to be assumed, and SLAB's tables if that was the allocator."""
     start, names, notes = start_under(recording, asked, settings, None if policy is None else policy.size_class)
     pages_policy: Policy | None = None if policy is None else policy.pages
     if pages_policy is not None:
         _drain(start)
-    outcome = run(start, asked, pages_policy)
-    if settings.kvmalloc is not None:
-        again, moved = _kvmalloc(asked, outcome, settings.kvmalloc)
-        start, names, notes = start_under(recording, again, settings, None if policy is None else policy.size_class)
-        if pages_policy is not None:
-            _drain(start)
-        outcome = run(start, again, pages_policy)
-        notes.append(f"kvmalloc: {moved} large kmallocs that were refused take single pages instead (their vmap areas and page tables are not counted)")
-    return _of(outcome, name, names, notes)
+    if settings.allocator != "slab":
+        return run(start, asked, pages_policy), names, notes, None
+    begin = slab.start_with_slab(start, recording, names, notes)
+    outcome, state = slab.run_with_slab(begin, asked, pages_policy)
+    used, there = slab.colours(state)
+    notes.append(f"SLAB: of the {there:,} colours of caches that have slabs, {there - used:,} are those of no slab at the end")
+    return outcome, begin.names, notes, state
 
 
 def _drain(start: Start) -> None:
@@ -156,7 +182,7 @@ def _drain(start: Start) -> None:
             drain_pages_zone(start.pages, z, cpu, cpu)
 
 
-def _of(outcome: Outcome, name: str, names: list[str], notes: list[str]) -> Case:
+def _of(outcome: Outcome, name: str, names: list[str], notes: list[str], classic: ClassicSlab | None) -> Case:
     counters, last = outcome.counters, outcome.looks[-1]
     managed = int(outcome.pages.zone["managed_pages"].sum())
     used = [managed - k.free_pages - k.listed_pages for k in outcome.looks]
@@ -167,7 +193,8 @@ def _of(outcome: Outcome, name: str, names: list[str], notes: list[str]) -> Case
         free_blocks=last.free_blocks, unusable={o: last.unusable(o) for o in UNUSABLE_ORDERS}, slab_pages=last.slab_pages,
         slab_pages_peak=max(k.slab_pages for k in outcome.looks), used_pages=used[-1], used_pages_peak=max(used), slabs_made=counters["slabs_made"],
         slabs_freed=counters["slabs_freed"], slow_paths=counters["slab_slow_paths"], small_slabs=counters["small_slabs"], seconds=outcome.seconds,
-        caches=_caches(outcome.slub, names), looks=outcome.looks, notes=notes, broken=_broken(outcome),
+        caches=_caches(outcome.slub, names) if classic is None else slab.pages_of(classic, names), looks=outcome.looks, notes=notes, broken=_broken(outcome, classic),
+        slab_object_bytes=_object_bytes(outcome.slub) if classic is None else slab.object_bytes(classic),
     )  # fmt: skip
 
 
@@ -183,10 +210,23 @@ def _caches(slub: Any, names: list[str]) -> dict[str, int]:
     return found
 
 
-def _broken(outcome: Outcome) -> str:
+def _object_bytes(slub: Any) -> int:
+    """Bytes of all objects that are handed out, each as large as its cache says."""
+    used = slub.slab[1024 : int(slub.config[0]["slabs"])]
+    total = 0
+    for one in used[used["state"] == SLAB_LIVE]:
+        first = int(one["slots"])
+        live = np.count_nonzero(slub.slot[first : first + int(one["objects"])] == ALLOCATED)
+        total += int(live) * int(slub.cache[int(one["cache"])]["object_size"])
+    return total
+
+
+def _broken(outcome: Outcome, classic: ClassicSlab | None) -> str:
     try:
         validate(outcome.pages, True)
-        if int(outcome.slub.config[0]["caches"]):
+        if classic is not None:
+            slab.check(classic, outcome.pages)
+        elif int(outcome.slub.config[0]["caches"]):
             validate_slub(outcome.slub, outcome.pages)
     except InvariantError as error:
         return str(error)
@@ -213,6 +253,7 @@ def kernel_case(recording: Recording, asked: Requests) -> Case:
         listed_pages=end.listed_pages, free_blocks=end.free_blocks, unusable={o: end.unusable(o) for o in UNUSABLE_ORDERS}, slab_pages=end.slab_pages if names else 0,
         slab_pages_peak=None, used_pages=int(pages.zone["managed_pages"].sum()) - end.free_pages - end.listed_pages, used_pages_peak=None, slabs_made=len(made),
         slabs_freed=None, slow_paths=None, small_slabs=None, seconds=0.0, caches=_caches(slub, names) if names else {},
+        slab_object_bytes=_object_bytes(slub) if names else None,
     )  # fmt: skip
 
 
