@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +54,13 @@ def test_only_jit_and_its_linker_import_numba() -> None:
 def test_drgn_and_elftools_stay_in_the_recorder() -> None:
     users = {path.relative_to(ROOT).parts[:2] for path in ROOT.rglob("*.py") for module, _ in imports(path) if module.split(".")[0] in ("drgn", "elftools")}
     assert users == {("recording", "capture")}
+
+
+def test_compiled_entry_points_are_where_the_cache_looks() -> None:
+    """The digest of compiled code covers these directories (`_jit._digest`): an entry point elsewhere would be read from the cache after its source had changed."""
+    elsewhere = [
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*.py")
+        if path.relative_to(ROOT).parts[0] not in ("mm", "user", "replay", "_jit.py") and re.search(r"^@kernel|= kernel\(", path.read_text(), re.M)
+    ]
+    assert not elsewhere

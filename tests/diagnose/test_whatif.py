@@ -15,7 +15,6 @@ from mmtwin.diagnose.whatif import Settings, load_policy, parse_settings, whatif
 from mmtwin.diagnose.whatif.machine import _inside_free, with_cpus, with_ram
 from mmtwin.diagnose.whatif.pageblocks import with_pageblocks
 from mmtwin.diagnose.whatif.slab import check, live_rows, start_with_slab
-from mmtwin.diagnose.whatif.slab_loop import CACHE_REAP
 from mmtwin.diagnose.whatif.start import start_under
 from mmtwin.diagnose.whatif.whatif import WhatIf, _kvmalloc
 from mmtwin.errors import RequestError
@@ -30,6 +29,7 @@ from mmtwin.recording import store
 from mmtwin.recording.model import Recording
 from mmtwin.recording.state import restore
 from mmtwin.replay.free_run import GONE, Start, run, start_of
+from mmtwin.replay.free_run_slab import CACHE_REAP
 from mmtwin.replay.requests import PAGES_ALLOC, PAGES_BULK, PAGES_FREE, REQUEST, Requests, requests
 from mmtwin.report.whatif_svg import render
 

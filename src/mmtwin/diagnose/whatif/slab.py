@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mmtwin.diagnose.whatif.caches import Piece, ask, cut, remove, rows_of
-from mmtwin.diagnose.whatif.slab_loop import CACHE_REAP, run_classic
 from mmtwin.errors import InvariantError, RequestError
 from mmtwin.mm.list import list_add_tail
 from mmtwin.mm.slab import grow_begin, grow_end, kmem_cache_create, mark_slab, node_alloc, object_of, slab_of
@@ -48,6 +47,7 @@ from mmtwin.replay.free_run import (
     own_callbacks,
     rare,
 )  # fmt: skip
+from mmtwin.replay.free_run_slab import CACHE_REAP, run_classic
 from mmtwin.replay.requests import CACHE_CREATE, CACHE_DESTROY, CACHE_FLUSH, CACHE_SHRINK, OBJECT_ALLOC, OBJECTS_ALLOC, Requests
 
 HZ = 250
