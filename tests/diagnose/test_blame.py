@@ -19,9 +19,8 @@ from mmtwin.diagnose.blame.wastes import slabs_of_snapshot
 from mmtwin.diagnose.page_stat import page_stat
 from mmtwin.diagnose.stat import stat
 from mmtwin.errors import RequestError
-from mmtwin.recording import store
+from mmtwin.recording import readers
 from mmtwin.recording.model import Recording
-from mmtwin.recording.readers import ftrace_text
 from tests.conftest import RECORDINGS
 
 Make = Callable[..., Recording]
@@ -32,14 +31,7 @@ FREES = ["kfree", "kmem_cache_free"]
 
 def read(name: str) -> Recording:
     """A recording of the tests, trace text, or perf.data."""
-    if name.endswith(".mmrec"):
-        return store.load(RECORDINGS / name)
-    if "perf" in name:
-        readers = pytest.importorskip("mmtwin.recording.readers")
-        if not hasattr(readers, "read"):
-            pytest.skip("no reader of perf.data")
-        return readers.read(DATA / name)  # type: ignore[no-any-return]
-    return ftrace_text.read(DATA / name)
+    return readers.read((RECORDINGS if name.endswith(".mmrec") else DATA) / name)
 
 
 # The same sums by other means: polars windows over addresses and page frames
@@ -330,7 +322,7 @@ def test_windows(recording: Make) -> None:
 
 
 def test_a_trace_without_a_dump_says_what_it_cannot_tell() -> None:
-    result = blame(ftrace_text.read(DATA / "linux-6.1.ftrace.txt"))
+    result = blame(readers.read(DATA / "linux-6.1.ftrace.txt"))
     assert result.fragments is not None and result.fragments.samples == () and result.fragments.events == 1
     assert any("no memory dump" in reason for reason in result.untold)
     assert json.loads(json.dumps(result.to_dict()))["fragments"]["unmovable_in_movable"] is None

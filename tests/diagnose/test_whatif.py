@@ -28,7 +28,8 @@ from mmtwin.profiles import get
 from mmtwin.recording import store
 from mmtwin.recording.model import Recording
 from mmtwin.recording.state import restore
-from mmtwin.replay.free_run import GONE, Start, run, start_of
+from mmtwin.replay.free_run import Start, run, start_of
+from mmtwin.replay.free_run_pages import GONE
 from mmtwin.replay.free_run_slab import CACHE_REAP
 from mmtwin.replay.requests import PAGES_ALLOC, PAGES_BULK, PAGES_FREE, REQUEST, Requests, requests
 from mmtwin.report.whatif_svg import render

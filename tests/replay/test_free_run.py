@@ -15,7 +15,8 @@ from mmtwin.mm.validate_slub import validate_slub
 from mmtwin.recording import store
 from mmtwin.recording.model import Recording
 from mmtwin.replay.check import compare
-from mmtwin.replay.free_run import GONE, Outcome, run, start_of
+from mmtwin.replay.free_run import Outcome, run, start_of
+from mmtwin.replay.free_run_pages import GONE
 from mmtwin.replay.requests import PAGES_ALLOC, Requests, requests
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"

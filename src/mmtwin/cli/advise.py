@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmtwin.cli.about import about
 from mmtwin.cli.stat import LINES
 from mmtwin.cli.terminal import ForTerminal, UsageError, printable
 from mmtwin.errors import RequestError
@@ -76,11 +77,7 @@ def advise(
     except RequestError as error:
         raise RequestError(f"{file}: {error}") from error
     if json:
-        document = {
-            "schema": 1, "file": str(file), "kernel_release": recording.provenance.kernel_release, "cpus": recording.provenance.cpus,
-            "events": len(recording.events), "lost_events": recording.provenance.lost_events,
-        }  # fmt: skip
-        return terminal.json(document | result.to_dict(lines or 0))
+        return terminal.json(about(file, recording) | result.to_dict(lines or 0))
     return terminal.show(*(text(result, LINES if lines is None else lines) if site is None else in_full(result)))
 
 

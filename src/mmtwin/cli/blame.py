@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmtwin.cli.about import about
 from mmtwin.cli.stat import _duration, parse_window
 from mmtwin.cli.terminal import ForTerminal, UsageError, printable
 from mmtwin.errors import RequestError
@@ -71,25 +72,22 @@ def blame(
     sections = _check(only, by, steps, lines)
     if code:
         return terminal.write(_code(file, by, sections, steps, time, symbols))
-    with terminal.progress("reading"):
-        recording = read(file)
+    from mmtwin import _jit
     from mmtwin.diagnose.blame import blame as run
     from mmtwin.recording.symbols import read_symbols
 
-    window = parse_window(time, recording) if time is not None else (None, None)
     names = read_symbols(symbols) if symbols is not None else None
-    if recording.before is not None and recording.before.has_pages:
-        terminal.note("replaying the recording (the first replay on a machine compiles for some minutes, once)")
+    with terminal.progress("reading"):
+        recording = read(file, symbols=names)
+    window = parse_window(time, recording) if time is not None else (None, None)
+    if recording.before is not None and recording.before.has_pages and not _jit.is_compiled("replay_ops"):
+        terminal.note("compiling the replay, about 30 s, once")
     try:
         result = run(recording, by, sections=sections, steps=steps, window=window, symbols=names)
     except RequestError as error:
         raise RequestError(f"{file}: {error}") from error
     if json:
-        document = {
-            "schema": 1, "file": str(file), "kernel_release": recording.provenance.kernel_release, "cpus": recording.provenance.cpus,
-            "events": len(recording.events), "lost_events": recording.provenance.lost_events,
-        }  # fmt: skip
-        return terminal.json(document | result.to_dict(lines or 0))
+        return terminal.json(about(file, recording) | result.to_dict(lines or 0))
     return terminal.show(*text(result, recording, LINES if lines is None else lines))
 
 

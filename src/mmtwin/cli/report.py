@@ -13,6 +13,7 @@ from mmtwin.recording.readers import read
 
 if TYPE_CHECKING:
     from mmtwin.recording.model import Recording
+    from mmtwin.recording.symbols import Symbols
 
 SUFFIX = ".html"
 MOST_STEPS = 1000
@@ -65,22 +66,23 @@ def report(
             CODE.format(path=str(file), steps=steps, full=", full=True" if full else "", output=str(output or Path(file.name).with_suffix(SUFFIX)))
         )
     path = None if json else output_path(output, file, force, SUFFIX)
+    from mmtwin.recording.symbols import read_symbols
+
+    names = None if symbols is None else read_symbols(symbols)
     with terminal.progress("reading"):
-        recording = read(file)
-    data = gather(recording, file, steps, symbols, terminal, full)
+        recording = read(file, symbols=names)
+    data = gather(recording, file, steps, names, terminal, full)
     if path is None:
         return terminal.json(data)
     write(data, path, force)
     return terminal.write(f"Wrote {printable(path)}\n")
 
 
-def gather(recording: Recording, file: Path, steps: int, symbols: Path | None, terminal: Terminal, full: bool = False) -> dict[str, Any]:
+def gather(recording: Recording, file: Path, steps: int, names: Symbols | None, terminal: Terminal, full: bool = False) -> dict[str, Any]:
     """The report's data, with progress on stderr."""
     from mmtwin import _jit
-    from mmtwin.recording.symbols import read_symbols
     from mmtwin.report.document import document
 
-    names = None if symbols is None else read_symbols(symbols)
     if recording.before is not None and not _jit.is_compiled("replay_ops"):
         terminal.note("compiling the replay, about 30 s, once")
     with terminal.progress("replaying") as progress:

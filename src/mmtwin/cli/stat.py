@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmtwin.cli.about import about
 from mmtwin.cli.terminal import ForTerminal, UsageError, printable
 from mmtwin.errors import RequestError
 from mmtwin.recording.readers import read
@@ -86,11 +87,7 @@ def stat(
     except RequestError as error:
         raise RequestError(f"{file}: {error}") from error
     if json:
-        document = {
-            "schema": 1, "file": str(file), "kernel_release": recording.provenance.kernel_release, "cpus": recording.provenance.cpus,
-            "events": len(recording.events), "lost_events": recording.provenance.lost_events,
-        }  # fmt: skip
-        return terminal.json(document | result.to_dict(lines or 0))
+        return terminal.json(about(file, recording) | result.to_dict(lines or 0))
     return terminal.show(*text(result, LINES if lines is None else lines))
 
 

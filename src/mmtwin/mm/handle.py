@@ -27,10 +27,10 @@ def address_table(pages: Pgdat, slabs: Slub) -> npt.NDArray[np.int64]:
 
 
 @maker
-def tables_at(handle: int) -> tuple[Any, Any]:
-    """The tables behind an address table's address."""
+def pages_at(handle: int) -> Any:
+    """The page allocator's tables behind an address table's address."""
     t = carray(pointer(handle), (NR_TABLES, 2), INT64)
-    b = Pgdat(
+    return Pgdat(
         carray(pointer(t[0, 0]), t[0, 1], PAGE),
         carray(pointer(t[1, 0]), t[1, 1], INT8),
         carray(pointer(t[2, 0]), t[2, 1], ZONE),
@@ -40,7 +40,13 @@ def tables_at(handle: int) -> tuple[Any, Any]:
         carray(pointer(t[6, 0]), t[6, 1], CONFIG),
         carray(pointer(t[7, 0]), t[7, 1], INT64),
     )
-    s = Slub(
+
+
+@maker
+def slabs_at(handle: int) -> Any:
+    """SLUB's tables there."""
+    t = carray(pointer(handle), (NR_TABLES, 2), INT64)
+    return Slub(
         carray(pointer(t[8, 0]), t[8, 1], KMEM_CACHE),
         carray(pointer(t[9, 0]), t[9, 1], KMEM_CACHE_CPU),
         carray(pointer(t[10, 0]), t[10, 1], SLAB),
@@ -50,4 +56,9 @@ def tables_at(handle: int) -> tuple[Any, Any]:
         carray(pointer(t[14, 0]), t[14, 1], INT64),
         carray(pointer(t[15, 0]), t[15, 1], SLUB_CONFIG),
     )
-    return b, s
+
+
+@maker
+def tables_at(handle: int) -> tuple[Any, Any]:
+    """Both. A routine that needs only one of them is compiled sooner with that one."""
+    return pages_at(handle), slabs_at(handle)

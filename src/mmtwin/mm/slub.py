@@ -601,15 +601,11 @@ def shrink_lists(s: Any, c: int) -> int:
 
 
 @slow
-def take_single(b: Any, s: Any, c: int, cpu: int, gfp: int) -> int:
-    """``alloc_single_from_partial``, else ``alloc_single_from_new_slab``: an object, or a negative error."""
-    row = int(s.slab[c]["next"])
-    fresh = row == c
-    if fresh:
-        row = allocate_slab(b, s, c, cpu, gfp)
-        if row < 0:
-            return row
-        count_slab(s, row)
+def take_first(s: Any, row: int, fresh: bool) -> int:
+    """A slab's first free object; the slab goes on the node's partial list or off it.
+
+    :param fresh: the slab is new, so it is on no list.
+    """
     slab = s.slab[row]
     slot = int(slab["freelist"])
     slab["freelist"] = pop(s, row, slot)
@@ -620,6 +616,19 @@ def take_single(b: Any, s: Any, c: int, cpu: int, gfp: int) -> int:
     elif fresh:
         add_partial(s, row, DEACTIVATE_TO_HEAD)
     return row << SLOT_BITS | slot
+
+
+@slow
+def take_single(b: Any, s: Any, c: int, cpu: int, gfp: int) -> int:
+    """``alloc_single_from_partial``, else ``alloc_single_from_new_slab``: an object, or a negative error."""
+    row = int(s.slab[c]["next"])
+    fresh = row == c
+    if fresh:
+        row = allocate_slab(b, s, c, cpu, gfp)
+        if row < 0:
+            return row
+        count_slab(s, row)
+    return take_first(s, row, fresh)
 
 
 @slow

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmtwin._jit import kernel, routine
+from mmtwin.mm.handle import pages_at
 from mmtwin.mm.page_alloc import ENOMEM
 from mmtwin.mm.slab import (
     GFP_SLAB,
@@ -34,7 +35,7 @@ from mmtwin.mm.slab import (
 )  # fmt: skip
 from mmtwin.mm.slab_classic_geometry import OFF_SLAB
 from mmtwin.mm.slab_classic_tables import END
-from mmtwin.replay.free_run import (
+from mmtwin.replay.free_run_pages import (
     C_FREED,
     C_MADE,
     C_SKIPPED,
@@ -50,11 +51,10 @@ from mmtwin.replay.free_run import (
     get_pages,
     lru_add,
     pages_alloc,
-    pages_at,
     pages_free,
     put_pages,
     words_at,
-)  # fmt: skip
+)
 from mmtwin.replay.requests import (
     CACHE_CREATE,
     CACHE_DESTROY,

@@ -9,7 +9,7 @@ import polars as pl
 
 from mmtwin.diagnose.explain.at import AtExplanation, Room, lacks_block
 from mmtwin.diagnose.explain.model import VERDICTS, size
-from mmtwin.diagnose.explain.show import WHO, _fill, _request_lines, _wrapped, _zone
+from mmtwin.diagnose.explain.show import _fill, _reasons, _remedies, _request_lines, _wrapped, _zone
 from mmtwin.diagnose.pins import Pin
 from mmtwin.gfp import gfp_names
 from mmtwin.units import PAGE_SIZE
@@ -41,23 +41,14 @@ def at_lines(result: AtExplanation, total: int, width: int) -> Lines:
     yield f"Zone by zone, in pages of {PAGE_SIZE >> 10} kB:", "bold"
     for zone in v.zones:
         yield from _zone(zone, width)
-    for label, sentences in (("why", v.why), ("open", v.missing)):
-        if sentences:
-            yield "", ""
-            for sentence in sentences:
-                yield from _wrapped(label, sentence, width, "warn" if label == "open" else "")
-                label = ""
+    yield from _reasons(v, width)
     if not result.passes:
         lacking = {zone.zone.name for zone in v.zones if lacks_block(zone)}
         for room in result.rooms:
             if room.zone in lacking:
                 yield from _room(room, width)
     yield from _memory(result, width)
-    if v.remedies:
-        yield "", ""
-        yield "What helps, the best first:", "bold"
-        for rank, remedy in enumerate(v.remedies, 1):
-            yield from _wrapped(f"{rank}.", f"{remedy.what} ({WHO[remedy.who]}): {remedy.changes}", width, "", 5)
+    yield from _remedies(v, width)
 
 
 def _room(room: Room, width: int) -> Lines:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mmtwin.diagnose.explain.explain import Explanation
-from mmtwin.diagnose.explain.model import VERDICTS, Report, Request, size
+from mmtwin.diagnose.explain.model import VERDICTS, Report, Request, Verdict, size
 
 if TYPE_CHECKING:
     from mmtwin.diagnose.explain.zone_rules import ZoneVerdict
@@ -76,12 +76,20 @@ def report_lines(report: Report, width: int) -> Iterator[tuple[str, str]]:
         yield f"Zone by zone, in pages of {report.page_kb} kB:", "bold"
         for zone in v.zones:
             yield from _zone(zone, width)
+    yield from _reasons(v, width)
+    yield from _remedies(v, width)
+
+
+def _reasons(v: Verdict, width: int) -> Iterator[tuple[str, str]]:
     for label, sentences in (("why", v.why), ("open", v.missing)):
         if sentences:
             yield "", ""
             for sentence in sentences:
                 yield from _wrapped(label, sentence, width, "warn" if label == "open" else "")
                 label = ""
+
+
+def _remedies(v: Verdict, width: int) -> Iterator[tuple[str, str]]:
     if v.remedies:
         yield "", ""
         yield "What helps, the best first:", "bold"

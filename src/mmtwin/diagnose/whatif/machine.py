@@ -26,7 +26,8 @@ from mmtwin.mm.watermark import setup_per_zone_wmarks
 from mmtwin.profiles import Profile, physical
 from mmtwin.recording.model import Recording
 from mmtwin.recording.state import _link, free_lists, pcp_pages
-from mmtwin.replay.free_run import GONE, Start
+from mmtwin.replay.free_run import Start
+from mmtwin.replay.free_run_pages import GONE
 from mmtwin.replay.requests import FLAG_SOFT, FOLD
 
 RANK = {UNMOVABLE: 3, RECLAIMABLE: 2, MOVABLE: 1}

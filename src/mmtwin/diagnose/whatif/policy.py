@@ -23,9 +23,11 @@ from mmtwin._jit import callback, routine
 from mmtwin.errors import RequestError
 from mmtwin.gfp import ALLOC_KSWAPD, ALLOC_WMARK_LOW, gfp_to_alloc_flags
 from mmtwin.mm.buddy import add_to_free_list, del_page_from_free_list, free_one_page, page_zone
+from mmtwin.mm.handle import pages_at
 from mmtwin.mm.page_alloc import EAGAIN, ENOMEM, GFP_DIRECT_RECLAIM, highest_zone, mark_allocated, next_zone, preferred_zone, request_migratetype
 from mmtwin.mm.vmstat import mod_zone_free_pages
-from mmtwin.replay.free_run import ALLOC_SIGNATURE, FREE_SIGNATURE, Policy, pages_at
+from mmtwin.replay.free_run import Policy
+from mmtwin.replay.free_run_pages import ALLOC_SIGNATURE, FREE_SIGNATURE
 
 NAMES = {"alloc": 5, "free": 4, "size_class": 3}
 """What a file may define, and how many arguments each has."""

@@ -24,29 +24,19 @@ from mmtwin.mm.slab_tables import MAX_CACHES as SLUB_CACHES
 from mmtwin.mm.slub import free_row
 from mmtwin.mm.tables import NR_ORDERS, Pgdat
 from mmtwin.recording.model import Recording
-from mmtwin.replay.free_run import (
+from mmtwin.replay.free_run import SAMPLES, Outcome, Policy, Start, look, words_of
+from mmtwin.replay.free_run_pages import (
     COUNTERS,
     GONE,
     P_HANDLE,
-    P_SLOTS,
-    P_USER,
-    SAMPLES,
-    SCRATCH,
     W_BLOCKS,
     W_FAILED,
-    W_FIXED,
     W_IDS,
-    W_OBJECTS,
-    W_SCRATCH,
     W_STOP,
-    Outcome,
-    Policy,
-    Start,
     address_of,
-    look,
     own_callbacks,
     rare,
-)  # fmt: skip
+)
 from mmtwin.replay.free_run_slab import CACHE_REAP, run_classic
 from mmtwin.replay.requests import CACHE_CREATE, CACHE_DESTROY, CACHE_FLUSH, CACHE_SHRINK, OBJECT_ALLOC, OBJECTS_ALLOC, Requests
 
@@ -237,15 +227,9 @@ def run_with_slab(begin: SlabStart, requests: Requests, policy: Policy | None = 
     """As `mmtwin.replay.free_run.run`, with SLAB's loop; also returns the slabs as they are at the end."""
     start, state = begin.start, begin.slab
     pages, slub, table = start.pages, start.slub, start.table
-    blocks, ids = W_OBJECTS + requests.objects, W_OBJECTS + requests.objects + requests.blocks
-    w = np.full(ids + len(requests.ids) + SCRATCH, GONE, dtype=np.int64)
-    w[:W_OBJECTS] = 0
-    w[W_BLOCKS], w[W_IDS], w[W_SCRATCH] = blocks, ids, ids + len(requests.ids)
-    w[ids : ids + len(requests.ids)] = requests.ids
-    w[W_OBJECTS + start.objects[:, 0]], w[blocks + start.blocks[:, 0]] = start.objects[:, 1], start.blocks[:, 1]
     most = int(state.cache["num"].max(initial=1))
     bulk = int(table["arg2"][table["op"] == OBJECTS_ALLOC].max(initial=1))
-    w[P_USER], w[P_SLOTS], w[W_FIXED : W_FIXED + 3] = policy is not None, most, start.fixed
+    w = words_of(start, requests, policy, most)
     own, own_free = own_callbacks()
     alloc, free = (own, own_free) if policy is None else (policy.alloc, policy.free)
     addresses = address_of(pages, slub, w)
@@ -267,7 +251,7 @@ def run_with_slab(begin: SlabStart, requests: Requests, policy: Policy | None = 
         slub.config[0]["pages"] = int(state.config[0]["pages"])
         looks.append(look(pages, slub, end, int(w[W_FAILED : W_FAILED + NR_ORDERS].sum())))
     counters = {name: int(w[i]) for i, name in enumerate(COUNTERS)}
-    return Outcome(pages, slub, counters, tuple(int(n) for n in w[W_FAILED : W_FAILED + NR_ORDERS]), looks, seconds, w[blocks:ids]), state
+    return Outcome(pages, slub, counters, tuple(int(n) for n in w[W_FAILED : W_FAILED + NR_ORDERS]), looks, seconds, w[w[W_BLOCKS] : w[W_IDS]]), state
 
 
 def live_rows(state: ClassicSlab) -> npt.NDArray[np.int64]:

@@ -27,7 +27,7 @@ from mmtwin.recording.model import Provenance, Recording
 from mmtwin.recording.readers.binary import Bytes
 from mmtwin.recording.readers.ftrace_text import ALIASES, EVERY
 from mmtwin.recording.readers.page_callers import page_sites
-from mmtwin.recording.readers.raw_events import RawEvents
+from mmtwin.recording.readers.raw_events import RawEvents, skipped
 from mmtwin.recording.readers.tracing_data import Cursor, TracingData, read_formats, read_start, unpack
 from mmtwin.recording.readers.zstd import decompress
 from mmtwin.recording.symbols import Symbols, running_kernel
@@ -505,14 +505,7 @@ def _provenance(
     if file.by_task is None:
         file.by_task = any(attr.flags & ENABLE_ON_EXEC for attr in file.attrs) and not {"-a", "--all-cpus"} & set(command)
     lost = max(file.lost, file.lost_samples)
-    if lost:
-        note(f"the trace buffer lost {lost:,} events: counts are too low, and pairs of allocation and free are incomplete after the first loss")
-    if broken:
-        note(f"{broken:,} events skipped: shorter than their formats say, or with values that cannot be")
-    if others:
-        note(f"{sum(others.values()):,} other events skipped: {', '.join(f'{n} ({c:,})' for n, c in others.most_common(5))}")
-    if unknown_gfp:
-        note(f"unknown GFP flags left out: {', '.join(sorted(unknown_gfp)[:5])}")
+    file.notes += skipped(lost, broken, others, unknown_gfp)
     if chained and symbols is None:
         note("page events have call chains, but whose frames they are is unknown: give the recorded kernel's /proc/kallsyms or System.map with --symbols")
     elif chained and sited < pages:

@@ -6,6 +6,7 @@ kernel's own ``format`` files say where a field is and how wide. Only the names 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,3 +158,17 @@ class RawEvents:
             else:
                 series.append(pl.Series(column, np.full(count, ABSENT.get(column, 0), dtype=np.dtype(str(dtype).lower()))))
         return pl.DataFrame(series)
+
+
+def skipped(lost: int, broken: int, others: Counter[str], unknown_gfp: set[str]) -> list[str]:
+    """Notes on what of a file is not in the table."""
+    notes = []
+    if lost:
+        notes.append(f"the trace buffer lost {lost:,} events: counts are too low, and pairs of allocation and free are incomplete after the first loss")
+    if broken:
+        notes.append(f"{broken:,} events skipped: shorter than their formats say, or with values that cannot be")
+    if others:
+        notes.append(f"{sum(others.values()):,} other events skipped: {', '.join(f'{n} ({c:,})' for n, c in others.most_common(5))}")
+    if unknown_gfp:
+        notes.append(f"unknown GFP flags left out: {', '.join(sorted(unknown_gfp)[:5])}")
+    return notes

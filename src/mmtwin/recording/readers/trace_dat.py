@@ -24,7 +24,7 @@ from mmtwin.recording.model import Provenance, Recording
 from mmtwin.recording.readers.binary import Bytes
 from mmtwin.recording.readers.ftrace_text import ALIASES, EVERY
 from mmtwin.recording.readers.page_callers import page_sites
-from mmtwin.recording.readers.raw_events import RawEvents
+from mmtwin.recording.readers.raw_events import RawEvents, skipped
 from mmtwin.recording.readers.tracing_data import Cursor, TracingData, read_formats, read_ftrace, read_header_info, read_start, read_systems
 from mmtwin.recording.readers.zstd import decompress
 from mmtwin.recording.symbols import Symbols, symbols_of
@@ -312,14 +312,7 @@ def _recording(file: _File, name: str, symbols: Symbols | None) -> Recording:
     file.notes += events.notes
     lost = max(file.overrun, file.missed)
     note = file.notes.append
-    if lost:
-        note(f"the trace buffer lost {lost:,} events: counts are too low, and pairs of allocation and free are incomplete after the first loss")
-    if broken:
-        note(f"{broken:,} events skipped: shorter than their formats say, or with values that cannot be")
-    if others:
-        note(f"{sum(others.values()):,} other events skipped: {', '.join(f'{n} ({c:,})' for n, c in others.most_common(5))}")
-    if events.unknown_gfp:
-        note(f"unknown GFP flags left out: {', '.join(sorted(events.unknown_gfp)[:5])}")
+    file.notes += skipped(lost, broken, others, events.unknown_gfp)
     if file.clock == "x86-tsc":
         note("the trace clock counts cycles (x86-tsc), so times are cycles, not nanoseconds")
     procfs = {"trace_clock": file.clock} if file.clock else {}
