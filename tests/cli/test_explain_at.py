@@ -73,3 +73,7 @@ def test_usage(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "--at is for recordings" in fails(2, "explain", log, "--at", "5")
     (tmp_path / "damaged.mmrec").write_bytes(b"PK\3\4 and no more")
     assert "damaged.mmrec" in fails(1, "explain", tmp_path / "damaged.mmrec")
+
+
+def test_a_file_that_is_not_there(fails: Callable[..., str], tmp_path: Path) -> None:
+    assert "No such file or directory" in fails(1, "explain", tmp_path / "none.mmrec", "--at", "5")

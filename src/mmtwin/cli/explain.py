@@ -70,6 +70,8 @@ def explain(
         return _explain_recording(log, at, order, gfp, cpu, symbols, json, code, terminal)
     for given, option in ((at, "--at"), (order, "--order"), (gfp, "--gfp"), (cpu, "--cpu"), (symbols, "--symbols")):
         if given is not None:
+            if str(log) != "-":
+                log.stat()  # a file that is not there is told as such
             raise UsageError(f"{option} is for recordings, and {printable(log)} is none")
     if code:
         return terminal.write(CODE.format(path=str(log)))
