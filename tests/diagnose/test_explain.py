@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtwin.diagnose.explain import Explanation, explain_log, explain_text
+from mmtwin.diagnose.explain import Explanation, explain_log, explain_text, scan
 from mmtwin.diagnose.explain.log_gfp import ERAS, decode, parse_names, spell
 from mmtwin.diagnose.explain.log_lines import strip
 from mmtwin.diagnose.explain.model import VERDICTS
@@ -400,6 +400,22 @@ def test_of_too_many_reports_the_first_of_each_sort_is_read_and_the_rest_counted
     shown = " ".join(text(explanation).split())
     assert f"{explanation.unread} more reports of the log were not read" in shown
     assert "the first of each sort" in shown
+
+
+def test_more_heads_than_can_be_told_apart_are_counted() -> None:
+    heads = b"".join(b"[%5d.0] p%d invoked oom-killer: gfp_mask=0xd0, order=0, oom_score_adj=0\n" % (n, n) for n in range(3 * scan.MANY))
+    found = scan.find(heads + (LOGS / "p13-x86-mpt3sas-order11-warn.txt").read_bytes())
+    assert b"mm/page_alloc.c" in found.windows[-1].data  # another kind is still found behind them
+    read = sum(window.data.count(b"oom-killer") for window in found.windows)
+    assert read > 100
+    assert abs(found.unread["oom"] + read - 3 * scan.MANY) <= 600  # a window holds some beside those it is for
+
+
+def test_a_long_log_without_line_ends() -> None:
+    data = b"invoked oom-killer: gfp_mask=0xd0, order=0 Mem-Info: " * 40_000
+    found = scan.find(data)
+    assert sum(len(window.data) for window in found.windows) < len(data) // 2  # each place stands for a line of its own, not for all that is before it
+    assert explain_text(data).unread > 0
 
 
 def test_interleaved_dumps_of_a_long_log() -> None:

@@ -2,7 +2,7 @@
 
 All phrases are looked for at once: four bytes of each are put into a table of hashes, and every four bytes of the log are looked up in it (numpy, some 2 ns a byte).
 Parsing costs some hundred times as much, so of a log with many reports only some are read: the first of each sort, told apart by the first line without its digits,
-and then as many as the budget allows, in order. The rest is counted.
+and then as many as the budget allows, in order. The rest is counted; of a kind with very many, by its words alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Anchor(NamedTuple):
@@ -37,7 +41,7 @@ ANCHORS = (
     Anchor("oom", b"ut of Memory: Kill", 4, (), (), False), Anchor("oom", b"result of limit", 5, (b"as a ",), (), False), Anchor("slab", b"Unable to allocate", 0, (b"SLUB: ", b"SLAB: ")),
     Anchor("memory", b"Mem-", 0, (), (b"Info:", b"info:"), False), Anchor("memory", b"B min:", 2, (), (), False), Anchor("memory", b"B boost:", 3, (), (), False),
     Anchor("cma", b"PFNs busy"), Anchor("cma", b"cma_alloc: "), Anchor("sleeping", b"sleeping function called"), Anchor("sleeping", b"scheduling while atomic"),
-    Anchor("misuse", b"BUG: K", 0, (), (b"ASAN", b"ASan", b"FENCE", b"MSAN")), Anchor("misuse", b"KASAN: ", 0, (), (b"null-ptr", b"prob", b"maybe", b"user-", b"wild-"), False),
+    Anchor("misuse", b"BUG: K", 2, (), (b"ASAN", b"ASan", b"FENCE", b"MSAN")), Anchor("misuse", b"KASAN: ", 0, (), (b"null-ptr", b"prob", b"maybe", b"user-", b"wild-"), False),
     Anchor("misuse", b"BUG "), Anchor("misuse", b" overwritten", 3, (b"zone", b"oison", b"adding")), Anchor("misuse", b"bject already free", 11), Anchor("misuse", b"slab error in", 3),
     Anchor("misuse", b"Slab corruption"), Anchor("misuse", b"usercopy: ", 3), Anchor("misuse", b"usercopy whitelist?", 3), Anchor("warning", b"mm/page_alloc.", 0, SOURCE), Anchor("warning", b"mm/slub.", 0, SOURCE), Anchor("warning", b"mm/slab", 0, SOURCE),
     Anchor("warning", b"mm/util.c", 0, SOURCE), Anchor("warning", b"mm/vmalloc.", 0, SOURCE), Anchor("warning", b"mm/usercopy.", 0, SOURCE), Anchor("warning", b"mm/percpu.", 0, SOURCE),
@@ -53,11 +57,17 @@ BEFORE, AFTER = 6_000, 60_000
 """What is read around a report's first words: names of a wrapped line and the kernel's messages before it; the report with its stack, memory and task table."""
 NEAR = 20_000
 """Bytes: further lines of a report are not further behind its head."""
-BURST = 3_000
-"""Bytes: reports that begin so close together may be in one another (several CPUs), and are read together."""
+BURST, TOGETHER = 3_000, 64
+"""Reports that begin so many bytes from each other may be in one another (of several CPUs), and so many are read together at most."""
 LONG = 8 << 20
 MOST, PART_OF_LONG = 1 << 20, 128
 """So many bytes are read in detail at most; of logs from LONG on one in PART_OF_LONG, but WHOLE at least: so that they take a fiftieth of a second for each MB."""
+LEAST = 1_000
+"""Bytes that a report counts as in this, however short: its first words alone take as long to look at."""
+MANY = 20_000
+"""Of one anchor's reports so many are told apart; further ones are only counted."""
+LONGEST = 8_000
+"""Bytes: a line is not longer; what looks so has no line ends."""
 CHUNK = 1 << 20
 FACTOR, SHIFT = 2654435761, 18
 
@@ -86,41 +96,60 @@ class Found(NamedTuple):
     unread: dict[str, int]
 
 
-def candidates(data: bytes) -> Iterator[int]:
-    """Places where four bytes are those of an anchor."""
-    import numpy as np
+class _Keys:
+    """The four bytes of each anchor that is looked for, as a table of hashes."""
 
-    keys = np.array(sorted({int.from_bytes(anchor.text[anchor.key : anchor.key + 4], "little") for anchor in ANCHORS}), "<u4")
-    table = np.zeros(1 << (32 - SHIFT), np.bool_)
-    table[(keys * np.uint32(FACTOR)) >> np.uint32(SHIFT)] = True
-    for start in range(0, len(data), CHUNK):
+    def __init__(self, anchors: list[Anchor]) -> None:
+        import numpy as np
+
+        self.by_key: dict[bytes, list[Anchor]] = {}
+        for anchor in anchors:
+            self.by_key.setdefault(anchor.text[anchor.key : anchor.key + 4], []).append(anchor)
+        self.keys: NDArray[np.uint32] = np.array(sorted(int.from_bytes(key, "little") for key in self.by_key), "<u4")
+        self.table: NDArray[np.bool_] = np.zeros(1 << (32 - SHIFT), np.bool_)
+        self.table[(self.keys * np.uint32(FACTOR)) >> np.uint32(SHIFT)] = True
+
+    def places(self, data: bytes, start: int) -> Iterator[int]:
+        """Where one of them is, in the chunk that begins at `start`; not in order."""
+        import numpy as np
+
         for shift in range(4):
             count = min(CHUNK // 4, (len(data) - start - shift) // 4)
-            if count > 0:
+            if count > 0 and self.by_key:
                 words = np.frombuffer(data, "<u4", count, start + shift)
                 hashes = words * np.uint32(FACTOR)
                 hashes >>= np.uint32(SHIFT)
-                at = np.flatnonzero(table[hashes])
-                at = at[keys[np.searchsorted(keys[:-1], words[at])] == words[at]]
+                at = np.flatnonzero(self.table[hashes])
+                at = at[self.keys[np.searchsorted(self.keys[:-1], words[at])] == words[at]]
                 yield from (at * 4 + (start + shift)).tolist()
 
 
-def hits(data: bytes) -> Iterator[tuple[int, Anchor]]:
-    """Where a report begins or goes on, as far as the words tell; not in order."""
-    by_key: dict[bytes, list[Anchor]] = {}
-    for anchor in ANCHORS:
-        by_key.setdefault(anchor.text[anchor.key : anchor.key + 4], []).append(anchor)
-    for at in candidates(data):
-        for anchor in by_key.get(data[at : at + 4], ()):
-            start = at - anchor.key
-            if (
-                start >= 0
-                and data.startswith(anchor.text, start)
-                and (not anchor.before or data.endswith(anchor.before, max(0, start - 16), start))
-                and (not anchor.after or data.startswith(anchor.after, start + len(anchor.text)))
-                and (anchor.text != b"BUG " or SLUB_DEBUG.match(data, start))
-            ):
-                yield start, anchor
+def hits(data: bytes) -> tuple[list[tuple[int, Anchor]], Counter[str]]:
+    """Where a report begins or goes on, as far as the words tell, in order; and how many more there are, by kind, of which there are too many to tell them apart."""
+    left = list(ANCHORS)
+    keys = _Keys(left)
+    found: list[tuple[int, Anchor]] = []
+    numbers: Counter[Anchor] = Counter()
+    more: Counter[str] = Counter()
+    for chunk in range(0, len(data), CHUNK):
+        for at in keys.places(data, chunk):
+            for anchor in keys.by_key[data[at : at + 4]]:
+                start = at - anchor.key
+                if (
+                    start >= 0
+                    and data.startswith(anchor.text, start)
+                    and (not anchor.before or data.endswith(anchor.before, max(0, start - 16), start))
+                    and (not anchor.after or data.startswith(anchor.after, start + len(anchor.text)))
+                    and (anchor.text != b"BUG " or SLUB_DEBUG.match(data, start))
+                ):
+                    found.append((start, anchor))
+                    numbers[anchor] += 1
+        full = [anchor for anchor in left if numbers[anchor] >= MANY]
+        if full:
+            more.update({anchor.kind: data.count(anchor.text, chunk + CHUNK) for anchor in full if anchor.head})
+            left = [anchor for anchor in left if anchor.head and anchor not in full]  # a further line could no longer be told from a first one
+            keys = _Keys(left)
+    return sorted(found, key=lambda hit: hit[0]), more
 
 
 def find(data: bytes) -> Found:
@@ -129,13 +158,21 @@ def find(data: bytes) -> Found:
         return Found([Window(data, 0)] if data else [], {})
     begins: list[tuple[int, Anchor]] = []
     last = -NEAR
-    for at, anchor in sorted(hits(data), key=lambda hit: hit[0]):
+    found, more = hits(data)
+    for at, anchor in found:
         if anchor.head or at - last >= NEAR:
             begins.append((at, anchor))
             last = at
-    starts = [data.rfind(b"\n", 0, at) + 1 for at, _ in begins]
+    starts = [_line_start(data, at) for at, _ in begins]
     chosen, unread = _choose(data, begins, starts)
-    return Found(list(_windows(data, starts, chosen)), dict(unread))
+    return Found(list(_windows(data, starts, chosen)), dict(unread + more))
+
+
+def _line_start(data: bytes, at: int) -> int:
+    """Where the line begins, or what stands for it in data without line ends."""
+    lowest = max(0, at - LONGEST)
+    end = data.rfind(b"\n", lowest, at)
+    return lowest if end < 0 else end + 1
 
 
 def _end(data: bytes, starts: list[int], n: int) -> int:
@@ -152,14 +189,14 @@ def _choose(data: bytes, begins: list[tuple[int, Anchor]], starts: list[int]) ->
         firsts.setdefault((anchor.kind, line.translate(None, NUMBERS)), n)
     chosen: set[int] = set()
     for numbers, keep in ((list(firsts.values()), left // 2), (range(len(begins)), 0)):
-        for n in numbers:
+        for first in numbers:
             if left <= keep:
                 break
-            while n not in chosen:
+            for n in range(first, min(first + TOGETHER, len(begins))):
+                if n in chosen or left <= 0 or (n > first and starts[n] - starts[n - 1] >= BURST):
+                    break
                 chosen.add(n)
-                left -= _end(data, starts, n) - starts[n]
-                if n + 1 < len(starts) and starts[n + 1] - starts[n] < BURST and left > 0:
-                    n += 1
+                left -= max(LEAST, _end(data, starts, n) - starts[n])
     return sorted(chosen), Counter(anchor.kind for n, (_, anchor) in enumerate(begins) if n not in chosen)
 
 
@@ -174,7 +211,7 @@ def _windows(data: bytes, starts: list[int], chosen: list[int]) -> Iterator[Wind
             n += 1
             end = _end(data, starts, chosen[n])
         n += 1
-        start = data.rfind(b"\n", 0, max(0, first - BEFORE)) + 1
+        start = _line_start(data, max(0, first - BEFORE))
         lines += data.count(b"\n", counted, start)
         counted = start
         crowded = this and first - starts[this - 1] < NEAR + BEFORE  # else whatever stands before belongs to this report, wrapped or without its head

@@ -38,7 +38,7 @@ DUMPING = ("page", "oom", "vmalloc")
 """Kinds that are followed by Mem-Info."""
 NEAR = 20_000
 """Characters: a Mem-Info further behind belongs to nobody known."""
-MOST = 4_000
+MOST = 1_000
 """Reports of one window that are looked at."""
 
 
