@@ -51,7 +51,7 @@ EXPECTED: dict[str, list[tuple[str, str, dict[str, tuple[str, int]]]]] = {
         ("no_block", "decided", {"DMA": ("lowmem_reserve", -28820), "DMA32": ("lowmem_reserve", -28), "Normal": ("no_block", 77627)}),
         ("not_shown", "undecided", {"DMA": ("lowmem_reserve", -28820), "DMA32": ("lowmem_reserve", -7), "Normal": ("passes", 59475)}),
     ],
-    "q03": [("per_order_watermark", "probable", {"Normal": ("per_order_watermark", 203)})],
+    "q03": [("per_order_watermark", "decided", {"Normal": ("per_order_watermark", 203)})],
     "q04": [("watermark", "decided", {"DMA": ("lowmem_reserve", 0), "DMA32": ("watermark", -31)})],
     "q05": [("watermark", "decided", {"DMA": ("lowmem_reserve", -1), "Normal": ("watermark", -3), "HighMem": ("not_eligible", 0)})],
     "q06": [("watermark", "probable", {"DMA32": ("passes", 687), "Normal": ("watermark", -30)})],
@@ -77,7 +77,7 @@ EXPECTED: dict[str, list[tuple[str, str, dict[str, tuple[str, int]]]]] = {
     ],
     "q18": [("zone_eligibility", "decided", {"DMA": ("empty", -63), "DMA32": ("not_eligible", 0), "Normal": ("not_eligible", 0)})],
     "q19": [("watermark", "undecided", {"Normal": ("lowmem_reserve", -8), "HighMem": ("watermark", -8)})],
-    "q20": [("no_block", "probable", {"DMA": ("no_block", 4509), "DMA32": ("empty", -511), "Normal": ("empty", -511), "HighMem": ("not_eligible", 0)})],
+    "q20": [("no_block", "decided", {"DMA": ("no_block", 4509), "DMA32": ("empty", -511), "Normal": ("empty", -511), "HighMem": ("not_eligible", 0)})],
     "q21": [("watermark", "probable", {"DMA": ("lowmem_reserve", 0), "Normal": ("passes", 120), "HighMem": ("watermark", -4)})],
     "q22": [("watermark", "probable", {"DMA": ("lowmem_reserve", -1), "Normal": ("blocks_not_shown", 74)})],
     "q23": [("watermark", "decided", {"Normal": ("watermark", -60)})],
@@ -483,3 +483,100 @@ def test_damage_never_ends_in_a_traceback(data: st.DataObject) -> None:
 def test_endless_numbers(digits: int) -> None:
     log = f"vmap allocation for size {'9' * digits} failed: use vmalloc=<size> to increase size\nx: vmalloc: allocation failure: {'9' * digits} bytes\n"
     assert explain_text(log).main.kind == "vmalloc"
+
+
+def test_free_lists_without_the_zones_lines() -> None:
+    head = "x invoked oom-killer: gfp_mask=0x240c2c0(GFP_KERNEL|__GFP_NOWARN|__GFP_COMP|__GFP_ZERO), nodemask=0, order=3, oom_score_adj=0\n"
+    tail = " 0*64kB 0*128kB 0*256kB 0*512kB 0*1024kB 0*2048kB 0*4096kB = {}kB\n"
+    none = explain_text(head + "Normal: 12*4kB (UME) 6*8kB (UME) 2*16kB (UME) 0*32kB" + tail.format(128)).main.verdict
+    assert (none.code, none.certainty) == ("no_block", "decided")  # whatever the watermark was
+    low = "DMA: 0*4kB 1*8kB (U) 2*16kB (U) 1*32kB (U)" + tail.format(72)
+    kept = explain_text(head + low + "Normal: 12*4kB (UME) 6*8kB (UME) 2*16kB (UME) 0*32kB" + tail.format(128)).main.verdict
+    assert (kept.code, kept.certainty, kept.zones[-1].zone.name) == ("no_block", "probable", "Normal")
+    assert "DMA had blocks that fit" in " ".join(kept.why)
+    served = explain_text(head + low.replace("DMA", "Normal")).main.verdict
+    assert (served.code, served.certainty) == ("evidence_missing", "undecided")
+
+
+def test_free_lists_that_are_empty() -> None:
+    lists = "Normal: " + " ".join(f"0*{4 << k}kB" for k in range(11)) + " = 0kB\n"
+    verdict = explain_text(
+        "x: page allocation failure. order:0, mode:0x20\nMem-Info:\nNormal free:9000kB min:1000kB low:1250kB high:1500kB present:900000kB\nlowmem_reserve[]: 0 0\n"
+        + lists
+    ).main.verdict
+    assert (verdict.code, verdict.certainty) == ("really_empty", "probable")
+
+
+def test_a_log_without_its_kernel_is_judged_by_all_that_print_it() -> None:
+    zone = "Normal free:8016kB min:{}kB low:9000kB high:9500kB present:4194304kB\nlowmem_reserve[]: 0 0\n"
+    lists = "Normal: 2000*4kB 0*8kB 1*16kB 0*32kB 0*64kB 0*128kB 0*256kB 0*512kB 0*1024kB 0*2048kB 0*4096kB = 8016kB\n"
+    head = "x: page allocation failure: order:2, mode:0xd0\nMem-Info:\n"
+    same = explain_text(head + zone.format(8400) + lists).main.verdict
+    assert (same.code, same.certainty) == ("watermark", "decided")
+    differ = explain_text(head + zone.format(400) + lists).main.verdict
+    assert (differ.code, differ.certainty) == ("per_order_watermark", "probable")
+    assert any("by the rules of 4.4 it would be not_shown" in line for line in differ.missing)
+
+
+def test_a_crash_behind_a_report() -> None:
+    slub = "SLUB: Unable to allocate memory on node -1, gfp=0x600040(GFP_NOFS)\n  cache: a(100:12G), object size: 1024, buffer size: 1032, default order: 3, min order: 0\n  node 0: slabs: 1, objs: 31, free: 0\n"
+    crash = "BUG: unable to handle kernel NULL pointer dereference at 0000000000000008\nOops: 0000 [#1]\nCPU: 3 PID: 16923 Comm: gtk Not tainted 4.19.51 #42\nRIP: 0010:create_empty_buffers+0x24/0x100\nCall Trace:\n create_page_buffers+0x4d/0x60\n"
+    report = explain_text(slub + crash).main
+    assert "crashed: NULL pointer dereference at 0x8 in create_empty_buffers." in " ".join(report.verdict.why)
+    assert report.request is not None
+    assert (report.request.pid, report.request.comm, report.request.caller) == (None, "", "")  # those of the crash
+    assert len(explain_text(slub + slub + crash).reports) == 1
+    assert "kernel crashed" in " ".join(explain_text(slub + slub + crash).main.verdict.why)
+
+
+def test_the_same_words_of_many_cpus_share_a_stack() -> None:
+    line = "[  165.84{}] vmap allocation for size 2498560 failed: use vmalloc=<size> to increase size\n"
+    stack = "[  165.847] CPU: 253 PID: 4995 Comm: systemd-udevd Not tainted 5.19.0 #2\n[  165.848] Call Trace:\n[  165.849]  __vmalloc_node_range+0x291/0x560\n[  165.850]  module_alloc+0xe7/0x170\n[  165.851]  move_module+0x4c/0x630\n[  165.851]  entry_SYSCALL_64_after_hwframe+0x63/0xcd\n"
+    (report,) = explain_text(line.format(2) + line.format(3) + line.format(4) + stack + line.format(9)).reports
+    assert report.repeated == 4
+    assert report.verdict.details["module_area"]
+    assert "ARM" not in text(explain_text(line.format(4) + stack))
+
+
+def test_a_copy_is_not_at_fault_its_caller_is() -> None:
+    report = explain_text(
+        "BUG: KFENCE: out-of-bounds read in memcpy_orig+0x54/0x110\n memcpy_orig+0x54/0x110\n xrep_symlink+0xb3/0xf0 [xfs]\n xrep_attempt+0x61/0x1f0 [xfs]\n"
+    ).main
+    assert "in xrep_symlink [xfs], by way of memcpy_orig" in report.verdict.headline
+    assert "in xrep_symlink" in report.verdict.remedies[0].what
+
+
+def test_an_order_that_stands_for_no_bytes() -> None:
+    report = explain_text(
+        "WARNING: CPU: 7 PID: 99 at mm/page_alloc.c:4864 __alloc_pages_nodemask+0x299/0x330\nCPU: 7 PID: 99 Comm: kworker/u16:1 Not tainted 5.9.0 #1\n"
+        "RIP: 0010:__alloc_pages_nodemask+0x299/0x330\nRDX: 0000000000000000 RSI: 0000000000000034 RDI: 0000000000000cc0\nCall Trace:\n dma_direct_alloc_pages+0x1e9/0x2c0\n nvme_alloc_queue+0x10a/0x170 [nvme]\n"
+    ).main
+    assert (report.verdict.code, report.verdict.certainty) == ("order_too_large", "decided")
+    assert "get_order(0)" in report.verdict.headline
+
+
+def test_who_asked_and_what_to_advise() -> None:
+    guesses = "".join(
+        f" [<ffffffff81{n:06x}>] ? {name}+0x1/0x20\n"
+        for n, name in enumerate(["dump_stack", "dump_header", "find_lock_task_mm", "oom_kill_process", "left_over", "out_of_memory", "real_caller"])
+    )
+    found = explain_text("x invoked oom-killer: gfp_mask=0xd0, order=0\nCall Trace:\n" + guesses).main.request
+    assert found is not None
+    assert found.caller == "real_caller"
+    cut = "x: page allocation failure: order:7, mode:0x14000c0(GFP_KERNEL)\n[<bf84408f>] (__alloc_pages_nodemask) from [<bf809fbf>] (__dma_a)\n[<bf80a10d>] (__dma_alloc) from [<bf9d4b45>] (vb2_dc_)\n[<bf9d4b45>] (vb2_dc_alloc) from [<bf9d0e6b>] (__vb)\n"
+    device = explain_text(
+        cut
+        + "Mem-Info:\nNormal free:2264kB min:344kB low:428kB high:512kB\nlowmem_reserve[]: 0 0 0\nNormal: 566*4kB (U) "
+        + " ".join(f"0*{8 << k}kB" for k in range(10))
+        + " = 2264kB\n"
+    ).main
+    assert device.request is not None
+    assert device.request.caller == "vb2_dc_alloc"
+    assert "vmalloc cannot help" in device.verdict.remedies[0].changes
+    noisy = "[Playing][Vol=01][00:02:54/00:04:07]swapper/0: page allocation failure: order:0, mode:0x20\nCPU: 0 PID: 0 Comm: swapper/0 Not tainted 3.10.53 #1\n"
+    assert explain_text(noisy).main.request.comm == "swapper/0"  # type: ignore[union-attr]
+    assert "dma_set_max_seg_size" in text(
+        explain_text("DMA-API: sun4i-drm display-engine: mapping sg segment longer than device claims to support [len=6144000] [max=65536]\n")
+    )
+    dump = "SysRq : Show Memory\nMem-Info:\nNormal free:867288kB min:3736kB low:4668kB high:5604kB present:890008kB\nlowmem_reserve[]: 0 0 0\n"
+    assert explain_text(dump).main.verdict.headline.startswith("Nothing was refused")

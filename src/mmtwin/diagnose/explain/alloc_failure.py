@@ -10,7 +10,7 @@ from mmtwin.diagnose.explain.common import asked, flags_of, name_of, request_of
 from mmtwin.diagnose.explain.mem_info import MemInfo, parse
 from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict
-from mmtwin.diagnose.explain.zone_rules import Ask
+from mmtwin.diagnose.explain.zone_rules import RULES, Ask
 
 ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})(?!\d)|\b(?P<old>\d{1,2})-order\b")
 STALL = re.compile(r"stalls\s+for\s+(\d+)ms")
@@ -118,8 +118,8 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
         certainty = PROBABLE if certainty == DECIDED else certainty
     elif flags.note:
         why.append(flags.note[0].upper() + flags.note[1:] + ".")
-    if not segment.kernel.known:
-        missing.append(f"the log does not say which kernel it is; judged as {'.'.join(map(str, segment.kernel.version[:2]))}")
+    if not segment.kernel.known and (differ := _by_other_kernels(segment, info, request, oom, constraint, reclaiming, judged)):
+        missing.append(f"the log does not say which kernel it is; judged as {'.'.join(map(str, segment.kernel.version[:2]))}{differ}")
         certainty = PROBABLE if certainty == DECIDED else certainty
     if segment.interleaved:
         missing.append("two dumps are in one another; the numbers were shared out in order, and may belong to the other one")
@@ -133,6 +133,25 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     fixes = page_verdict.remedies(judged, ask, request, info.page_kb, info)
     details = {"memory_pages": use.pages, "counters": info.counters, "totals": info.trailer}
     return request, Verdict(judged.code, certainty, text, tuple(why), judged.zones, tuple(missing), fixes, details)
+
+
+def _by_other_kernels(segment: Segment, info: MemInfo, request: Request, oom: bool, constraint: str, reclaiming: bool, judged: page_verdict.Judged) -> str:
+    """What other kernels that may have printed the log would say to it; "" if all say the same."""
+    kernel = segment.kernel
+    for rules in RULES:
+        if kernel.version < rules.since and rules.since[:2] <= kernel.newest:
+            other = replace(segment, kernel=replace(kernel, version=rules.since))
+            flags = flags_of(other)
+            ask = None if flags is None or request.order is None else Ask(request.order, flags, rules.since, kernel.bits, reclaiming=reclaiming)
+            again = None if ask is None else page_verdict.judge_pages(ask, info, request, oom, constraint)
+            if again is None or (again.code, again.certainty) != (judged.code, judged.certainty):
+                named = (
+                    f", while by the rules of {'.'.join(map(str, rules.since[:2]))} it would be {again.code}"
+                    if again is not None and again.code != judged.code
+                    else ""
+                )
+                return named or "; a newer one is less sure"
+    return ""
 
 
 def _a(place: str) -> str:

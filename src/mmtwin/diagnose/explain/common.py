@@ -32,7 +32,7 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
     :param page_known: the log shows that pages are of `page_kb`.
     """
     head = segment.text[:3000]
-    who = WHO.search(segment.text[:8000])
+    who = WHO.search(segment.own[:8000])
     nodes = re.search(r"nodemask=\s*(\(null\)|[\d,-]+?)(?=[,\s]*(?:cpuset|order|oom_score|mems|global|task|$|\s))", head)
     cpuset = re.search(r"cpuset=\s*([^\s,]+)", head)
     mems = re.search(r"mems_allowed=\s*([\d,-]*\d)", segment.text)
@@ -44,6 +44,7 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
         segment.comm, int(who[2] or who[3]) if who else None, int(who[1]) if who and who[1] else None, order, (page_kb * 1024) << order if order is not None else None, None, flags,
         nodes=nodes[1] if nodes else "", cpuset=cpuset[1] if cpuset else "", mems_allowed=mems[1] if mems else "", place=stack.place, caller=stack.caller if known else "",
         module=stack.module if known else "", path=stack.path if known else (), page_known=page_known or SEVERAL_PAGE_SIZES.search(segment.text[:20_000]) is None,
+        for_device=known and any("dma" in name for name in stack.inner),
     )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def name_of(request: Request, first: bool = False) -> str:
 
 def asked(request: Request) -> str:
     """ "64 KiB in one piece (order 4, GFP_KERNEL)"."""
-    flags = f", {request.flags.names}" if request.flags is not None and request.flags.value >= 0 else ""
+    flags = f", {'no flags' if request.flags.names == 'none' else request.flags.names}" if request.flags is not None and request.flags.value >= 0 else ""
     if request.order is None or request.bytes is None:
         return f"memory (the order is not in the log{flags})"
     piece = " in one piece" if request.order else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmtwin.diagnose.explain.common import request_of
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, Remedy, Report, Segment, Verdict
+from mmtwin.diagnose.explain.stack import LIBRARY
 
 SLUB_HEAD = re.compile(r"BUG\s+(\S+?(?:\s+\S+){0,3}?)(?:\s+\((?:[^)]{0,120})\))?:\s+([^\n]{1,200})")
 BYTES = re.compile(
@@ -179,11 +180,16 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
     code = next((code for words, code in KASAN_CODES if words in message), "corruption")
     if function == "range":  # an oops at an address near 0 or a wild one; the instruction says where
         function = match[1] if (match := re.search(r"\bRIP:\s+(?:[0-9a-f]+:)?([A-Za-z_][\w.]*)\+0x", text)) else ""
+    inside = function if LIBRARY.match(function) and segment.stack.caller else ""
+    if inside:
+        function, module = segment.stack.caller, segment.stack.module
     if code == "invalid_free" and tool == "KFENCE" and re.search(r"\bfreed\s+by\s+task\b", text):
         code, message = "double_free", f"{message} of an object that was freed before"
     invalid = re.match(r"invalid\s+(?:read|write)", message) is not None
     details: dict[str, Any] = {"message": message, "function": function, "module": module}
-    said = f"{tool}: {message}" + (f" in {function}" + (f" [{module}]" if module else "") if function else "") + "."
+    said = (
+        f"{tool}: {message}" + (f" in {function}" + (f" [{module}]" if module else "") if function else "") + (f", by way of {inside}" if inside else "") + "."
+    )
     why = []
     if access:
         details |= {"access": access[1].lower(), "bytes": int(access[2]) if access[2] else None, "task": access[4], "pid": int(access[5])}

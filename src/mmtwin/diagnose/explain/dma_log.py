@@ -100,6 +100,10 @@ def _fix(message: str) -> str:
         return "check dma_mapping_error after each map"
     if "pending DMA" in message:
         return "unmap and free every mapping before the driver lets go of the device"
+    if "sg segment longer" in message:
+        return "dma_set_max_seg_size with what the device can do, and shorter pieces in the scatter list"
+    if "across boundary" in message:
+        return "dma_set_seg_boundary with what the device can do, and a scatter list that keeps to it"
     if "sync" in message:
         return "sync what was mapped: an address and size inside one mapping, before it is unmapped"
     if "not allocated" in message:

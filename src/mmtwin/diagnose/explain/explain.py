@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtwin.diagnose.explain import alloc_failure, context_log, debug_log, dma_log, oom_log, other_log, oversize_log, scan, slab_log, vmalloc_log
+from mmtwin.diagnose.explain.aftermath import BEHIND, with_crash
 from mmtwin.diagnose.explain.log_lines import LogText, read_lines, streams
 from mmtwin.diagnose.explain.model import Report, Segment
 from mmtwin.diagnose.explain.segments import cut
@@ -109,22 +110,23 @@ def _prose(segment: Segment) -> bool:
 
 
 def _stream(segments: list[Segment]) -> Iterator[Report]:
+    segments = vmalloc_log.with_neighbours_stack(segments)
     n = 0
     while n < len(segments):
         one = segments[n]
         following = segments[n + 1] if n + 1 < len(segments) else None
         if one.kind in ("page", "oom") and following is not None and following.kind == "slab" and slab_log.caused_by(following, one):
-            yield alloc_failure.read(one, following) if one.kind == "page" else read(one)
+            yield with_crash(with_crash(alloc_failure.read(one, following) if one.kind == "page" else read(one), one), following)
             n += 2
             continue
         if one.kind == "mem_info" and following is not None and following.kind == "slab" and (report := alloc_failure.headless(one, following)) is not None:
-            yield report
+            yield with_crash(report, following)
             n += 2
             continue
         if one.kind == "page" and n and segments[n - 1].kind == "fault" and one.line - segments[n - 1].line < 80:
             yield alloc_failure.read(one, injected=True)
         else:
-            yield read(one)
+            yield with_crash(read(one), one)
         n += 1
 
 
@@ -173,5 +175,8 @@ def _together(reports: list[Report]) -> Iterator[Report]:
         if first is None:
             same[key] = report
         else:
+            crash = tuple(why for why in report.verdict.why if why.startswith(BEHIND) and why not in first.verdict.why)
+            if crash:
+                first = replace(first, verdict=replace(first.verdict, why=(*first.verdict.why, *crash)))
             same[key] = replace(first, repeated=first.repeated + 1, lines=(*(first.lines or (first.line,)), report.line))
     return iter(same.values())

@@ -91,6 +91,7 @@ class MemInfo:
     :ivar trailer: pages of RAM and the like, kB of swap.
     :ivar page_kb: size of a page; `page_known` says whether the log shows it.
     :ivar lost: zones of which only the free list is in the log; the line with their watermarks is not.
+    :ivar lists_only: no zone's line is in the log, only free lists: each zone's `free` is what its list adds up to.
     :ivar doubled: zones that are there more than once: two dumps in one another.
     """
 
@@ -101,6 +102,7 @@ class MemInfo:
     page_kb: int
     page_known: bool
     doubled: tuple[str, ...] = ()
+    lists_only: bool = False
     lost: tuple[str, ...] = ()
     starts: tuple[int, ...] = field(default=(), compare=False)
 
@@ -173,10 +175,17 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
         kb = _page_size(chosen)[0] if chosen[0].blocks else 4  # the zone's line is cut; with one zone the machine's counter is the zone's
         chosen[0].fields["free_cma"] = min(counters["free_cma"] * kb, chosen[0].free_kb)
     compiled = {name for _, name in [*groups, *lists]} | {match["zone"] for match in EMPTY.finditer(text)}
+    lists_only = not chosen
+    if lists_only:
+        for (node, name), (match, *_) in lists.items():
+            blocks = parse_blocks(match["blocks"])
+            listed = int(match["total"]) if match["total"] else sum(block.kb * block.count for block in blocks)
+            chosen.append(Zone(node, name, {"free": min(listed, LARGEST)}, None, blocks, listed))
+        lists = {}
     page_kb, known = _page_size([zone for zone in chosen if zone.blocks])
     doubled = tuple(same[0].label for same in groups.values() if len(same) > 1)
     lost = tuple(match[0].split(":")[0] for key, (match, *_) in lists.items() if key not in groups)
-    return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled, lost)
+    return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled, lists_only, lost)
 
 
 def _trailer(text: str) -> dict[str, int]:

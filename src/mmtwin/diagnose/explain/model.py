@@ -64,6 +64,7 @@ class Segment:
     :ivar before: what stands before it.
     :ivar after: what the next reports print, where dumps are in one another.
     :ivar turn: of doubled zones, which belong to this one.
+    :ivar crash: where in the text the kernel's crash begins; None if it did not crash.
     """
 
     kind: str
@@ -78,6 +79,12 @@ class Segment:
     after: str = ""
     turn: int = 0
     interleaved: bool = False
+    crash: int | None = None
+
+    @property
+    def own(self) -> str:
+        """The report without a crash that follows it, which has a process and a stack of its own."""
+        return self.text[: self.crash]
 
     @property
     def all(self) -> str:
@@ -97,6 +104,7 @@ class Request:
     :ivar bytes: of the blocks asked for; `asked_bytes` what the caller wanted, where known.
     :ivar highest_zone: the highest zone it may use, and `zones` all of them, in the order of the kernel's search.
     :ivar place: "softirq", "system call", ...
+    :ivar for_device: it came by way of the DMA interface, so it has to be contiguous.
     :ivar page_known: whether the size of a page is certain; if not, `bytes` is for pages of 4 kB.
     """
 
@@ -117,6 +125,7 @@ class Request:
     module: str = ""
     path: tuple[str, ...] = ()
     page_known: bool = True
+    for_device: bool = False
 
     @property
     def may_sleep(self) -> bool | None:

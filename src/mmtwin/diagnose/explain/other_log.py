@@ -23,6 +23,8 @@ USER_PAGE = re.compile(
 DEADLOCK = re.compile(
     r"(?:(?P<comm>\S.{0,30}?)\((?P<pid>\d+)\)\s+)?[Pp]ossible\s+memory\s+allocation\s+deadlock(?::\s+size=(?P<spl>\d+)|\s+size\s+(?P<xfs>\d+))?(?:\s+in\s+(?P<where>\w+))?"
 )
+ASKED = re.compile(r"[Ss]ysRq\s*:\s*Show\s+[Mm]em|\b(?:fn_show_mem|sysrq_handle_showmem)\b")
+"""Who asks for the dump alone (drivers/tty/sysrq.c, keyboard.c)."""
 PERCPU = re.compile(r"percpu:\s+allocation\s+failed,\s+size=(\d+)\s+align=(\d+)(?:\s+atomic=(\d))?,\s+([^\n]*)")
 
 
@@ -56,6 +58,9 @@ def mem_info(segment: Segment) -> Report:
     code = "evidence_missing" if served or judged.code == "zone_eligibility" else judged.code
     if not segment.kernel.known:
         lost = (*lost, f"the kernel's version; judged as {'.'.join(map(str, version[:2]))}")
+    if by_hand := ASKED.search(segment.before[-400:] + segment.text) is not None:
+        text = "Nothing was refused: somebody asked for this dump (SysRq m). " + text.replace("The request is not in the log. ", "")
+        lost = lost[1:]
     use = memory_use(info)
     fixes = page_verdict.remedies(judged, ask, request, info.page_kb, info) if code != "evidence_missing" else ()
     verdict = Verdict(
@@ -65,7 +70,7 @@ def mem_info(segment: Segment) -> Report:
         (*judged.notes, *use.sentences, *((victim,) if oom and (victim := victim_of(segment.text).strip()) else ())),
         judged.zones,
         (*lost, *judged.missing),
-        (*fixes, look),
+        () if by_hand else (*fixes, look),
         {"memory_pages": use.pages, "counters": info.counters, "totals": info.trailer},
     )
     request = replace(request, highest_zone="", zones=())

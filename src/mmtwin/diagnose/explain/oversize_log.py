@@ -17,6 +17,8 @@ WRONG_CACHE = re.compile(r"Wrong\s+slab\s+cache\.\s+(\S+)\s+but\s+object\s+is\s+
 ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|kmalloc_order_trace|_*do_kmalloc|__kmalloc|_*dma_|_*kmalloc|kvmalloc|alloc_pages|_*kvmalloc)"
 ILLEGAL = re.compile(r"illegal\s+size\s+\((\d+)\)\s+or\s+align\s+\((\d+)\)\s+for\s+percpu")
 SIZES = {"mm/util.c": "kvmalloc", "mm/slab_common.c": "kmalloc", "mm/vmalloc.c": "vmalloc"}
+OF_NOTHING = {64: 52, 32: 20}
+"""get_order(0) (include/asm-generic/getorder.h): BITS_PER_LONG - PAGE_SHIFT."""
 LARGEST = 10
 """Largest order where the log does not say: MAX_ORDER - 1 up to 6.3, MAX_ORDER of 6.4 to 6.7, MAX_PAGE_ORDER since."""
 
@@ -44,7 +46,16 @@ def read(segment: Segment) -> Report:
         verdict = _bug(segment, file, where, details)
     elif file == "mm/page_alloc.c" and bare in ENTRY:
         order, source, largest = _compared(text, values) or (*_order(values, bare), LARGEST)
-        if order is not None:
+        if order == OF_NOTHING.get(segment.kernel.bits or 64):
+            request = replace(request, order=None, asked_bytes=0)
+            verdict = Verdict(
+                "order_too_large", DECIDED,
+                f"{request.comm or 'A process'} asked for nothing: order {order} (register {source}) is get_order(0), what a size of 0 bytes is rounded to.",
+                (f"The page allocator's largest order is {largest}, so it can never succeed: no zone was looked at.",),
+                missing=("pages of 4 kB are assumed",), details=details | {"order_register": source, "largest_order": largest},
+                remedies=(Remedy("caller", f"no allocation of size 0 in {request.caller or 'the caller'}: where does the size come from?", "a size above 0 is served"),),
+            )  # fmt: skip
+        elif order is not None:
             asked, register = _asked(values, order)
             flags = _flags(values, segment)
             request = replace(request, order=order, bytes=4096 << order, asked_bytes=asked, flags=flags)
@@ -170,7 +181,7 @@ def _order(values: dict[str, int], function: str) -> tuple[int | None, str]:
         "r8",
     ):
         value = values.get(name)
-        if value is not None and LARGEST < value <= 52 - 12:
+        if value is not None and (LARGEST < value <= 52 - 12 or (value in OF_NOTHING.values() and name in ("RSI", "x1"))):
             if name in ("RSI", "x1", "r1") or any(_fits(other, value) for key, other in values.items() if key != name):
                 return value, name
     return None, ""

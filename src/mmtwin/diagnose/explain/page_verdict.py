@@ -14,8 +14,12 @@ INSTEAD = (
     (r"^(?:sock_alloc_send\w*|unix_\w*sendmsg|netlink_\w+|nlmsg_\w+)$",
      Remedy("caller", "smaller messages (on UNIX sockets a smaller SO_SNDBUF, on netlink smaller dumps)", "a socket buffer's linear part has to be contiguous; a smaller one needs no large block")),
 )  # fmt: skip
-"""What to advise where the memory has to be contiguous (page tables: nothing), by functions on the way to the allocator."""
+"""What to advise where the memory has to be contiguous (page tables: nothing), by the functions next to the allocator."""
+KERNEL_STACK = ("copy_process", "dup_task_struct", "alloc_thread_stack_node")
+NEAR_CALLER = 3
+"""Functions further away only lead to the one that asks: a driver's own table may be asked for by way of a message."""
 ZONE_RULE = {"empty": "watermark", "blocks_not_shown": "no_block"}
+NO_MARK = "the min watermark is not in the log"
 DRIFT = "the numbers were printed after the failure"
 
 
@@ -72,6 +76,8 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     zones = tuple(tested)
     eligible = [z for z in zones if z.eligible and not unpopulated(z)]
     missing = list(dict.fromkeys(f"{z.zone.label}: {text}" for z in eligible for text in z.missing))
+    if info.lists_only:
+        missing = ["the lines with each zone's free pages, watermarks and lowmem_reserve: only the free lists are in the log"]
     if not info.page_known and info.zones:
         missing.append("the page size is not shown; 4 kB is assumed")
     lost = [label for label in info.lost if label.split()[-1] in allowed]
@@ -91,7 +97,9 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     if cut and all(ZONE_ORDER.index(z.zone.name) < top for z in zones) and any(z.rule in ("passes", "blocks_not_shown") for z in eligible):
         missing.append(f"the dump breaks off after {zones[-1].zone.label}: the zones above it, its reserve and the free lists are not in the log")
         return Judged("evidence_missing", UNDECIDED, zones, None, highest, allowed, (), tuple(missing))
-    main = max(eligible, key=lambda z: (z.rule == "passes", ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free))
+    main = max(
+        eligible, key=lambda z: (z.rule == "passes" and NO_MARK not in z.missing, ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free)
+    )
     notes: list[str] = []
     code, certainty = _decide(ask, eligible, main, notes, oom)
     notes += _atomic_reserve(main, info.page_kb)
@@ -145,6 +153,20 @@ def _atomic_reserve(main: ZoneVerdict, page_kb: int) -> list[str]:
 
 def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: list[str], oom: bool) -> tuple[str, str]:
     passing = [z for z in eligible if z.rule == "passes"]
+    refusing = [z for z in eligible if z.rule != "passes"]
+    if passing and refusing and all(NO_MARK in z.missing for z in passing):  # zones of which only the free list is in the log
+        top = max(refusing, key=lambda z: ZONE_ORDER.index(z.zone.name))
+        if all(ZONE_ORDER.index(z.zone.name) < ZONE_ORDER.index(top.zone.name) for z in passing):
+            notes.append(
+                f"{_and([z.zone.label for z in passing])} had blocks that fit; watermark and lowmem_reserve, which keep low zones for requests that can use no other, are not in the log."
+            )
+            return ZONE_RULE.get(top.rule, top.rule), PROBABLE
+        return "evidence_missing", UNDECIDED
+    if passing and all(z.zone.blocks is not None and not z.zone.listed_kb for z in eligible):
+        notes.append(
+            "The free lists, which are counted when they are printed, are empty; the counters of free pages lag behind (each CPU keeps a part of them)."
+        )
+        return "really_empty", PROBABLE
     if all(z.free - z.cma <= 0 or (ask.no_watermarks and z.rule == "empty") for z in eligible):
         return "really_empty", DECIDED
     if passing:
@@ -178,7 +200,7 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
     if main.rule in ("watermark", "lowmem_reserve", "empty") and any(name.endswith("min watermark is not in the log") for name in main.missing):
         certainty = PROBABLE
     if 0 < -main.margin <= max(main.drift, 8) and certainty == DECIDED:
-        notes.append(f"The margin of {-main.margin} pages is at the time of the dump; {DRIFT}.")
+        notes.append(f"The margin of {-main.margin} page{'s' * (main.margin != -1)} is at the time of the dump; {DRIFT}.")
     return code, certainty
 
 
@@ -195,7 +217,7 @@ def _passing(ask: Ask, passing: list[ZoneVerdict], notes: list[str], oom: bool) 
     best = max(passing, key=lambda z: z.margin)
     if oom and all(z.high is not None and z.usable <= z.high + z.reserve for z in passing):
         return _below_high(best, notes)
-    unproven = [z for z in passing if "the min watermark is not in the log" in z.missing]
+    unproven = [z for z in passing if NO_MARK in z.missing]
     if len(unproven) == len(passing):
         return "evidence_missing", UNDECIDED
     below_low = best.low is not None and best.usable <= best.low + best.reserve and best.margin <= best.mark  # low can be raised far above min
@@ -290,10 +312,15 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
     code = judged.code
     who = request.caller or "the caller"
     if code in ("no_block", "per_order_watermark", "highatomic_only", "isolated_only", "not_shown", "cma_only") or (code == "watermark" and order > 0):
-        dma = any("dma" in name for name in request.path) or "dma" in request.caller
         low = next((name for name in ("DMA", "DMA32") if name in ask.flags and judged.highest == name), "")
-        special = next((fix for pattern, fix in INSTEAD if any(re.match(pattern, name) for name in request.path)), None)
-        if low:
+        special = next((fix for pattern, fix in INSTEAD if any(re.match(pattern, name) for name in request.path[:NEAR_CALLER])), None)
+        if any(name in request.path for name in KERNEL_STACK):
+            found.append(
+                Remedy(
+                    "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {want}"
+                )
+            )
+        elif low:
             found.append(
                 Remedy(
                     "caller",
@@ -303,13 +330,16 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
             )
         elif special is not None:
             found += [special] if special.what else []
-        elif "copy_process" in request.path or "dup_task_struct" in request.path or "alloc_thread_stack_node" in request.path:
+        elif order and request.for_device:
+            how = "" if reclaim else "with GFP_KERNEL "
             found.append(
                 Remedy(
-                    "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {want}"
+                    "caller",
+                    f"the buffer of {who} allocated {how}at start and kept, or taken from CMA (cma= or a reserved-memory node), or smaller ones (scatter-gather), or an IOMMU",
+                    f"the device needs {want} in one piece, so vmalloc cannot help",
                 )
             )
-        elif reclaim and order and not dma and "FS" in ask.flags:
+        elif reclaim and order and "FS" in ask.flags:
             found.append(
                 Remedy(
                     "caller",
@@ -374,7 +404,9 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
                 Remedy(
                     "look",
                     f"who holds the memory{' (see why)' if info.counters else ''}",
-                    f"{lack} more free pages ({size(lack * page_kb * 1024)}) would have been enough" if lack else "the dump is at the edge",
+                    f"{lack} more free {'page' if lack == 1 else 'pages'} ({size(lack * page_kb * 1024)}) would have been enough"
+                    if lack
+                    else "the dump is at the edge",
                 )
             )
         if order and reclaim:
@@ -445,6 +477,6 @@ def _ratio(z: ZoneVerdict) -> Remedy:
     left = z.usable - z.least - reserve // times
     index = ("DMA", "DMA32", "Normal").index(z.zone.name) if z.zone.name in ("DMA", "DMA32", "Normal") else 0
     return Remedy(
-        "admin", f"a {times} times larger entry for {z.zone.name} in vm.lowmem_reserve_ratio (the {('first', 'second', 'third')[index]} number where all zones exist)",
+        "admin", f"{'twice' if times == 2 else f'{times} times'} the entry for {z.zone.name} in vm.lowmem_reserve_ratio (the {('first', 'second', 'third')[index]} number where all zones exist)",
         f"its reserve falls from {reserve} to {reserve // times} pages; this request would then pass by {left}",
     )  # fmt: skip

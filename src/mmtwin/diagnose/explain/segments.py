@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mmtwin.diagnose.explain import aftermath
 from mmtwin.diagnose.explain.anchored import Anchored
 from mmtwin.diagnose.explain.kernel_version import Kernel, find_kernel, releases
 from mmtwin.diagnose.explain.log_lines import LogText
@@ -42,6 +43,7 @@ MOST = 1_000
 """Reports of one window that are looked at."""
 
 
+COMM = re.compile(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)")
 COMM_LEN = 15
 """TASK_COMM_LEN - 1 (include/linux/sched.h)."""
 
@@ -148,8 +150,22 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: K
     if not kernel.known and elsewhere is not None:
         kernel = elsewhere
     stack_at = max(0, body.find("CPU:")) if one.kind == "slub_debug" else 0  # who allocated and freed stands before
+    crash = aftermath.CRASH.search(body) if one.kind in aftermath.KINDS else None
+    own = body[: crash.start()] if crash else body
     return Segment(
-        one.kind, line.number, line.seconds, one.match[0], body, before, kernel, read_stack(body[stack_at:]), _comm(body, one.kind), after, turn, interleaved
+        one.kind,
+        line.number,
+        line.seconds,
+        one.match[0],
+        body,
+        before,
+        kernel,
+        read_stack(own[stack_at:]),
+        _comm(own, one.kind),
+        after,
+        turn,
+        interleaved,
+        crash.start() if crash else None,
     )
 
 
@@ -161,9 +177,10 @@ def _comm(body: str, kind: str) -> str:
     }  # fmt: skip
     if kind in patterns and (match := re.search(patterns[kind], body[:2000])):
         name = re.sub(r"\A\W*kernel\s*:\s*", "", match[1]).strip()
-        if len(name) > COMM_LEN:  # what a logger wrote before it, in a form that is not known
-            name = re.split(r"[\]|]\s+", name)[-1]
+        if len(name) > COMM_LEN:  # what a logger or a program on the same console wrote before it
+            said = COMM.search(body[:8_000])
+            name = said[1] if said and name.endswith(said[1]) else re.split(r"[\]|]\s+", name)[-1]
         name = re.sub(r"\(\d+\)\Z", "", name)  # "gmain(615)": some print the pid, too
         return name if re.search(r"\w", name) else ""
-    match = re.search(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)", body) or re.search(r"\bname:\s+(\S[^\n]{0,31})", body)
+    match = COMM.search(body) or re.search(r"\bname:\s+(\S[^\n]{0,31})", body)
     return match[1].strip() if match else ""

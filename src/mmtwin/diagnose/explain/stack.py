@@ -11,6 +11,12 @@ FRAME = re.compile(
 )
 LOCKS = re.compile(r"[ \t]*(?:#\d+:|(?:hard|soft)irqs\s+last\b|-> #\d+)")
 """Lines of lockdep, which name functions that are not on the stack."""
+CALLEE = re.compile(r"\((?P<name>[A-Za-z_]\w*)(?:\.[\w.]+)?\)\s+from\s+[\[(]")
+"""The first half of a line of ARM's unwinder; the second, which has the offset, may be cut."""
+LIBRARY = re.compile(
+    r"^_*(?:pi_)*(?:arch_)?(?:mem(?:cpy|move|set|cmp|chr|scan|zero)|str\w*cpy|str(?:n?len|n?cmp|n?cat|chr|rchr|str|sep)|copy_(?:page|from_user|to_user)|clear_page)(?:_\w+)?$"
+)
+"""What copies and compares for others: the mistake is their caller's."""
 NOT_FRAMES = re.compile(r"\b(?:RIP|EIP|PC|LR|NIP|pc|lr|epc|ra)\b(?:\s+is\s+at|\s*:)?\s*(?:[0-9a-f]{4}:)?(?:\[<[0-9a-f]+>\]\s*)?$")
 INTERNAL = re.compile(
     r"^(?:_*dump_stack(?:_lvl)?|dump_trace|_*show_stack(?:_log_lvl)?|_*show_trace\w*|unwind_backtrace|dump_backtrace|_*warn\w*|panic|__report_bug|report_bug|_*might_\w+|___might_sleep|__schedule_bug"
@@ -18,7 +24,7 @@ INTERNAL = re.compile(
     r"|_*kmem_cache_\w+|kmem_getpages|kmem_freepages|fallback_alloc|cache_grow\w*|_*cache_alloc\w*|cache_alloc_refill|_*do_cache_alloc|_*do_kmalloc\w*|new_slab\w*|_*slab_alloc\w*|allocate_slab|alloc_slab_page"
     r"|slab_out_of_memory|slab_pre_alloc\w*|_*alloc_large_kmalloc\w*|_*kmalloc_large\w*|kmalloc_order\w*|_*vmalloc\w*|_*vzalloc\w*|vmalloc_user|alloc_vmap_area|__get_vm_area\w*|get_vm_area\w*|module_alloc|module_memory_alloc|execmem_alloc\w*|vm_area_alloc_pages"
     r"|_*dma_alloc\w*|dma_generic_alloc\w*|dma_direct_alloc\w*|dmam_alloc\w*|pci_alloc_consistent|_*dma_\w*map\w*|debug_dma\w*|check_for_\w+|check_unmap|check_sync|dma_map\w*|_*pci_map\w*|swiotlb\w*|x86_swiotlb\w*|intel_alloc\w*|arm_dma_\w+|__dma_\w+|add_dma_entry|err_printk"
-    r"|_*out_of_memory\w*|slob_\w+|_*(?:raw_)?_*(?:spin|read|write)_(?:un)?lock\w*|oom_kill\w*|dump_header\w*|dump_unreclaimable_slab|show_free_areas|show_mem|_*show_mem|try_to_free\w*|mem_cgroup\w*|try_charge\w*|_*mem_cgroup\w*|_*memcg\w*|charge_memcg|__mem_cgroup_charge|__mem_cgroup_try_charge|obj_cgroup\w*|pagefault_out_of_memory|mm_fault_error|do_try_to_free\w*|shrink_\w+|page_frag_\w+|_*netdev_alloc\w*|_*napi_alloc\w*|alloc_skb\w*|_*alloc_skb\w*|kmalloc_reserve"
+    r"|_*out_of_memory\w*|oom_badness|find_lock_task_mm|slob_\w+|alloc_kmem_pages\w*|__dma_alloc_buffer\w*|\w+_allocator_alloc|_*(?:raw_)?_*(?:spin|read|write)_(?:un)?lock\w*|oom_kill\w*|dump_header\w*|dump_unreclaimable_slab|show_free_areas|show_mem|_*show_mem|try_to_free\w*|mem_cgroup\w*|try_charge\w*|_*mem_cgroup\w*|_*memcg\w*|charge_memcg|__mem_cgroup_charge|__mem_cgroup_try_charge|obj_cgroup\w*|pagefault_out_of_memory|mm_fault_error|do_try_to_free\w*|shrink_\w+|page_frag_\w+|_*netdev_alloc\w*|_*napi_alloc\w*|alloc_skb\w*|_*alloc_skb\w*|kmalloc_reserve"
     r"|kasan\w*|_*asan\w*|print_report|print_address_description\w*|_*kfence\w*|save_stack|set_track\w*|stack_trace_save|check_bytes\w*|check_object|check_slab|slab_err|slab_bug|object_err|print_trailer|alloc_debug_processing|free_debug_processing|alloc_single_from\w*|free_to_partial_list|alloc_consistency\w*|on_freelist|report_bug|fixup_bug|do_error_trap|do_invalid_op|exc_invalid_op|asm_exc_invalid_op|invalid_op|handle_bug|should_fail\w*|fail_dump|should_failslab|_*should_fail_\w+|mempool_alloc\w*|mempool_kmalloc|kmemdup\w*|_*memdup\w*|_*slab_free|kfree|kvfree|vfree|_*do_slab_free|panic|_*kmalloc_track\w*|alloc_pages_exact\w*|make_alloc_exact|_*pskb_\w*|skb_\w*expand_head|pagecache_get_page|_*filemap_get_folio|grow_dev_page|get_page_from_freelist|rmqueue\w*|_*rmqueue\w*|cma_alloc\w*|dma_alloc_from_cont\w*|print_unlock_imbalance_bug|lock_acquire|__ubsan\w*)"
     r"(?:\.(?:part|constprop|isra|cold|llvm)[\w.]*)*$"
 )
@@ -45,6 +51,7 @@ class Stack:
     :ivar caller: who asked the allocator; "" if not known.
     :ivar module: of the caller; "".
     :ivar place: where it ran: one of `PLACES`, or "".
+    :ivar path: the caller and those behind it; `inner` the allocators' own functions before it.
     :ivar allocates: an allocator's own function is among the frames; if not, the innermost part is missing, and `caller` need not be the caller.
     """
 
@@ -54,6 +61,7 @@ class Stack:
     place: str
     path: tuple[str, ...] = ()
     allocates: bool = False
+    inner: tuple[str, ...] = ()
 
     def has(self, *names: str) -> bool:
         """Whether one of the functions is on the stack, with or without what the compiler adds to names."""
@@ -66,6 +74,8 @@ class Stack:
 
 LEFT_OVERS = 4
 """Functions before the allocator's own are what an old unwinder found on the stack; if there are more, the stack has another beginning."""
+LEFT_OVER_GAP = 2
+"""Of a stack of guesses alone, so many functions further there may be another of the allocator's."""
 NONE = Stack((), "", "", "")
 
 
@@ -82,17 +92,26 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
         guesses.append(frame)
         if not match["guess"]:
             sure.append(frame)
-    frames = sure if len(sure) >= 3 else guesses
+    names_only = [(match["name"], "") for match in CALLEE.finditer(text)]
+    if len(names_only) > len(guesses):
+        sure = guesses = names_only
+    certain = len(sure) >= 3 and not all(_internal(name) for name, _ in sure)
+    frames = sure if certain else guesses
     # unwinders of ARM print "(callee+..) from [<..>] (caller+..)": every function twice
     frames = [frame for n, frame in enumerate(frames) if n == 0 or frame[0] != frames[n - 1][0]]
     names = tuple(name for name, _ in frames)
     caller = module = ""
     path: list[str] = []
+    inner: list[str] = []
     inside = [n for n, (name, _) in enumerate(frames) if _internal(name)]
     junk = inside[0] if inside and inside[0] < LEFT_OVERS else 0
+    if not certain:  # left-overs stand between the allocator's own functions, too
+        while any(junk < n <= junk + LEFT_OVER_GAP for n in inside):
+            junk = max(n for n in inside if n <= junk + LEFT_OVER_GAP)
     for name, owner in frames[junk:]:
         bare = name.split(".")[0]
         if not caller and _internal(name):
+            inner.append(bare)
             continue
         if _root(bare):
             break
@@ -107,7 +126,7 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
         place = "interrupt"
     if place == "hard interrupt" and any("softirq" in _places(name) for name in bare_names[: _first(bare_names, "hard interrupt")]):
         place = "softirq"
-    return Stack(names, caller, module, place, tuple(path), bool(inside))
+    return Stack(names, caller, module, place, tuple(path), bool(inside), tuple(inner))
 
 
 def _first(names: list[str], place: str) -> int:
@@ -116,7 +135,8 @@ def _first(names: list[str], place: str) -> int:
 
 @lru_cache(maxsize=4096)  # the same functions are on most stacks of a log
 def _internal(name: str) -> bool:
-    return bool(INTERNAL.match(name) or INTERNAL.match(name.split(".")[0]))
+    bare = name.split(".")[0]
+    return bool(INTERNAL.match(name) or INTERNAL.match(bare) or LIBRARY.match(bare))
 
 
 @lru_cache(maxsize=4096)

@@ -26,6 +26,30 @@ MODULES = (
 )
 
 
+def with_neighbours_stack(segments: list[Segment]) -> list[Segment]:
+    """The reports; a bare "vmap allocation for size N failed" gets the stack of the same words next to it: many CPUs load the same module at once, and only some dump theirs."""
+    found = []
+    for n, one in enumerate(segments):
+        if one.kind == "vmalloc" and not one.stack.frames:
+            beside = [
+                other for other in segments[max(0, n - NEIGHBOURS) : n + NEIGHBOURS + 1] if other.kind == "vmalloc" and other.stack.frames and _same(one, other)
+            ]
+            if beside:
+                one = replace(one, stack=beside[0].stack, comm=beside[0].comm, text=beside[0].text)
+        found.append(one)
+    return found
+
+
+def _same(one: Segment, other: Segment) -> bool:
+    mine, its = VMAP.search(one.text[:300]), VMAP.search(other.text[:300])
+    near = one.seconds is None or other.seconds is None or abs(one.seconds - other.seconds) < 1
+    return mine is not None and its is not None and mine[1] == its[1] and near
+
+
+NEIGHBOURS = 4
+X86 = re.compile(r"\bentry_SYSCALL_64|\bRIP:|\bEIP:|x86")
+
+
 def read(segment: Segment) -> Report:
     """The report, judged."""
     text = segment.text[:6000]
@@ -67,16 +91,17 @@ def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise:
     bits64 = bool(re.search(r"x86_64|amd64|aarch64|arm64|ppc64|RIP:|\[<ffffffff[0-9a-f]{8}>\]", segment.text))
     missing = ["which area it was: a stack through module_alloc would mean the modules', for which vmalloc=<size> does nothing"] if alone else []
     missing += ["how large the holes are: /proc/vmallocinfo at that moment would show it"]
-    if modules:
+    if modules and not X86.search(segment.text):
         missing.append(
             "on ARM with CONFIG_ARM_MODULE_PLTS the first attempt is silent, so the message would mean that the vmalloc area is full, too; the log does not show the configuration"
         )
     remedies: list[Remedy] = []
     if modules:
         remedies.append(Remedy("admin", "fewer or smaller modules, or build the large ones in", "leaves a larger hole in the module area"))
-        remedies.append(
-            Remedy("kernel", "CONFIG_ARM_MODULE_PLTS=y (or CONFIG_*_MODULE_PLTS) where the architecture has it", "modules may then lie in the vmalloc area")
-        )
+        if not X86.search(segment.text):
+            remedies.append(
+                Remedy("kernel", "CONFIG_ARM_MODULE_PLTS=y (or CONFIG_*_MODULE_PLTS) where the architecture has it", "modules may then lie in the vmalloc area")
+            )
         remedies.append(Remedy("admin", "not: vmalloc=<size>, whatever the message says", "it enlarges the vmalloc area, not the module area"))
     else:
         if not bits64:
