@@ -79,9 +79,3 @@ def test_code(mmtwin: Callable[..., tuple[int, str, str]], trace: Path, monkeypa
     assert code == 0
     exec(compile(out, "code", "exec"), {})
     assert len(embedded(tmp_path / "it.html")["steps"]["events"]) == 4  # type: ignore[index]
-
-
-def test_full(mmtwin: Callable[..., tuple[int, str, str]], trace: Path) -> None:
-    assert "steps=120, full=True)" in mmtwin("report", trace, "--full", "--code")[1]
-    plain, full = (json.loads(mmtwin("report", trace, "--json", *words)[1]) for words in ((), ("--full",)))
-    assert plain == full and plain["blame"]["headlines"]

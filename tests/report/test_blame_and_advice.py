@@ -58,11 +58,3 @@ def test_nothing_to_advise(refusing: Made) -> None:
     """Without slab events it is said, and nothing else is missing."""
     assert refusing.data["advice"] is None
     assert any(text.startswith("what to change: no slab events") for text in refusing.data["missing"])
-
-
-def test_large_recordings_are_for_those_who_ask(demo: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sections, "MOST_EVENTS", 1000)
-    data = document(demo.recording, demo.path, steps=2)
-    assert data["blame"] is None and data["advice"] is None and any("--full" in text for text in data["missing"])
-    data = document(demo.recording, demo.path, steps=2, full=True)
-    assert data["blame"] == demo.data["blame"] and data["advice"] == demo.data["advice"]

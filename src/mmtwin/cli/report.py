@@ -24,7 +24,7 @@ from mmtwin.report.document import document
 from mmtwin.report.page import render
 
 path = Path({path!r})
-data = document(read(path), path, steps={steps}{full})
+data = document(read(path), path, steps={steps})
 render(data, Path({output!r}))
 """
 
@@ -36,7 +36,6 @@ def report(
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
     steps: int = 120,
     symbols: Path | None = None,
-    full: bool = False,
     force: bool = False,
     json: bool = False,
     code: bool = False,
@@ -52,7 +51,6 @@ def report(
     :param output: The page to write (default: the recording's name with .html, in this directory).
     :param steps: How many moments of the recording to look at (default: 120).
     :param symbols: System.map, a copy of /proc/kallsyms or a vmlinux: names for call sites that are addresses.
-    :param full: Who is to blame and what to change also of recordings with more than 2 million events, which takes up to as long again.
     :param force: Overwrite an existing file.
     :param json: The page's data as one JSON document on stdout; no page is written.
     :param code: Print the Python that does the same.
@@ -62,23 +60,21 @@ def report(
     if json and output is not None:
         raise UsageError("--json and --output contradict each other: JSON goes to stdout")
     if code:
-        return terminal.write(
-            CODE.format(path=str(file), steps=steps, full=", full=True" if full else "", output=str(output or Path(file.name).with_suffix(SUFFIX)))
-        )
+        return terminal.write(CODE.format(path=str(file), steps=steps, output=str(output or Path(file.name).with_suffix(SUFFIX))))
     path = None if json else output_path(output, file, force, SUFFIX)
     from mmtwin.recording.symbols import read_symbols
 
     names = None if symbols is None else read_symbols(symbols)
     with terminal.progress("reading"):
         recording = read(file, symbols=names)
-    data = gather(recording, file, steps, names, terminal, full)
+    data = gather(recording, file, steps, names, terminal)
     if path is None:
         return terminal.json(data)
     write(data, path, force)
     return terminal.write(f"Wrote {printable(path)}\n")
 
 
-def gather(recording: Recording, file: Path, steps: int, names: Symbols | None, terminal: Terminal, full: bool = False) -> dict[str, Any]:
+def gather(recording: Recording, file: Path, steps: int, names: Symbols | None, terminal: Terminal) -> dict[str, Any]:
     """The report's data, with progress on stderr."""
     from mmtwin import _jit
     from mmtwin.report.document import document
@@ -86,7 +82,7 @@ def gather(recording: Recording, file: Path, steps: int, names: Symbols | None, 
     if recording.before is not None and not _jit.is_compiled("replay_ops"):
         terminal.note("compiling the replay, about 30 s, once")
     with terminal.progress("replaying") as progress:
-        return document(recording, file, steps=steps, symbols=names, full=full, progress=progress)
+        return document(recording, file, steps=steps, symbols=names, progress=progress)
 
 
 def write(data: dict[str, Any], path: Path, force: bool) -> None:

@@ -28,7 +28,6 @@ def document(
     steps: int = STEPS,
     symbols: Symbols | None = None,
     explain: failures.Explain | None = None,
-    full: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """All numbers of a report.
@@ -37,11 +36,10 @@ def document(
     :param steps: moments to look at, equally far apart in events.
     :param symbols: names for call sites that are addresses.
     :param explain: says why a request was refused; else it is what ``mmtwin explain --at`` says.
-    :param full: who is to blame and what to change, also of more than `sections.MOST_EVENTS` events.
     :param progress: called with the moments done and their number.
     """
     provenance, events = recording.provenance, recording.events
-    context = Context(recording, spread(len(events), steps), symbols=symbols, full=full)
+    context = Context(recording, spread(len(events), steps), symbols=symbols)
     if recording.before is not None and recording.before.has_pages:
         context.timeline = follow(recording, steps, _looks(context, explain), progress)
     else:
@@ -81,7 +79,7 @@ def _looks(context: Context, explain: failures.Explain | None) -> list[tuple[int
     recording = context.recording
     groups = pins.owners(recording, "callsite", context.symbols)
     found = list(failures.looks(recording, explain or failures.explainer(recording, context.symbols, groups), context.explained))
-    if len(recording.events) and context.told:
+    if len(recording.events):
         context.watch = Watch(recording, cut(recording), groups)
         found += [(event, context.watch.look) for event in context.watch.when.rows.tolist()]
     return found

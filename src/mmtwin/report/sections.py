@@ -27,8 +27,6 @@ SITES = 100
 """Call sites in the table; the sums are over all."""
 BLAMED = 8
 """Rows of each of blame's tables."""
-MOST_EVENTS = 2_000_000
-"""Events up to which blame and advice are told unasked: of larger recordings they would take more than a third of the report's time."""
 ADVISED = 20
 """Call sites with suggestions that are shown."""
 
@@ -40,7 +38,6 @@ class Context:
     :ivar timeline: the twin's states; None where the recording has no snapshot of the page allocator.
     :ivar explained: why requests were refused, by their event.
     :ivar watch: what blame needs of the twin's states; None as `timeline`.
-    :ivar full: blame and advice whatever they take.
     :ivar missing: what the report cannot show, and why; sections add to it.
     """
 
@@ -50,13 +47,7 @@ class Context:
     symbols: Symbols | None = None
     explained: dict[int, dict[str, Any]] = field(default_factory=dict)
     watch: Watch | None = None
-    full: bool = False
     missing: list[str] = field(default_factory=list)
-
-    @property
-    def told(self) -> bool:
-        """Whether blame and advice are part of this report."""
-        return self.full or len(self.recording.events) <= MOST_EVENTS
 
 
 class Section(NamedTuple):
@@ -137,11 +128,6 @@ def refusals(context: Context) -> dict[str, Any]:
 
 def blamed(context: Context) -> dict[str, Any] | None:
     """Who fragments, grows, leaks and wastes: the first rows of ``mmtwin blame --json``, and its headlines."""
-    if not context.told:
-        context.missing.append(
-            f"who is to blame, and what to change: left out above {MOST_EVENTS:,} events, as they take a while (mmtwin report --full tells them)"
-        )
-        return None
     if context.recording.provenance.how == "malloc":
         context.missing.append("who is to blame: these are a program's calls of malloc, and the answers are in the words of the kernel's allocators")
         return None
@@ -156,8 +142,6 @@ def blamed(context: Context) -> dict[str, Any] | None:
 
 def advice(context: Context) -> dict[str, Any] | None:
     """The suggestions of ``mmtwin advise --untried --json``: nothing is tried on the twin, effects are by arithmetic alone."""
-    if not context.told:
-        return None
     try:
         result = advise(context.recording, symbols=context.symbols, tries=False, classes=False)
     except RequestError as error:
