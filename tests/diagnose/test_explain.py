@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtwin.diagnose.explain import Explanation, explain_log, explain_text, scan
+from mmtwin.diagnose.explain.kernel_version import find_kernel
 from mmtwin.diagnose.explain.log_gfp import ERAS, decode, parse_names, spell
 from mmtwin.diagnose.explain.log_lines import strip
 from mmtwin.diagnose.explain.model import VERDICTS
 from mmtwin.diagnose.explain.show import explanation_lines
+from mmtwin.diagnose.explain.zone_rules import Ask, rules_of, takes
 from mmtwin.errors import LogError
 
 LOGS = Path(__file__).parent.parent / "data" / "kernel-logs"
@@ -86,6 +88,12 @@ EXPECTED: dict[str, list[tuple[str, str, dict[str, tuple[str, int]]]]] = {
         ("evidence_missing", "undecided", {}),
     ],
     "q25": [("sleeping_in_atomic", "decided", {})],
+    "q26": [("highatomic_only", "decided", {"DMA": ("lowmem_reserve", -23), "DMA32": ("highatomic_only", 18733)})],
+    "q27": [("watermark", "decided", {"DMA": ("passes", 3469), "DMA32": ("watermark", -105)})],
+    "q28": [("order_too_large", "decided", {})] * 2,
+    "q29": [("watermark", "decided", {"DMA": ("watermark", -2), "Movable": ("not_eligible", 0)})],
+    "q30": [("no_block", "decided", {"Normal": ("no_block", 575)})],
+    "q31": [("cma_only", "decided", {"DMA": ("cma_only", 11707)})],
 }
 
 
@@ -134,6 +142,10 @@ def test_details() -> None:
     assert q17.request is not None
     assert q17.request.caller == "wb_start_writeback"
     assert any("PF_MEMALLOC" in line for line in q17.verdict.why)
+    q28 = explain_log(log("q28")).reports[1]
+    assert q28.request is not None
+    assert q28.request.asked_bytes == 3_000_000_000  # RBX, which the instructions before the warning compare with INT_MAX
+    assert any("kernelcore=" in remedy.what for remedy in explain_log(log("q29")).main.verdict.remedies)
     q20 = explain_log(log("q20")).main.request
     assert q20 is not None
     assert q20.caller == ""  # what the old unwinder found on the stack has no allocator in it
@@ -580,3 +592,31 @@ def test_who_asked_and_what_to_advise() -> None:
     )
     dump = "SysRq : Show Memory\nMem-Info:\nNormal free:867288kB min:3736kB low:4668kB high:5604kB present:890008kB\nlowmem_reserve[]: 0 0 0\n"
     assert explain_text(dump).main.verdict.headline.startswith("Nothing was refused")
+
+
+def test_rules_that_stable_kernels_took_over() -> None:
+    """The reserves of 6.3 are in 6.1.116 and later, not in 6.2 (Debian's changelog of linux 6.1 names the stable versions)."""
+    assert [rules_of(version).harder for version in ((6, 1, 115), (6, 1, 116), (6, 2, 16), (6, 3, 0))] == ["ATOMIC", "wait", "ATOMIC", "wait"]
+    nowait = decode(0x800, "GFP_NOWAIT", (6, 1, 0))
+    order3 = [takes("H", Ask(3, nowait, version)) for version in ((6, 1, 115), (6, 1, 116), (6, 1, 156), (6, 1, 157), (6, 12, 53), (6, 12, 54))]
+    assert order3 == [False, True, True, False, True, False]
+    atomic = decode(0xA20, "GFP_ATOMIC", (6, 1, 0))
+    assert [takes("H", Ask(0, atomic, version)) for version in ((6, 1, 115), (6, 1, 116), (6, 6, 59), (6, 6, 60), (6, 11, 6), (6, 11, 7))] == [False, True] * 3
+
+
+def test_debian_releases_up_to_6_1_have_their_patch_level_elsewhere() -> None:
+    line = "CPU: 0 PID: 1 Comm: x Not tainted {} #1  Debian {}\n"
+    assert find_kernel(line.format("6.1.0-50-cloud-amd64", "6.1.176-1")).version == (6, 1, 176)
+    assert find_kernel(line.format("6.1.0-27-amd64", "")).version == (6, 1, 0)
+    assert find_kernel(line.format("6.1.0-28-amd64", "")).version == (6, 1, 119)
+    assert find_kernel(line.format("5.10.0-32-arm64", "5.10.223-1")).version == (5, 10, 223)
+    assert find_kernel(line.format("6.12.117+deb13-amd64", "6.12.117-1")).version == (6, 12, 117)
+
+
+def test_the_scheduler_is_not_the_caller() -> None:
+    report = explain_text(
+        "BUG: scheduling while atomic: init/1/0x00000002\nCPU: 0 PID: 1 Comm: init Not tainted 6.1.0 #1\nCall Trace:\n __schedule_bug.cold+0x42/0x4e\n __schedule+0x800/0x9e0\n schedule+0x5a/0xd0\n"
+        " schedule_timeout+0x94/0x150\n io_schedule_timeout+0x4c/0x80\n mempool_alloc+0x172/0x1b0\n cbf_next_desc+0x23/0x40 [capbuf]\n wr+0x5a8/0xafc [capbuf]\n"
+    ).main
+    assert "cbf_next_desc allocated" in report.verdict.headline
+    assert "CONFIG_DEBUG_ATOMIC_SLEEP" not in " ".join(report.verdict.why)

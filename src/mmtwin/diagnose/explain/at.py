@@ -48,9 +48,8 @@ from mmtwin.user.compact_rules import COMPACT_CONTINUE, COMPACT_SUCCESS, compact
 PAGE_KB = PAGE_SIZE >> 10
 LETTERS = "UMEHI"
 """``show_migration_types`` of a kernel without CONFIG_CMA."""
-RULES_6_1_Y = (6, 3, 0)
-"""Linux 6.1.y has the reserves of 6.3 for requests that cannot wait (stable took "mm/page_alloc: explicitly define what alloc flags deplete min reserves" and those around it), and the
-twin is that kernel; flags have the numbers of 6.1."""
+RULES_6_1_Y = (6, 1, 157)
+"""The stable kernel whose reserves the twin has (`zone_rules.NON_BLOCK` and what came after it)."""
 GFP_ATOMIC_BIT = 0x200
 BEST = 5
 """Ranges that are told per zone."""

@@ -64,7 +64,7 @@ def read(segment: Segment) -> Report:
     else:
         head = f"{first} called a function that may sleep ({file}){where}, where sleeping is forbidden."
     why = [f"Forbidden because {' and '.join(reasons)}." if reasons else "Which lock or section forbids it is not in the report.",
-           "Nothing was refused: the check (CONFIG_DEBUG_ATOMIC_SLEEP) warns, and the call went on. The state of memory does not matter."]  # fmt: skip
+           f"Nothing was refused: {'the scheduler' if scheduling else 'the check (CONFIG_DEBUG_ATOMIC_SLEEP)'} warns, and the call went on. The state of memory does not matter."]  # fmt: skip
     if request.path:
         why.append("On the way: " + " <- ".join(request.path[:5]) + ".")
     remedies = []

@@ -96,7 +96,7 @@ def find_kernel(text: str, around: str = "") -> Kernel:
     own, others = releases(text), releases(around)
     if own or len(set(others)) == 1:  # a log of several kernels does not say which of them printed this
         release = (own or others)[0]
-        version = parse_release(release)
+        version = _debian(release, text if own else around)
         return Kernel(release, version, version[:2], bits)
     low, high = _by_flags(text)
     for pattern, first, last in SIGNS:
@@ -105,6 +105,16 @@ def find_kernel(text: str, around: str = "") -> Kernel:
     if BEFORE_2_6_28.search(text):
         return Kernel("", (2, 6, 24), (2, 6), bits)
     return Kernel("", (low[0], low[1], 31 if low == (2, 6) else 0), max(low, high), bits)
+
+
+def _debian(release: str, text: str) -> tuple[int, int, int]:
+    """The version of a release; Debian's up to 6.1 ends in .0, and the package's version behind it has the patch level ("6.1.0-50-amd64 #1 Debian 6.1.176-1")."""
+    version = parse_release(release)
+    package = re.search(rf"{re.escape(release)}\s[^\n]{{0,80}}?\bDebian\s+{version[0]}\.{version[1]}\.(\d{{1,4}})-", text) if version[2] == 0 else None
+    if package is not None:
+        return (*version[:2], int(package[1]))
+    name = re.match(r"6\.1\.0-(\d{1,3})-", release)
+    return (6, 1, 119) if name and int(name[1]) >= 28 else version  # the package linux-image-6.1.0-28 is 6.1.119
 
 
 def releases(text: str) -> list[str]:

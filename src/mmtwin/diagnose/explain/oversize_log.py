@@ -10,12 +10,18 @@ from mmtwin.diagnose.explain.common import request_of
 from mmtwin.diagnose.explain.log_gfp import decode
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
 
-AT = re.compile(r"(WARNING|kernel\s+BUG)[^\n]*?\bat\s+(?:[\w./-]*/)?(mm/[\w]+\.[ch]):(\d+)!?(?:[ \t]+([A-Za-z_][\w.]*))?")
+AT = re.compile(r"(WARNING|kernel\s+BUG)(?:[^\n]*?\bat\s+(?:[\w./-]*/)?|:\s+(?:[\w./-]*/)?)(mm/[\w]+\.[ch]):(\d+)!?(?:[ \t]+(?:at\s+)?([A-Za-z_][\w.]*))?")
+"""From about 6.18 on a warning's file stands before its function."""
 REGISTER = re.compile(r"\b(R[A-D]X|R[SD]I|R[BS]P|R\d\d|E[A-D]X|E[SD]I|EBP|[xr]\d{1,2})\s*:\s*([0-9a-f]{8,16})\b")
 ENTRY = ("__alloc_pages", "__alloc_pages_nodemask", "__alloc_pages_slowpath", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof", "__alloc_pages_internal")
 WRONG_CACHE = re.compile(r"Wrong\s+slab\s+cache\.\s+(\S+)\s+but\s+object\s+is\s+from\s+(\S+)")
 ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|kmalloc_order_trace|_*do_kmalloc|__kmalloc|_*dma_|_*kmalloc|kvmalloc|alloc_pages|_*kvmalloc)"
 ILLEGAL = re.compile(r"illegal\s+size\s+\((\d+)\)\s+or\s+align\s+\((\d+)\)\s+for\s+percpu")
+NOT_SIZES = ("vunmap", "vfree", "__vunmap", "free", "vm_area", "vmap_", "vmalloc_to_", "remap_", "alloc_vmap_area")
+"""Functions of those files whose warnings are not about a size."""
+INT_MAX = (1 << 31) - 1
+WITH_INT_MAX = re.compile(r"\b(4[89]) 81 f([89a-f]) ff ff ff 7f ")
+SIZE_REGISTERS = ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")
 SIZES = {"mm/util.c": "kvmalloc", "mm/slab_common.c": "kmalloc", "mm/vmalloc.c": "vmalloc"}
 OF_NOTHING = {64: 52, 32: 20}
 """get_order(0) (include/asm-generic/getorder.h): BITS_PER_LONG - PAGE_SHIFT."""
@@ -81,33 +87,18 @@ def read(segment: Segment) -> Report:
             "order_too_large", DECIDED, f"{request.comm or 'A process'} asked the per-CPU allocator for {illegal[1]} bytes aligned to {illegal[2]}: it gives at most 32 KiB a piece, aligned to at most a page.",
             ("It can never succeed: no memory was looked at.",), remedies=(Remedy("caller", f"a smaller per-CPU object in {request.caller or 'the caller'}, or an array of pointers to kmalloc'ed ones", "fits a chunk's unit"),), details=details | {"bytes": int(illegal[1]), "align": int(illegal[2])},
         )  # fmt: skip
-    elif (
-        file in SIZES and bare and not bare.startswith(("vunmap", "vfree", "__vunmap", "free", "vm_area", "vmap_", "vmalloc_to_", "remap_", "alloc_vmap_area"))
-    ):
-        call = SIZES[file]
-        too_large = next(
-            (
-                v
-                for name, v in values.items()
-                if (1 << 31) <= v < (1 << 47) and name in ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")
-            ),
-            None,
-        )
-        large = next(
-            (
-                v
-                for name, v in values.items()
-                if (4 << 20) < v < (1 << 47) and name in ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")
-            ),
-            None,
-        )
-        number = too_large if call == "kvmalloc" else large
+    elif call := _sized(file, bare):
+        compared = _above_int_max(text, values)
+        number = compared[0] if compared else _size_in(values, (1 << 31) if call == "kvmalloc" else (4 << 20) + 1)
         limit = "INT_MAX (2 GiB)" if call == "kvmalloc" else "the largest kmalloc" if call == "kmalloc" else "what exists"
+        told = f"{size(number)} ({number} bytes, register {compared[1]}), more than {limit}" if compared and number else f"more than {limit}"
+        shown = f" may be {number} bytes (a register)" if number else " is in no register"
         verdict = Verdict(
-            "order_too_large", PROBABLE, f"{request.comm or 'A process'} asked {call} for more than {limit}: that is the warning at {where}.",
-            ("No memory was looked at; it can never succeed.",), missing=(f"the size{f' may be {number} bytes (a register)' if number else ' is in no register'}; the line number alone does not name the check",),
-            remedies=(Remedy("caller", f"check the size in {request.caller or 'the caller'}: does it come from user space, or overflow?", "a bounded size is served"),), details=details,
+            "order_too_large", DECIDED if compared else PROBABLE, f"{request.comm or 'A process'} asked {call} for {told}: that is the warning at {where}.",
+            ("No memory was looked at; it can never succeed.",), missing=() if compared else (f"the size{shown}; the line number alone does not name the check",),
+            remedies=(Remedy("caller", f"check the size in {request.caller or 'the caller'}: does it come from user space, or overflow?", "a bounded size is served"),), details=details | ({"bytes": number} if compared else {}),
         )  # fmt: skip
+        request = replace(request, asked_bytes=number if compared else None)
     elif wrong := WRONG_CACHE.search(segment.before[-400:] + text[:400]):
         verdict = Verdict(
             "invalid_free", DECIDED, f"An object was given back to the cache {wrong[1]}, but it is of the cache {wrong[2]}: that is the warning at {where}.",
@@ -151,6 +142,29 @@ def _compared(text: str, values: dict[str, int]) -> tuple[int, str, int] | None:
         if largest < values.get(name, 0) <= 52:
             return values[name], name, largest
     return None
+
+
+def _sized(file: str, function: str) -> str:
+    """Which allocator's check of the size warns; "" if none of them does."""
+    if "kvmalloc" in function and file == "mm/slub.c":  # where kvmalloc is since 6.13; before, it was in mm/util.c
+        return "kvmalloc"
+    return SIZES.get(file, "") if function and not function.startswith(NOT_SIZES) else ""
+
+
+def _above_int_max(text: str, values: dict[str, int]) -> tuple[int, str] | None:
+    """The size and its register, where the code before the trap compares it with INT_MAX (x86: cmp $0x7fffffff,%rbx)."""
+    code = re.search(r"\bCode:([0-9a-f ]{20,400})<0f>", text)
+    for match in WITH_INT_MAX.finditer(code[1]) if code else ():
+        number = int(match[2], 16) - 8
+        name = f"R{number + 8:02}" if match[1] == "49" else LOW[number]
+        if values.get(name, 0) > INT_MAX:
+            return values[name], name
+    return None
+
+
+def _size_in(values: dict[str, int], least: int) -> int | None:
+    """What may be the size, in a register that is kept across calls or passes it."""
+    return next((value for name, value in values.items() if least <= value < 1 << 47 and name in SIZE_REGISTERS), None)
 
 
 def _order(values: dict[str, int], function: str) -> tuple[int | None, str]:

@@ -98,7 +98,8 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
         missing.append(f"the dump breaks off after {zones[-1].zone.label}: the zones above it, its reserve and the free lists are not in the log")
         return Judged("evidence_missing", UNDECIDED, zones, None, highest, allowed, (), tuple(missing))
     main = max(
-        eligible, key=lambda z: (z.rule == "passes" and NO_MARK not in z.missing, ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free)
+        _this_node(ask, eligible, [z for z in eligible if z.rule == "passes"]) or eligible,
+        key=lambda z: (z.rule == "passes" and NO_MARK not in z.missing, ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free),
     )
     notes: list[str] = []
     code, certainty = _decide(ask, eligible, main, notes, oom)
@@ -169,6 +170,13 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
         return "really_empty", PROBABLE
     if all(z.free - z.cma <= 0 or (ask.no_watermarks and z.rule == "empty") for z in eligible):
         return "really_empty", DECIDED
+    elsewhere = _this_node(ask, eligible, passing)
+    if elsewhere:
+        notes.append(
+            f"It was for one node only (__GFP_THISNODE), which the log does not name: it cannot have been node {passing[0].zone.node}, which would have served it."
+        )
+        best = max(elsewhere, key=lambda z: (ZONE_ORDER.index(z.zone.name), z.free))
+        return ZONE_RULE.get(best.rule, best.rule), DECIDED
     if passing:
         if oom and ask.version < (4, 9, 0) and len({z.zone.node for z in eligible}) > 1:
             notes.append("Kernels before 4.9 do not print which nodes the request was bound to: a memory policy (numactl, mbind) would explain it.")
@@ -202,6 +210,16 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
     if 0 < -main.margin <= max(main.drift, 8) and certainty == DECIDED:
         notes.append(f"The margin of {-main.margin} page{'s' * (main.margin != -1)} is at the time of the dump; {DRIFT}.")
     return code, certainty
+
+
+def _this_node(ask: Ask, eligible: list[ZoneVerdict], passing: list[ZoneVerdict]) -> list[ZoneVerdict]:
+    """The zones of the node that a request for one node only must have been for; empty if the numbers do not tell."""
+    if "THISNODE" not in ask.flags or not passing:
+        return []
+    nodes = {z.zone.node for z in eligible}
+    served = {z.zone.node for z in passing if z.margin > max(z.mark // 4, 64)}
+    left = nodes - served
+    return [z for z in eligible if z.zone.node in left] if len(left) == 1 and {z.zone.node for z in passing} == served else []
 
 
 def _below_high(z: ZoneVerdict, notes: list[str]) -> tuple[str, str]:
@@ -454,6 +472,14 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
                 "a 64-bit kernel, or a memory split with more lowmem",
                 "the kernel's own requests cannot use HighMem; there is no such split on 64 bits",
             )
+        )
+    if (
+        code in ("watermark", "no_block", "really_empty", "lowmem_reserve")
+        and judged.highest not in ("Movable",)
+        and any(z.zone.name == "Movable" and z.free > 1 << order for z in judged.zones)
+    ):
+        found.append(
+            Remedy("admin", "a smaller zone Movable (kernelcore= larger, or movablecore= smaller)", "its free pages become usable for requests like this one")
         )
     if ask.order > COSTLY_ORDER and reclaim and code == "no_block":
         found.append(

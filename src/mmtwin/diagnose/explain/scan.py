@@ -33,7 +33,7 @@ class Anchor(NamedTuple):
     head: bool = True
 
 
-SOURCE = (b"at ", b"linux/", b"kernel/", b"/")
+SOURCE = (b"at ", b"linux/", b"kernel/", b"/", b"WARNING: ")
 ANCHORS = (
     Anchor("page", b"page allocation ", 3, (), (b"fail", b"stalls")), Anchor("page", b"-order allocation failed"), Anchor("vmalloc", b"vmap allocation ", 3, (), (b"for size",)),
     Anchor("vmalloc", b"vmalloc: allocation fail", 7), Anchor("vmalloc", b"vmalloc_node_range for", 16), Anchor("vmalloc", b"vmalloc error: size", 6),

@@ -143,9 +143,11 @@ def _pages(
         head += f" At the dump: {verdict.headline}"
     missing = (*verdict.missing, "a fatal signal, a control group's limit or the page allocator can each have stopped it")
     told = ("watermark", "really_empty", "lowmem_reserve", *(("no_block", "highatomic_only", "cma_only") if huge else ()))
-    certainty = PROBABLE if verdict.code in told and verdict.certainty != UNDECIDED else UNDECIDED
+    shown = verdict.code in told and verdict.certainty != UNDECIDED
+    if not shown:
+        missing = ("which rule refused the pages: the dump does not show it", *missing)
     why = (*(("An attempt with huge pages is repeated with single ones; without a second message the caller got its memory.",) if huge else ()), *verdict.why)
     fixes = tuple(fix for fix in verdict.remedies if fix.who != "caller" and "lowmem_reserve" not in fix.what)
     if huge:
         fixes = (Remedy("look", "whether a second message follows", "if not, the caller got its memory in single pages and nothing is wrong"),)
-    return Verdict("vmalloc_pages", certainty, head, why, verdict.zones, missing, fixes, {**verdict.details, "page_rule": verdict.code})
+    return Verdict("vmalloc_pages", DECIDED, head, why, verdict.zones, missing, fixes, {**verdict.details, "page_rule": verdict.code})

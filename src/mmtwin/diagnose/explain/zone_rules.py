@@ -46,9 +46,22 @@ RULES = (
 )
 
 
+def since(version: tuple[int, int, int], *first: tuple[int, int, int]) -> bool:
+    """Whether a kernel has a change: its mainline version is the last of `first`, those before are the stable ones that took it over."""
+    return version >= first[-1] or any(version[:2] == stable[:2] and version >= stable for stable in first[:-1])
+
+
+NON_BLOCK = ((6, 1, 116), (6, 3, 0))
+"""Reserves go by whether a request can wait, no longer by __GFP_ATOMIC (ALLOC_NON_BLOCK)."""
+SINGLE_FROM_ATOMIC = ((6, 1, 116), (6, 6, 60), (6, 11, 7), (6, 12, 0))
+"""A single page may come from the reserve for atomic requests, if nothing else is left and the request cannot wait."""
+ATOMIC_NEEDS_HIGH = ((6, 1, 157), (6, 12, 54), (6, 18, 0))
+"""Blocks may come from that reserve only with __GFP_HIGH; from NON_BLOCK on until then it was enough that the request cannot wait."""
+
+
 def rules_of(version: tuple[int, int, int]) -> Rules:
     """The rules of a kernel version."""
-    return [rules for rules in RULES if rules.since <= version][-1]
+    return [rules for rules in RULES if rules.since <= version or (rules.since == NON_BLOCK[-1] and since(version, *NON_BLOCK))][-1]
 
 
 @dataclass(frozen=True)
@@ -214,7 +227,7 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
     other = (1 << order) - 1
     cma = zone.fields.get("free_cma", 0) // page_kb if rules.cma != "counted" and not ask.movable else 0
     name = "free_highatomic" if rules.highatomic == "free" and "free_highatomic" in zone.fields else "reserved_highatomic"
-    highatomic = zone.fields.get(name, 0) // page_kb if rules.highatomic and not (ask.oom or ask.harder or (ask.version >= (6, 3, 0) and ask.high)) else 0
+    highatomic = zone.fields.get(name, 0) // page_kb if rules.highatomic and not (ask.oom or ask.harder or (ask.high and since(ask.version, *NON_BLOCK))) else 0
     if rules.highatomic and name not in zone.fields and not ask.harder and ask.version >= (4, 4, 0):
         missing.append("the highatomic reserve is not printed by this kernel; it holds up to 1 % of the zone")
     held = _atomic_only(zone, page_kb) if not highatomic and rules.highatomic and name not in zone.fields and not takes("H", ask) else 0
@@ -293,7 +306,7 @@ def lower(mark: int, ask: Ask) -> int:
     least = mark
     if ask.high:
         least -= least // 2
-    if ask.harder and (ask.high or ask.version < (6, 3, 0)):
+    if ask.harder and (ask.high or not since(ask.version, *NON_BLOCK)):
         least -= least // 4
     return least - least // 2 if ask.oom else least
 
@@ -369,8 +382,11 @@ def takes(types: str, ask: Ask) -> bool:
         return True
     if ("C" in types and ask.movable) or ("H" in types and ask.oom):
         return True
-    # order 0 falls back to the atomic reserve only since 6.1.y
-    return "H" in types and ask.harder and (ask.high if ask.order else ask.version > (6, 1, 0))
+    if "H" not in types or not ask.harder:
+        return False
+    if not ask.order:
+        return since(ask.version, *SINGLE_FROM_ATOMIC)
+    return ask.high or (since(ask.version, *NON_BLOCK) and not since(ask.version, *ATOMIC_NEEDS_HIGH))
 
 
 def _largest(zone: Zone, ask: Ask | None) -> int | None:
