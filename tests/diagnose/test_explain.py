@@ -620,3 +620,14 @@ def test_the_scheduler_is_not_the_caller() -> None:
     ).main
     assert "cbf_next_desc allocated" in report.verdict.headline
     assert "CONFIG_DEBUG_ATOMIC_SLEEP" not in " ".join(report.verdict.why)
+
+
+def test_debugging_that_makes_slabs_larger() -> None:
+    slub = "SLUB: Unable to allocate memory on node -1, gfp=0xa20(GFP_ATOMIC)\n  cache: foo, object size: 4000, buffer size: 5120, default order: 3, min order: 3\n  foo debugging increased min order, use slub_debug=O to disable.\n  node 0: slabs: 10, objs: 60, free: 0\n"
+    assert explain_text(slub).main.verdict.remedies[0].what.startswith("slub_debug=O")
+    page = (
+        "x: page allocation failure: order:3, mode:0x40a20(GFP_ATOMIC|__GFP_COMP), nodemask=(null)\nCall Trace:\n new_slab+0x1/0x2\n kmem_cache_alloc+0x1/0x2\n"
+    )
+    both = explain_text(page + slub).main.verdict
+    assert both.remedies[0].what.startswith("slub_debug=O")
+    assert "raised its lowest order to 3" in " ".join(both.why)

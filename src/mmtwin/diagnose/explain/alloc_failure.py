@@ -49,7 +49,9 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
     if slab is not None:
         fact = slab_log.facts(slab)
         text = f"The {fact.allocator} message after it (cache {fact.cache}) is a consequence: the cache got no page because of this failure." if fact else ""
-        verdict = replace(verdict, why=(*verdict.why, text) if text else verdict.why)
+        if fact is not None and fact.debug_fixes:
+            text += f" Its debugging fields (slub_debug) have raised its lowest order to {fact.min_order}."
+        verdict = replace(verdict, why=(*verdict.why, text) if text else verdict.why, remedies=(*(fact.debug_fixes if fact else ()), *verdict.remedies))
     return Report(
         "page_allocation_stall" if stall else "page_allocation_failure",
         title,

@@ -12,6 +12,7 @@ CACHE = re.compile(
     r"cache:\s+(\S[^,\n]{0,100}?),\s+object\s+size:\s+(\d+)(?:,\s+buffer\s+size:\s+(\d+))?,?\s+(?:default\s+)?order:\s+(\d+)(?:,\s+min\s+order:\s+(\d+))?"
 )
 NODE = re.compile(r"node\s+(\d+):\s+slabs:\s+(\d+)(?:/(\d+))?,\s*objs:\s+(\d+)(?:/(\d+))?,\s*free:\s+(\d+)")
+DEBUG_ORDER = re.compile(r"debugging\s+increased\s+min\s+order,?\s+use\s+(sl[au]b_debug=O)")
 CHILD = re.compile(r"^(.*?)\((\d+):(.*)\)$")
 
 
@@ -20,6 +21,7 @@ class SlabFacts:
     """The block as printed.
 
     :ivar nodes: node, slabs, objects, free objects.
+    :ivar debugging: the option against it, if the debugging fields have raised the lowest order ("slub_debug=O"); "".
     :ivar group: the control group whose child cache it is (kernels up to 5.8); "".
     """
 
@@ -30,6 +32,20 @@ class SlabFacts:
     order: int
     min_order: int
     nodes: tuple[tuple[int, int, int, int], ...]
+    debugging: str = ""
+
+    @property
+    def debug_fixes(self) -> tuple[Remedy, ...]:
+        """What to do if it is slub_debug that makes the slabs so large."""
+        if not self.debugging:
+            return ()
+        return (
+            Remedy(
+                "admin",
+                f"{self.debugging} on the command line (no debugging of caches whose slabs it would make larger)",
+                f"{self.cache} gets by with slabs of a lower order than {self.min_order}",
+            ),
+        )
 
 
 def facts(segment: Segment) -> SlabFacts | None:
@@ -39,7 +55,10 @@ def facts(segment: Segment) -> SlabFacts | None:
         return None
     child = CHILD.match(match[1])
     nodes = tuple((int(m[1]), int(m[2]), int(m[4]), int(m[6])) for m in NODE.finditer(segment.text[:6000]))
-    return SlabFacts(segment.head[:4], match[1], child[3] if child else "", int(match[2]), int(match[4]), int(match[5] or match[4]), nodes)
+    debugging = DEBUG_ORDER.search(segment.text[:2000])
+    return SlabFacts(
+        segment.head[:4], match[1], child[3] if child else "", int(match[2]), int(match[4]), int(match[5] or match[4]), nodes, debugging[1] if debugging else ""
+    )
 
 
 def read(segment: Segment) -> Report:
@@ -85,6 +104,7 @@ def read(segment: Segment) -> Report:
         "A slab that the page allocator refuses is preceded by its 'page allocation failure' report; without one a control group's limit is a candidate, too."
     )
     remedies = [
+        *(fact.debug_fixes if fact else ()),
         Remedy("look", "the kernel's log before this line", "a page allocation failure there says which zone and rule refused"),
         Remedy("look", "memory.events (or memory.kmem.failcnt) of the control groups", "a count that rises means that a group's limit refused"),
     ]
