@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from mmtwin.diagnose.blame import blame
 from mmtwin.diagnose.malloc_stat import objects
 from mmtwin.diagnose.stat import stat
+from mmtwin.errors import RequestError
 from mmtwin.recording import store
 from mmtwin.recording.readers import malloc_trace
 from mmtwin.user.ptmalloc import CALL_FREE, CALL_MALLOC, CALL_REALLOC
@@ -36,3 +39,10 @@ def test_a_recorded_program() -> None:
     assert total.frees_unmatched == total.reused == 0
     assert total.frees_matched == int(np.isin(calls["kind"], CALL_FREE).sum() + ((calls["kind"] == CALL_REALLOC) & (calls["a"] != 0)).sum())
     assert calls.dtype == CALL and objects(recording).events["kind"].n_unique() == 2
+
+
+def test_it_speaks_of_malloc_and_blame_does_not() -> None:
+    recording = store.load(DATA / "malloc-gcc-1.mmrec")
+    assert stat(recording, "callsite").rows["label"].to_list() == ["(malloc)"]
+    with pytest.raises(RequestError, match="a program's calls of malloc"):
+        blame(recording)

@@ -13,6 +13,8 @@ import polars as pl
 from mmtwin.recording.model import EVENTS_SCHEMA, Recording
 
 ALLOCATIONS = ("malloc", "calloc", "realloc", "memalign", "posix_memalign", "valloc", "pvalloc")
+SITE = 1
+"""Stands for all call sites: who called malloc is not recorded."""
 MMAP_THRESHOLD = 131072
 """The lowest size that gets a mapping of its own (it grows with what is freed); such a block begins 16 bytes into a page."""
 
@@ -35,6 +37,16 @@ def objects(recording: Recording) -> Recording:
         pl.lit("kfree").alias("kind"), pl.lit(0, dtype=pl.Int64).alias("bytes_req"), pl.lit(0, dtype=pl.Int64).alias("bytes_alloc"), pl.lit(0).alias("step"),
     )  # fmt: skip
     both = pl.concat([gives.select(*EVENTS_SCHEMA, "step"), takes.select(*EVENTS_SCHEMA, "step")]).sort("time", "step")
-    kept = both.drop("step").with_columns(pl.lit(0, dtype=pl.Int64).alias("gfp"), pl.lit(0, dtype=pl.Int64).alias("arg")).cast(dict(EVENTS_SCHEMA.items()))
+    kept = (
+        both.drop("step")
+        .with_columns(pl.lit(0, dtype=pl.Int64).alias("gfp"), pl.lit(0, dtype=pl.Int64).alias("arg"), pl.lit(SITE, dtype=pl.Int64).alias("call_site"))
+        .cast(dict(EVENTS_SCHEMA.items()))
+    )
     notes = ["blocks of malloc: a realloc is a free and an allocation; bytes allocated are those of the chunk; CPU is the thread; times are call numbers"]
-    return replace(recording, events=kept, provenance=replace(recording.provenance, notes=[*recording.provenance.notes, *notes]))
+    return replace(
+        recording,
+        events=kept,
+        provenance=replace(
+            recording.provenance, notes=[*recording.provenance.notes, *notes], procfs={**recording.provenance.procfs, "call_sites": f"{SITE} (malloc)\n"}
+        ),
+    )

@@ -128,9 +128,6 @@ def refusals(context: Context) -> dict[str, Any]:
 
 def blamed(context: Context) -> dict[str, Any] | None:
     """Who fragments, grows, leaks and wastes: the first rows of ``mmtwin blame --json``, and its headlines."""
-    if context.recording.provenance.how == "malloc":
-        context.missing.append("who is to blame: these are a program's calls of malloc, and the answers are in the words of the kernel's allocators")
-        return None
     try:
         result = blame(context.recording, symbols=context.symbols, watch=context.watch)
     except RequestError as error:

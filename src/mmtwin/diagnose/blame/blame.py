@@ -20,7 +20,7 @@ from mmtwin.diagnose.blame.lives import BY, by_cache, object_lives, page_lives
 from mmtwin.diagnose.blame.steps import STEPS, Steps, cut
 from mmtwin.diagnose.blame.wastes import Wastes
 from mmtwin.diagnose.stat import LIVE, check_choice, reading_notes
-from mmtwin.errors import RecordingError
+from mmtwin.errors import RecordingError, RequestError
 from mmtwin.notebook import Card, InNotebook, Table
 from mmtwin.recording.model import Recording
 from mmtwin.recording.symbols import Symbols
@@ -98,8 +98,10 @@ def blame(
     :param window: first and last time; what is live is told of the last one.
     :param symbols: names for call sites that are addresses.
     :param watch: one that has looked at all its moments, by call site or cache and without a window; `steps` and `window` are then its own.
-    :raises RequestError: an unknown group or section, no events, or none in the window.
+    :raises RequestError: an unknown group or section, no events, none in the window, or a program's calls of malloc.
     """
+    if recording.provenance.how == "malloc":
+        raise RequestError("these are a program's calls of malloc; blame is about the kernel's allocators (mmtwin stat sums up both)")
     check_choice("group", by, BY)
     for section in sections:
         check_choice("section", section, SECTIONS)

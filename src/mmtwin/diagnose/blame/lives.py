@@ -10,7 +10,6 @@ import numpy.typing as npt
 import polars as pl
 
 from mmtwin.diagnose.cache_names import cache_label, with_caches
-from mmtwin.diagnose.malloc_stat import objects as malloc_objects
 from mmtwin.diagnose.page_stat import HIGHEST_ORDER, _frames
 from mmtwin.diagnose.pins import Owners, function_of, site_names
 from mmtwin.diagnose.stat import CACHE_ALLOCS, FREED, FREES, LIVE, REUSED, ZERO_SIZE_PTR, _is_allocation, _slab_events, following
@@ -40,14 +39,12 @@ class Lives(NamedTuple):
 
 
 def object_lives(recording: Recording, by: str, end: int, symbols: Symbols | None, notes: list[str], to_the_end: bool = True) -> Lives | None:
-    """Every object of a slab cache (or of malloc) that was allocated in the recording; None if slab events were not recorded.
+    """Every object of a slab cache that was allocated in the recording; None if slab events were not recorded.
 
     :param end: what happens after this time is not looked at.
     :param notes: gets what is inferred.
     :param to_the_end: `end` is the recording's own, so that the second memory dump may be asked.
     """
-    if recording.provenance.how == "malloc":
-        recording = malloc_objects(recording)
     has_pid = recording.events.select("time", "pid")
     events = _slab_events(recording, "cache")
     if not len(events):
