@@ -631,3 +631,21 @@ def test_debugging_that_makes_slabs_larger() -> None:
     both = explain_text(page + slub).main.verdict
     assert both.remedies[0].what.startswith("slub_debug=O")
     assert "raised its lowest order to 3" in " ".join(both.why)
+
+
+def test_the_summary_is_of_the_first_report_with_evidence() -> None:
+    cut_off = "[1.0] Out of memory: Killed process 537 (login) total-vm:27584kB, anon-rss:860kB, file-rss:0kB\n"
+    whole = "[2.0] x invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0\n[2.0] Mem-Info:\n[2.0] Node 0 Normal free:4000kB min:8000kB low:9000kB high:9500kB managed:4000000kB\n[2.0] lowmem_reserve[]: 0 0\n"
+    explanation = explain_text(cut_off + whole)
+    assert [report.verdict.code for report in explanation.reports] == ["evidence_missing", "watermark"]
+    assert explanation.main is explanation.reports[1]
+    assert explanation.to_dict()["verdict"] == "watermark"
+
+
+def test_old_words_and_other_registers() -> None:
+    old = "Debug: sleeping function called from illegal context at mm/page_alloc.c:428\nCall Trace:\n [<c0133dcc>] __alloc_pages+0x24/0x254\n [<c0116dd3>] dup_task_struct+0x47/0xbc\n"
+    assert explain_text(old).main.verdict.code == "sleeping_in_atomic"
+    riscv = "WARNING: CPU: 0 PID: 1 at mm/page_alloc.c:5534 __alloc_pages+0x1e8/0xad2\nCPU: 0 PID: 1 Comm: x Not tainted 6.1.32 #1\nepc : __alloc_pages+0x1e8/0xad2\n s1 : 00000000ffffffff a0 : 0000000000000cc4 a1 : 000000000000000b\n"
+    report = explain_text(riscv).main
+    assert report.request is not None
+    assert (report.verdict.code, report.verdict.certainty, report.request.order) == ("order_too_large", "decided", 11)

@@ -8,7 +8,7 @@ from typing import Any
 from mmtwin.diagnose.explain.common import request_of
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, Remedy, Report, Segment, Verdict
 
-PLACE = re.compile(r"invalid\s+context\s+at\s+(\S+?):(\d+)")
+PLACE = re.compile(r"(?:invalid|illegal)\s+context\s+at\s+(\S+?):(\d+)")
 STATE = re.compile(r"in_atomic\(\):\s*(\d+),\s+irqs_disabled\(\):\s*(\d+)(?:,\s+non_block:\s*(\d+))?")
 RCU = re.compile(r"RCU\s+nest\s+depth:\s*(\d+),\s+expected:\s*(\d+)")
 PREEMPT = re.compile(r"preempt_count:\s*([0-9a-f]+),\s+expected:\s*([0-9a-f]+)")

@@ -35,8 +35,8 @@ class Explanation(InNotebook):
 
     @property
     def main(self) -> Report:
-        """The report that the summary is about: the first of those with the strongest evidence."""
-        return self.reports[0]
+        """The report that the summary is about: the first that the log has the evidence for."""
+        return next((report for report in self.reports if report.verdict.code != "evidence_missing"), self.reports[0])
 
     def _card(self) -> Card:
         first = self.main

@@ -31,7 +31,7 @@ TRAILER_NEAR = 80
 """Characters: a line of the trailer lies so close around its word "pages" or "swap"."""
 NUMBERED = re.compile(r"\d\s+(?:total\s+pagecache\s+|reserved\s+)?\Z")
 NODE_LINE = Anchored(re.compile(r"Node\s+(\d+)\s+active_anon:"), "Node")
-LARGEST = 1 << 46
+LARGEST = 1 << 62
 """kB; a larger number is damage."""
 
 

@@ -12,7 +12,7 @@ from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, 
 
 AT = re.compile(r"(WARNING|kernel\s+BUG)(?:[^\n]*?\bat\s+(?:[\w./-]*/)?|:\s+(?:[\w./-]*/)?)(mm/[\w]+\.[ch]):(\d+)!?(?:[ \t]+(?:at\s+)?([A-Za-z_][\w.]*))?")
 """From about 6.18 on a warning's file stands before its function."""
-REGISTER = re.compile(r"\b(R[A-D]X|R[SD]I|R[BS]P|R\d\d|E[A-D]X|E[SD]I|EBP|[xr]\d{1,2})\s*:\s*([0-9a-f]{8,16})\b")
+REGISTER = re.compile(r"\b(R[A-D]X|R[SD]I|R[BS]P|R\d\d|E[A-D]X|E[SD]I|EBP|[xr]\d{1,2}|a[0-7]|s\d{1,2})\s*:\s*([0-9a-f]{8,16})\b")
 ENTRY = ("__alloc_pages", "__alloc_pages_nodemask", "__alloc_pages_slowpath", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof", "__alloc_pages_internal")
 WRONG_CACHE = re.compile(r"Wrong\s+slab\s+cache\.\s+(\S+)\s+but\s+object\s+is\s+from\s+(\S+)")
 ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|kmalloc_order_trace|_*do_kmalloc|__kmalloc|_*dma_|_*kmalloc|kvmalloc|alloc_pages|_*kvmalloc)"
@@ -172,6 +172,7 @@ def _order(values: dict[str, int], function: str) -> tuple[int | None, str]:
     for name in (
         "RSI",
         "x1",
+        "a1",
         "RBP",
         "RBX",
         "R12",
@@ -195,8 +196,8 @@ def _order(values: dict[str, int], function: str) -> tuple[int | None, str]:
         "r8",
     ):
         value = values.get(name)
-        if value is not None and (LARGEST < value <= 52 - 12 or (value in OF_NOTHING.values() and name in ("RSI", "x1"))):
-            if name in ("RSI", "x1", "r1") or any(_fits(other, value) for key, other in values.items() if key != name):
+        if value is not None and (LARGEST < value <= 52 - 12 or (value in OF_NOTHING.values() and name in ("RSI", "x1", "a1"))):
+            if name in ("RSI", "x1", "r1", "a1") or any(_fits(other, value) for key, other in values.items() if key != name):
                 return value, name
     return None, ""
 
@@ -215,7 +216,7 @@ def _asked(values: dict[str, int], order: int) -> tuple[int | None, str]:
 
 
 def _flags(values: dict[str, int], segment: Segment) -> Any:
-    for name in ("RDI", "R13", "R14", "R12", "RBX", "R15", "RBP", "x0", "x19", "x20", "x21"):
+    for name in ("RDI", "R13", "R14", "R12", "RBX", "R15", "RBP", "a0", "x0", "x19", "x20", "x21"):
         value = values.get(name, 0)
         flags = decode(value, "", segment.kernel.version)
         if value and value < 1 << 27 and {"IO", "DIRECT_RECLAIM"} <= flags.flags and "0x" not in flags.names:

@@ -24,7 +24,7 @@ HEADERS = Anchored(re.compile(
     r"|(?P<slub_debug>\bBUG\s+(?!:)(?:\S+)(?:\s+\S+){0,3}?\s+\((?:Not\s+tainted|Tainted:[^)]{0,120}|[A-Z ]*tainted[^)]{0,80})\):\s|\bBUG\s+[\w.:-]+:\s+(?:(?:Left\s+|Right\s+|kmalloc\s+)?Redzone|(?:End\s+)?Poison|(?:Object\s+|Alignment\s+)?[Pp]adding)\s+overwritten|\bBUG\s+[\w.:-]+:\s+Object\s+already\s+free)"
     r"|(?P<kasan>\bBUG:\s+K(?:AS[Aa][Nn]|FENCE|MSAN):\s|\bKASAN:\s+(?:null-ptr-deref|(?:probably\s+)?user-memory-access|(?:maybe\s+)?wild-memory-access)\s+in\s+range\b)"
     r"|(?P<slab_debug>\bslab\s+error\s+in\s+\w+\(\)|\bSlab\s+corruption\b)"
-    r"|(?P<context>\b(?:BUG|Debug):\s+(?:sleeping\s+function\s+called\s+from\s+invalid\s+context|scheduling\s+while\s+atomic))"
+    r"|(?P<context>\b(?:BUG|Debug):\s+(?:sleeping\s+function\s+called\s+from\s+(?:invalid|illegal)\s+context|scheduling\s+while\s+atomic))"
     r"|(?P<oversize>\bWARNING:\s+(?:(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+)?(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|percpu)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
     r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory|\busercopy\s+whitelist\?\s+Kernel\s+memory)"
     r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\b(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed|\balloc_contig_range:\s+\[[0-9a-f]+,\s*[0-9a-f]+\)\s+PFNs\s+busy)"
