@@ -13,6 +13,7 @@ from typing import Any
 HERE = Path(__file__).parent
 TEXT, TRUTH = HERE / "whatif.md", HERE / "whatif-truth.json"
 UNSEEN, PREDICTED = HERE / "whatif-unseen.json", HERE / "whatif-unseen-predicted.json"
+SQUEEZE, SQUEEZE_PREDICTED = HERE / "whatif-squeeze.json", HERE / "whatif-squeeze-predicted.json"
 SHOWN = ("refused", "slab pages", "slabs made", "free pages", "extfrag")
 
 
