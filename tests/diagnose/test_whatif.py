@@ -321,11 +321,15 @@ def test_the_document_says_what_was_measured() -> None:
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     text = (ROOT / "docs/whatif.md").read_text()
-    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 5
+    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 8
     unseen, before = json.loads(table.UNSEEN.read_text()), json.loads(table.PREDICTED.read_text())
     for pair in unseen["pairs"].values():  # what was written down before the recordings were made
         assert pair["predicted"] == before[pair["settings"] or "twin"] and not pair["broken"]
         assert abs(pair["predicted"]["slab pages"] - pair["real"]["slab pages"]) <= 5
+    squeeze, before = json.loads(table.SQUEEZE.read_text()), json.loads(table.SQUEEZE_PREDICTED.read_text())
+    assert len(squeeze["pairs"]) == 7
+    for pair in squeeze["pairs"].values():
+        assert pair["predicted"] == before[pair["settings"] or "twin"] and not pair["broken"]
     pairs = table.truth()["pairs"]
     assert len(pairs) == 11 and not any(pair["broken"] for pair in pairs.values())
     for name in ("order0", "minorder1", "partial0", "nomerge", "min16m", "wsf200"):  # one CPU, the same memory
