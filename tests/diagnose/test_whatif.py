@@ -93,6 +93,19 @@ def test_starts_are_sound(pipes: Recording, asked: Requests, words: str) -> None
     assert len(set(live)) == len(live) and min(live) >= 0
 
 
+def test_empty_slabs_stay_where_the_kernel_keeps_them(pipes: Recording, asked: Requests) -> None:
+    """Cut into smaller slabs, free objects come out as empty ones: at most as many stay as the lists would keep."""
+    old, new = (start_under(pipes, asked, parse_settings([words]))[0].slub for words in ("merge=off", "slub_max_order=0"))
+    seen = 0
+    for on_list, most in ((1, "min_partial"), (2, "cpu_partial_slabs")):
+        empty = (new.slab["state"] == SLAB_LIVE) & (new.slab["inuse"] == 0) & (new.slab["on_list"] == on_list)
+        caches, count = np.unique(new.slab["cache"][empty], return_counts=True)
+        changed = old.cache["order"][caches] != new.cache["order"][caches]
+        assert (count <= new.cache[most][caches])[changed].all()
+        seen += int(count[changed].sum())
+    assert seen
+
+
 def test_ram_is_what_the_kernel_would_manage(pipes: Recording, asked: Requests) -> None:
     """Managed pages of a guest of 256 MiB, as the bundled recordings have them (less what this kernel's initial RAM disk changes)."""
     start, _, _ = start_under(pipes, asked, Settings(ram=256 << 20))
