@@ -13,7 +13,7 @@ from typing import Any
 HERE = Path(__file__).parent
 TEXT, TRUTH = HERE / "whatif.md", HERE / "whatif-truth.json"
 UNSEEN, PREDICTED = HERE / "whatif-unseen.json", HERE / "whatif-unseen-predicted.json"
-SQUEEZE, SQUEEZE_PREDICTED = HERE / "whatif-squeeze.json", HERE / "whatif-squeeze-predicted.json"
+SQUEEZE, SQUEEZE_PREDICTED, SQUEEZE_AFTER = (HERE / f"whatif-squeeze{part}.json" for part in ("", "-predicted", "-after"))
 SHOWN = ("refused", "slab pages", "slabs made", "free pages", "extfrag")
 
 
@@ -79,9 +79,11 @@ def filled(text: str) -> str:
     data = truth()
     unseen: dict[str, Any] = json.loads(UNSEEN.read_text())
     squeeze: dict[str, Any] = json.loads(SQUEEZE.read_text())
+    after: dict[str, Any] = json.loads(SQUEEZE_AFTER.read_text())
     tables = {
         "main": main_table(data), "blocks": block_table(data), "failures": failure_table(data), "unseen": main_table(unseen), "unseen-blocks": block_table(unseen),
         "squeeze": main_table(squeeze), "squeeze-blocks": block_table(squeeze), "squeeze-failures": failure_table(squeeze),
+        "squeeze-after": main_table(after),
     }  # fmt: skip
 
     def fill(match: re.Match[str]) -> str:

@@ -334,7 +334,7 @@ def test_the_document_says_what_was_measured() -> None:
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     text = (ROOT / "docs/whatif.md").read_text()
-    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 8
+    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 9
     unseen, before = json.loads(table.UNSEEN.read_text()), json.loads(table.PREDICTED.read_text())
     for pair in unseen["pairs"].values():  # what was written down before the recordings were made
         assert pair["predicted"] == before[pair["settings"] or "twin"] and not pair["broken"]
@@ -343,6 +343,12 @@ def test_the_document_says_what_was_measured() -> None:
     assert len(squeeze["pairs"]) == 7
     for pair in squeeze["pairs"].values():
         assert pair["predicted"] == before[pair["settings"] or "twin"] and not pair["broken"]
+    repaired = json.loads(table.SQUEEZE_AFTER.read_text())
+    assert not any(pair["broken"] for pair in repaired["pairs"].values())
+    for name in ("base-b", "order0", "min8m", "wsf200"):  # one CPU, the same memory
+        predicted, real = repaired["pairs"][name]["predicted"], repaired["pairs"][name]["real"]
+        assert abs(predicted["refused"] - real["refused"]) <= 0.05 * real["refused"]
+        assert abs(predicted["slab pages"] - real["slab pages"]) <= 0.002 * real["slab pages"]
     pairs = table.truth()["pairs"]
     assert len(pairs) == 11 and not any(pair["broken"] for pair in pairs.values())
     for name in ("order0", "minorder1", "partial0", "nomerge", "min16m", "wsf200"):  # one CPU, the same memory
