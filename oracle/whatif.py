@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from mmtwin.diagnose.whatif import parse_settings, whatif
 from mmtwin.diagnose.whatif.whatif import Case, kernel_case
 from mmtwin.errors import MmtwinError
 from mmtwin.recording import store
-from mmtwin.recording.slab_classic_state import restore_classic
 from mmtwin.replay.requests import requests
 
 PAIRS = {
@@ -36,7 +34,6 @@ PAIRS = {
     "min8m": "min_free_kbytes=8192",
     "mem224": "ram=224M",
     "mem256": "ram=256M",
-    "slab": "allocator=slab",
 }
 """Recordings and the settings that make the base's machine into theirs. NAME-b.mmrec is a second recording under NAME's settings."""
 QUANTITIES = {
@@ -55,13 +52,7 @@ def numbers(case: Case) -> dict[str, int]:
 def real(path: Path) -> Case:
     """What the kernel did."""
     recording = store.load(path)
-    case = kernel_case(recording, requests(recording))
-    after = recording.after
-    assert after is not None
-    if after.classic is None:
-        return case
-    made = int((recording.events["kind"] == "cslab_grow_end").sum())
-    return replace(case, slab_pages=int(restore_classic(after, recording.provenance.cpus)[0].config[0]["pages"]), slabs_made=made)
+    return kernel_case(recording, requests(recording))
 
 
 def main() -> None:
