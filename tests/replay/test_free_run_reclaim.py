@@ -160,3 +160,13 @@ def test_what_is_reclaims() -> None:
     ]  # fmt: skip
     assert found["migratetype"].tolist()[:5] == [0, BY_KSWAPD, 0, 0, BY_TASK] and found["arg"].tolist()[:5] == [0, 0, 0, 0, 1]
     assert (int(found["order"][3]), int(found["gfp"][3])) == (3, KERNEL)
+
+
+@compiled
+def test_as_many_pages_as_the_kernel_counted() -> None:
+    """A direct reclaim's end says how many pages it has freed."""
+    recording = store.load(PATH.parent / "pressure/tmpfs-128m-2cpu.mmrec")
+    table = requests(recording).table
+    mine = table[(table["op"] == PAGES_RECLAIM) & (table["migratetype"] == BY_TASK)]
+    counted = recording.events.filter(pl.col("kind") == "mm_vmscan_direct_reclaim_end")["arg"].sum()
+    assert int((1 << mine["order"].astype(np.int64)).sum()) == counted == 467
