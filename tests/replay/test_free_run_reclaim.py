@@ -36,7 +36,7 @@ from mmtwin.replay.requests import (
 PATH = Path(__file__).parents[1] / "recordings/pipes-512m-1cpu-slab.mmrec"
 MOVABLE, KERNEL, MAYFAIL = 0x100CCA, 0xCC0, 0x4CC0
 BLOCKS = 40
-compiled = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="the loop is slow in the interpreter")
+compiled = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="a whole recording takes a minute in the interpreter")
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +78,18 @@ def answer(asked: Requests, table: np.ndarray, objects: int = 0, **marks: int) -
     return outcome
 
 
-@compiled
 def test_kswapd_runs_as_recorded_only_if_it_is_needed(asked: Requests) -> None:
     table = rows(*allocs(), {"op": BALANCE, "arg": 2}, *reclaims(), {"op": RECLAIM_CLEAR, "migratetype": 1})
     assert answer(asked, table).counters["page_frees"] == 0
     assert answer(asked, table, wmark_high=1 << 30).counters["page_frees"] == BLOCKS
 
 
-@compiled
 def test_a_task_reclaims_as_recorded_only_if_it_has_to(asked: Requests) -> None:
     table = rows(*allocs(), {"op": TASK_RECLAIMS, "gfp": KERNEL}, *reclaims(BY_TASK))
     assert answer(asked, table).counters["page_frees"] == 0
     assert answer(asked, table, wmark_low=1 << 30).counters["page_frees"] == BLOCKS
 
 
-@compiled
 def test_kswapd_takes_first_what_is_reclaimed_first(asked: Requests) -> None:
     """Memory is short here, but was not in the recording: the block goes at once, the next request gets it again, and the recorded free is passed over."""
     table = rows(*allocs(), *reclaims())
@@ -101,20 +98,17 @@ def test_kswapd_takes_first_what_is_reclaimed_first(asked: Requests) -> None:
     assert answer(asked, table).counters["page_frees"] == BLOCKS and answer(asked, table).blocks[1] != outcome.blocks[0]
 
 
-@compiled
 def test_kswapd_is_waited_for_where_the_recorded_one_comes(asked: Requests) -> None:
     table = rows(allocs()[0], {"op": KSWAPD_WOKEN, "id": -1}, *allocs()[1:], {"op": BALANCE, "arg": 2}, *reclaims(), {"op": RECLAIM_CLEAR, "migratetype": 1})
     late = answer(asked, table, wmark_low=1 << 30, wmark_high=1 << 30)
     assert len(set(late.blocks[1:BLOCKS].tolist())) == BLOCKS - 1 and late.counters["page_frees"] == BLOCKS
 
 
-@compiled
 def test_a_boost_ends_with_kswapds_round(asked: Requests) -> None:
     outcome = answer(asked, rows(*allocs()), watermark_boost=512)
     assert not outcome.pages.zone["watermark_boost"][:3].any() and int(outcome.pages.config[0]["kswapd_failures"]) == 1
 
 
-@compiled
 def test_direct_reclaim(asked: Requests) -> None:
     """A task that waits gets what reclaim frees; beyond that one that goes on trying gets a page of the reserves, and one that may fail nothing."""
     last = {"op": PAGES_ALLOC, "id": BLOCKS}
@@ -123,7 +117,6 @@ def test_direct_reclaim(asked: Requests) -> None:
         assert (outcome.counters["reclaim_waits"], outcome.counters["page_failures"]) == (1, refused)
 
 
-@compiled
 def test_objects_of_shrinkers(asked: Requests) -> None:
     cache = asked.names.index("dentry")
     table = rows({"op": OBJECT_ALLOC, "arg": cache, "gfp": KERNEL}, {"op": BALANCE, "arg": 2}, {"op": OBJECT_RECLAIM}, {"op": RECLAIM_CLEAR})

@@ -37,7 +37,10 @@ def ask(pages: Pgdat, slub: Slub, freed: Iterable[tuple[int, int]], wanted: Iter
     nothing = np.zeros((0, 2), dtype=np.int64)
     old = np.array([(i, pfn) for i, (pfn, _) in enumerate(gone)], dtype=np.int64).reshape(-1, 2)
     requests = Requests(table, np.zeros(0, np.int64), 0, len(table), nothing, nothing, pages, slub, [])
-    return free_run.run(Start(pages, slub, table, nothing, old), requests).blocks[len(gone) :].copy()
+    found = free_run.run(Start(pages, slub, table, nothing, old), requests).blocks[len(gone) :].copy()
+    config = pages.config[0]  # nothing of this has happened: kswapd begins rested
+    config["kswapd_failures"], config["kswapd_pending"], config["kswapd_order"], config["kswapd_highest_zoneidx"] = 0, 0, 0, -1
+    return found
 
 
 @dataclass
