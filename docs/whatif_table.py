@@ -1,4 +1,4 @@
-"""Writes the tables of docs/whatif.md from docs/whatif-truth.json and docs/whatif-unseen.json, which oracle/whatif.py makes of recordings.
+"""Writes the tables of docs/whatif.md from docs/whatif-truth.json, docs/whatif-unseen.json and docs/whatif-squeeze.json, which oracle/whatif.py makes of recordings.
 
 A table lies between two comments, `<!-- table NAME -->` and `<!-- end -->`; what is between them is replaced.
 """
@@ -13,6 +13,7 @@ from typing import Any
 HERE = Path(__file__).parent
 TEXT, TRUTH = HERE / "whatif.md", HERE / "whatif-truth.json"
 UNSEEN, PREDICTED = HERE / "whatif-unseen.json", HERE / "whatif-unseen-predicted.json"
+SQUEEZE, SQUEEZE_PREDICTED, SQUEEZE_AFTER = (HERE / f"whatif-squeeze{part}.json" for part in ("", "-predicted", "-after"))
 SHOWN = ("refused", "slab pages", "slabs made", "free pages", "extfrag")
 
 
@@ -34,7 +35,7 @@ def main_table(data: dict[str, Any]) -> str:
     rows = [["as recorded: the twin beside its own recording", *(_cell(data["self"][k], data["base"][k]) for k in SHOWN)]]
     for name, pair in data["pairs"].items():
         label = f"`{pair['settings']}`" if pair["settings"] else "the same settings, another recording"
-        rows.append([label if name != "base-b" else "the same settings, another recording", *(_cell(pair["predicted"][k], pair["real"][k]) for k in SHOWN)])
+        rows.append([label if name != "base-b" else "the same settings, another recording", *(_cell(pair["predicted"][k], pair["real"][k], pair.get("again", {}).get(k)) for k in SHOWN)])
     rows.append(["noise: two recordings under the same settings differ by", *(f"{noise(data)[k]:,}" for k in SHOWN)])
     return _table(head, rows)
 
@@ -61,9 +62,11 @@ def failure_table(data: dict[str, Any]) -> str:
     return _table(head, rows)
 
 
-def _cell(predicted: int, real: int) -> str:
+def _cell(predicted: int, real: int, again: int | None = None) -> str:
+    """:param again: the same in a second recording; the error is that beside the first."""
     share = f", {100 * (predicted - real) / real:+.1f} %" if real else ""
-    return f"{predicted:,} / {real:,} ({predicted - real:+,}{share})"
+    second = "" if again is None else f" and {again:,}"
+    return f"{predicted:,} / {real:,}{second} ({predicted - real:+,}{share})"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -75,8 +78,12 @@ def filled(text: str) -> str:
     """The document with its tables."""
     data = truth()
     unseen: dict[str, Any] = json.loads(UNSEEN.read_text())
+    squeeze: dict[str, Any] = json.loads(SQUEEZE.read_text())
+    after: dict[str, Any] = json.loads(SQUEEZE_AFTER.read_text())
     tables = {
-        "main": main_table(data), "blocks": block_table(data), "failures": failure_table(data), "unseen": main_table(unseen), "unseen-blocks": block_table(unseen)
+        "main": main_table(data), "blocks": block_table(data), "failures": failure_table(data), "unseen": main_table(unseen), "unseen-blocks": block_table(unseen),
+        "squeeze": main_table(squeeze), "squeeze-blocks": block_table(squeeze), "squeeze-failures": failure_table(squeeze),
+        "squeeze-after": main_table(after),
     }  # fmt: skip
 
     def fill(match: re.Match[str]) -> str:

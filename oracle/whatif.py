@@ -1,7 +1,7 @@
 """Predictions beside real kernels: what mmtwin whatif says of one recording under the settings of others of the same workload, and what those recordings say.
 
-    python oracle/whatif.py DIR [--json]       DIR has base-a.mmrec, base-b.mmrec and those of `PAIRS` (oracle/whatif.sh records them)
-    python oracle/whatif.py DIR --predict      of base-a.mmrec alone: what it says of order0 and min16m, to be written down before these are recorded
+    python oracle/whatif.py DIR [--json]                DIR has base-a.mmrec, base-b.mmrec and those of `PAIRS` (oracle/whatif.sh records them)
+    python oracle/whatif.py DIR --predict NAME ...      of base-a.mmrec alone: what it says of these, to be written down before they are recorded
 
 For each quantity: the base, the prediction, the real value, the error of the prediction, and the noise, which is how far two recordings under the same settings differ.
 """
@@ -31,10 +31,11 @@ PAIRS = {
     "smp4": "cpus=4",
     "mem128": "ram=128M",
     "mem512": "ram=512M",
+    "min8m": "min_free_kbytes=8192",
+    "mem224": "ram=224M",
+    "mem256": "ram=256M",
 }
-"""Recordings and the settings that make the base's machine into theirs."""
-UNSEEN = ("order0", "min16m")
-"""Pairs of a second workload, predicted before they were recorded."""
+"""Recordings and the settings that make the base's machine into theirs. NAME-b.mmrec is a second recording under NAME's settings."""
 QUANTITIES = {
     "refused": lambda c: c.failures, "slab pages": lambda c: c.slab_pages, "slabs made": lambda c: c.slabs_made, "free pages": lambda c: c.free_pages,
     "extfrag": lambda c: c.extfrag,
@@ -59,7 +60,7 @@ def main() -> None:
     base = store.load(where / "base-a.mmrec")
     asked = requests(base)
     if "--predict" in sys.argv:
-        result = whatif(base, [parse_settings([PAIRS[name]]) for name in UNSEEN], asked=asked)
+        result = whatif(base, [parse_settings([PAIRS[name]]) for name in sys.argv[sys.argv.index("--predict") + 1 :]], asked=asked)
         print(json.dumps({case.name: numbers(case) for case in result.cases}, indent=1))
         return
     found: dict[str, Any] = {"base": numbers(kernel_case(base, asked)), "pairs": {}}
@@ -74,6 +75,9 @@ def main() -> None:
         found["self"] = numbers(result.cases[1])
         predicted = result.cases[2]
         found["pairs"][name] = {"settings": words, "predicted": numbers(predicted), "real": numbers(real(where / f"{name}.mmrec")), "broken": predicted.broken}
+        again = where / f"{name}-b.mmrec"
+        if name != "base-b" and again.exists():
+            found["pairs"][name]["again"] = numbers(real(again))
     if "--json" in sys.argv:
         print(json.dumps(found, indent=1))
         return

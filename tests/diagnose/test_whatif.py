@@ -93,6 +93,19 @@ def test_starts_are_sound(pipes: Recording, asked: Requests, words: str) -> None
     assert len(set(live)) == len(live) and min(live) >= 0
 
 
+def test_empty_slabs_stay_where_the_kernel_keeps_them(pipes: Recording, asked: Requests) -> None:
+    """Cut into smaller slabs, free objects come out as empty ones: at most as many stay as the lists would keep."""
+    old, new = (start_under(pipes, asked, parse_settings([words]))[0].slub for words in ("merge=off", "slub_max_order=0"))
+    seen = 0
+    for on_list, most in ((1, "min_partial"), (2, "cpu_partial_slabs")):
+        empty = (new.slab["state"] == SLAB_LIVE) & (new.slab["inuse"] == 0) & (new.slab["on_list"] == on_list)
+        caches, count = np.unique(new.slab["cache"][empty], return_counts=True)
+        changed = old.cache["order"][caches] != new.cache["order"][caches]
+        assert (count <= new.cache[most][caches])[changed].all()
+        seen += int(count[changed].sum())
+    assert seen
+
+
 def test_ram_is_what_the_kernel_would_manage(pipes: Recording, asked: Requests) -> None:
     """Managed pages of a guest of 256 MiB, as the bundled recordings have them (less what this kernel's initial RAM disk changes)."""
     start, _, _ = start_under(pipes, asked, Settings(ram=256 << 20))
@@ -321,11 +334,21 @@ def test_the_document_says_what_was_measured() -> None:
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     text = (ROOT / "docs/whatif.md").read_text()
-    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 5
+    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 9
     unseen, before = json.loads(table.UNSEEN.read_text()), json.loads(table.PREDICTED.read_text())
     for pair in unseen["pairs"].values():  # what was written down before the recordings were made
         assert pair["predicted"] == before[pair["settings"] or "twin"] and not pair["broken"]
         assert abs(pair["predicted"]["slab pages"] - pair["real"]["slab pages"]) <= 5
+    squeeze, before = json.loads(table.SQUEEZE.read_text()), json.loads(table.SQUEEZE_PREDICTED.read_text())
+    assert len(squeeze["pairs"]) == 7
+    for pair in squeeze["pairs"].values():
+        assert pair["predicted"] == before[pair["settings"] or "twin"] and not pair["broken"]
+    repaired = json.loads(table.SQUEEZE_AFTER.read_text())
+    assert not any(pair["broken"] for pair in repaired["pairs"].values())
+    for name in ("base-b", "order0", "min8m", "wsf200"):  # one CPU, the same memory
+        predicted, real = repaired["pairs"][name]["predicted"], repaired["pairs"][name]["real"]
+        assert abs(predicted["refused"] - real["refused"]) <= 0.05 * real["refused"]
+        assert abs(predicted["slab pages"] - real["slab pages"]) <= 0.002 * real["slab pages"]
     pairs = table.truth()["pairs"]
     assert len(pairs) == 11 and not any(pair["broken"] for pair in pairs.values())
     for name in ("order0", "minorder1", "partial0", "nomerge", "min16m", "wsf200"):  # one CPU, the same memory

@@ -3,8 +3,8 @@
 Addresses of the recording do not occur: an object or block is known by its number in `requests.Requests`, and two tables say where the twin has put it. What
 the kernel was refused and the twin grants is held for as long as such blocks usually were; what the twin refuses, its later free passes over. Both are counted.
 
-A request that would enter direct reclaim cannot be followed there, because what reclaim finds is not in the state: what the recording's own reclaim freed comes
-with its events, and beyond that such a request takes from the reserves, if it is one that the kernel would go on trying for; `reclaim_waits` counts them.
+What reclaim finds is not in the state: it is what the recording's own reclaim found, freed when the twin needs it (`free_run_reclaim`). A request that would have to reclaim
+more takes from the reserves, if it is one that the kernel would go on trying for; `reclaim_waits` counts them.
 """
 
 from __future__ import annotations
@@ -40,16 +40,15 @@ from mmtwin.replay.free_run_pages import (
     W_FIXED,
     W_IDS,
     W_OBJECTS,
+    W_QUEUE,
     W_SCRATCH,
     W_STOP,
     address_of,
     own_callbacks,
-    rare,
 )
+from mmtwin.replay.free_run_reclaim import Queue, stopped
 from mmtwin.replay.free_run_slub import run_requests
-from mmtwin.replay.requests import (
-    Requests,
-)  # fmt: skip
+from mmtwin.replay.requests import PAGES_RECLAIM, Requests
 
 SAMPLES = 64
 """Moments at which the machine is looked at."""
@@ -149,8 +148,11 @@ def words_of(start: Start, requests: Requests, policy: Policy | None, slots: int
     """
     blocks = W_OBJECTS + requests.objects
     ids = blocks + requests.blocks
-    w = np.full(ids + len(requests.ids) + SCRATCH, GONE, dtype=np.int64)
-    w[:W_OBJECTS] = 0
+    queue = ids + len(requests.ids) + SCRATCH
+    marks = int(np.count_nonzero(start.table["op"] == PAGES_RECLAIM))
+    w = np.full(queue + marks, GONE, dtype=np.int64)
+    w[:W_OBJECTS] = w[queue:] = 0
+    w[W_QUEUE] = queue
     w[W_BLOCKS], w[W_IDS], w[W_SCRATCH] = blocks, ids, ids + len(requests.ids)
     w[ids : ids + len(requests.ids)] = requests.ids
     w[W_OBJECTS + start.objects[:, 0]], w[blocks + start.blocks[:, 0]] = start.objects[:, 1], start.blocks[:, 1]
@@ -171,6 +173,7 @@ def run(start: Start, requests: Requests, policy: Policy | None = None, progress
     own, own_free = own_callbacks()
     alloc, free = (own, own_free) if policy is None else (policy.alloc, policy.free)
     pages.config[0]["extfrag"] = 0
+    queue = Queue(table, w, lambda rows: run_requests(w[P_HANDLE], rows, alloc, own, free, 0))
     looks, total, seconds = [look(pages, slub, 0, 0)], len(table), 0.0
     for end in np.unique(np.linspace(0, total, SAMPLES + 1, dtype=np.int64)[1:]).tolist():
         at = looks[-1].request
@@ -181,9 +184,7 @@ def run(start: Start, requests: Requests, policy: Policy | None = None, progress
             began = time.perf_counter()
             at = run_requests(handle, table[:end], alloc, own, free, at)
             if w[W_STOP]:
-                w[W_STOP] = 0
-                rare(pages, w, alloc, table[at])
-                at += 1
+                at += stopped(pages, w, queue, table[at], alloc, own, free)
             seconds += time.perf_counter() - began
         looks.append(look(pages, slub, end, int(w[C_FAILED])))
         progress(end, total)

@@ -43,7 +43,7 @@ from mmtwin.mm.tables import (
 from mmtwin.mm.vmstat import refresh_cpu_vm_stats, refresh_zone_stat_thresholds, set_pgdat_percpu_threshold
 from mmtwin.mm.watermark import setup_per_zone_wmarks, zone_set_pageset_high_and_batch
 from mmtwin.replay.requests import (
-    BALANCE,
+    BY_KSWAPD,
     DRAIN,
     FLAG_CONTENDED,
     FLAG_MEMALLOC,
@@ -71,6 +71,7 @@ COUNTERS = (
     C_ISOLATION, C_SKIPPED, C_LRU,
 ) = range(len(COUNTERS))  # fmt: skip
 GFP_MOVABLE = 0x100CCA
+GFP_RETRY_MAYFAIL = 0x4000
 GONE = -1
 """In the tables of where things are: not there (not yet, no more, or refused)."""
 
@@ -88,6 +89,14 @@ W_FIXED = 44
 W_BLOCKS, W_IDS, W_SCRATCH = 48, 49, 50
 """Where those begin: first page frames of blocks; `Requests.ids`; room for the objects of one bulk request."""
 W_STOP = 51
+"""Why the loop stops: one of the two below."""
+STOP_RARE, STOP_KSWAPD = 1, 2
+"""The next request is the interpreter's; kswapd is due before the next request."""
+W_QUEUE, W_KSWAPD, W_TASK_SKIPS, W_PROGRESS, W_TOP, W_OBJECTS_STAY = 52, 53, 54, 55, 56, 57
+"""Where the marks of what reclaim has freed begin, by number; kswapd, see below; 1: what a task's recorded reclaim freed now stays; pages that kswapd's recorded
+run has freed; and its highest zone; 1: what shrinkers freed now stays."""
+KSWAPD_RUNS, KSWAPD_COMES, KSWAPD_SKIPS = 1, 2, 4
+"""kswapd runs as recorded; was woken in the recording and has not run; ran in the recording, but the twin has no need of it."""
 W_OBJECTS = 64
 """And the objects: slab and slot of each."""
 SCRATCH = 1 << 12
@@ -144,13 +153,19 @@ def own_callbacks() -> tuple[Any, Any]:
 
 
 @inline_routine
+def goes_on(order: int, gfp: int) -> bool:
+    """Whether a request without success goes on trying (__alloc_pages_slowpath): the costly ones and those that say so give up."""
+    return order <= PAGE_ALLOC_COSTLY_ORDER and not gfp & (GFP_NORETRY | GFP_RETRY_MAYFAIL)
+
+
+@inline_routine
 def get_pages(w: Any, alloc: Any, own: Any, cpu: int, order: int, gfp: int, contended: int, memalloc: bool) -> int:
     """A block, or a negative error. Where none is found and the kernel would reclaim, the reserves give one, if the request is one that it would go on trying for."""
     pfn: int = alloc(w[P_HANDLE], cpu, order, gfp, contended)
     if pfn == -EAGAIN or (pfn < 0 and memalloc):
         w[C_WAITS] += 1
         pfn = -ENOMEM
-        if memalloc or (order <= PAGE_ALLOC_COSTLY_ORDER and not gfp & GFP_NORETRY):
+        if memalloc or goes_on(order, gfp):
             pfn = own(w[P_HANDLE], cpu, order, gfp, contended | NO_WATERMARKS)
     return pfn
 
@@ -167,20 +182,30 @@ def put_pages(h: int, free: Any, cpu: int, pfn: int, order: int) -> None:
 
 
 @inline_routine
-def pages_alloc(w: Any, alloc: Any, own: Any, op: Any) -> None:
-    """A request for pages."""
-    order = int(op["order"])
+def pages_answered(w: Any, op: Any, pfn: int) -> None:
+    """A request for pages has got a block, or (a negative number) nothing."""
     flag = int(op["flag"])
     w[C_PAGES] += 1
-    pfn = get_pages(w, alloc, own, int(op["cpu"]), order, int(op["gfp"]), CONTENDED if flag & FLAG_CONTENDED else 0, flag & FLAG_MEMALLOC != 0)
     if pfn < 0:
         w[C_FAILED] += 1
-        w[W_FAILED + order] += 1
+        w[W_FAILED + int(op["order"])] += 1
         w[C_NEW_FAILURES] += 0 if flag & FLAG_REFUSED else 1
         pfn = GONE
     elif flag & FLAG_REFUSED:
         w[C_NEW_SUCCESSES] += 1
     w[w[W_BLOCKS] + int(op["id"])] = pfn
+
+
+@inline_routine
+def pages_alloc(w: Any, alloc: Any, op: Any) -> bool:
+    """A request for pages; False: it would wait for reclaim, and is the interpreter's (`free_run_reclaim`)."""
+    flag = int(op["flag"])
+    pfn: int = alloc(w[P_HANDLE], int(op["cpu"]), int(op["order"]), int(op["gfp"]), CONTENDED if flag & FLAG_CONTENDED else 0)
+    if pfn == -EAGAIN or (pfn < 0 and flag & FLAG_MEMALLOC):
+        w[W_STOP] = STOP_RARE
+        return False
+    pages_answered(w, op, pfn)
+    return True
 
 
 @inline_routine
@@ -192,6 +217,29 @@ def pages_free(h: int, w: Any, free: Any, op: Any) -> None:
         return
     w[C_FREES] += 1
     put_pages(h, free, int(op["cpu"]), first + int(op["arg2"]), int(op["order"]))
+
+
+@routine
+def pages_reclaim(h: int, free: Any, op: Any) -> None:
+    """A block that reclaim freed in the recording: not if it has gone before, nor while the reclaim that freed it has no need here."""
+    w = words_at(h)
+    mark = w[W_QUEUE] + int(op["arg"])
+    if w[mark] or (w[W_KSWAPD] & KSWAPD_SKIPS if int(op["migratetype"]) == BY_KSWAPD else w[W_TASK_SKIPS]):
+        return
+    w[mark] = 1
+    if w[w[W_BLOCKS] + int(op["id"])] >= 0:
+        w[W_PROGRESS] += 1 << int(op["order"])
+        pages_at(h).config[0]["kswapd_failures"] = 0
+    pages_free(h, w, free, op)
+
+
+@inline_routine
+def kswapd_is_due(b: Any, w: Any) -> bool:
+    """Whether kswapd was woken here and neither runs nor is about to, as recorded."""
+    if int(b.config[0]["kswapd_pending"]) and not w[W_KSWAPD] & (KSWAPD_RUNS | KSWAPD_COMES):
+        w[W_STOP] = STOP_KSWAPD
+        return True
+    return False
 
 
 @routine
@@ -292,11 +340,9 @@ def setting(b: Pgdat, w: npt.NDArray[np.int64], op: np.void, kind: int) -> None:
         refresh_zone_stat_thresholds(b)
     elif kind == PAGESET:
         zone_set_pageset_high_and_batch(b, z)
-    elif kind == BALANCE:
-        for i in range(arg + 1):
-            b.zone[i]["boost_at_balance"] = int(b.zone[i]["watermark_boost"])
     elif kind == RECLAIM_SET:
-        b.zone[z]["flags"] = int(b.zone[z]["flags"]) | ZONE_RECLAIM_ACTIVE
+        if not w[W_KSWAPD] & KSWAPD_SKIPS:
+            b.zone[z]["flags"] = int(b.zone[z]["flags"]) | ZONE_RECLAIM_ACTIVE
     elif kind == RECLAIM_CLEAR:
         b.zone[z]["flags"] = int(b.zone[z]["flags"]) & ~ZONE_RECLAIM_ACTIVE
     elif kind == UNBOOST:

@@ -45,13 +45,17 @@ from mmtwin.replay.free_run_pages import (
     C_SLOW,
     GONE,
     P_SLOTS,
+    STOP_RARE,
     W_IDS,
     W_OBJECTS,
+    W_OBJECTS_STAY,
     W_STOP,
     get_pages,
+    kswapd_is_due,
     lru_add,
     pages_alloc,
     pages_free,
+    pages_reclaim,
     put_pages,
     words_at,
 )
@@ -66,10 +70,12 @@ from mmtwin.replay.requests import (
     LRU_ADD,
     OBJECT_ALLOC,
     OBJECT_FREE,
+    OBJECT_RECLAIM,
     OBJECTS_ALLOC,
     OBJECTS_FREE,
     PAGES_ALLOC,
     PAGES_FREE,
+    PAGES_RECLAIM,
     SLAB_RELEASE,
 )  # fmt: skip
 
@@ -282,6 +288,7 @@ def has_room(s: Any, w: Any, slabs: int) -> bool:
 @kernel
 def run_classic(h: int, s: Any, requests: npt.NDArray[np.void], alloc: Any, own: Any, free: Any, start: int) -> int:
     """`mmtwin.replay.free_run.run_requests` with SLAB; objects are physical addresses. Returns how many requests are done, as that one."""
+    b = pages_at(h)
     w = words_at(h)
     for i in range(start, len(requests)):
         op = requests[i]
@@ -297,23 +304,26 @@ def run_classic(h: int, s: Any, requests: npt.NDArray[np.void], alloc: Any, own:
                 w[W_OBJECTS + number] = take_object(h, s, alloc, own, free, int(op["arg"]), cpu, int(op["gfp"]))
                 if kind == OBJECT_ALLOC and int(op["flag"]) & FLAG_REFUSED and w[W_OBJECTS + number] >= 0:
                     give_object(h, s, free, number, cpu)
-        elif kind == OBJECT_FREE:
+        elif kind == OBJECT_FREE or (kind == OBJECT_RECLAIM and not w[W_OBJECTS_STAY]):
             give_object(h, s, free, int(op["id"]), cpu)
         elif kind == OBJECTS_FREE:
             for k in range(int(op["id"]), int(op["id"]) + int(op["arg2"])):
                 give_object(h, s, free, w[w[W_IDS] + k], cpu)
         elif kind == PAGES_ALLOC:
-            pages_alloc(w, alloc, own, op)
+            if kswapd_is_due(b, w) or not pages_alloc(w, alloc, op):
+                return i
         elif kind == PAGES_FREE:
             if int(op["flag"]) & FLAG_TAIL:
-                w[W_STOP] = 1
+                w[W_STOP] = STOP_RARE
                 return i
             pages_free(h, w, free, op)
         elif kind == LRU_ADD:
             lru_add(h, op)
+        elif kind == PAGES_RECLAIM:
+            pages_reclaim(h, free, op)
         elif kind in (CACHE_CREATE, CACHE_DESTROY, CACHE_SHRINK, CACHE_REAP):
             cache_request(h, s, free, op, kind)
-        elif kind and kind not in (SLAB_RELEASE, CACHE_FLUSH, CPU_DEAD):
-            w[W_STOP] = 1
+        elif kind and kind not in (OBJECT_RECLAIM, SLAB_RELEASE, CACHE_FLUSH, CPU_DEAD):
+            w[W_STOP] = STOP_RARE
             return i
     return len(requests)

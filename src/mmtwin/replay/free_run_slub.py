@@ -61,14 +61,18 @@ from mmtwin.replay.free_run_pages import (
     GONE,
     P_SLOTS,
     SCRATCH,
+    STOP_RARE,
     W_IDS,
     W_OBJECTS,
+    W_OBJECTS_STAY,
     W_SCRATCH,
     W_STOP,
     get_pages,
+    kswapd_is_due,
     lru_add,
     pages_alloc,
     pages_free,
+    pages_reclaim,
     put_pages,
     words_at,
 )
@@ -83,10 +87,12 @@ from mmtwin.replay.requests import (
     LRU_ADD,
     OBJECT_ALLOC,
     OBJECT_FREE,
+    OBJECT_RECLAIM,
     OBJECTS_ALLOC,
     OBJECTS_FREE,
     PAGES_ALLOC,
     PAGES_FREE,
+    PAGES_RECLAIM,
     SLAB_RELEASE,
 )  # fmt: skip
 
@@ -315,7 +321,8 @@ def room(s: Any, w: Any, slabs: int) -> bool:
 @kernel
 def run_requests(h: int, requests: npt.NDArray[np.void], alloc: Any, own: Any, free: Any, start: int) -> int:
     """Answers requests from `start` on; returns how many are done: fewer than all when the slab tables have no more room, or
-    (W_STOP is 1) the next one is rare."""
+    (W_STOP says which) the next one is rare or kswapd is due."""
+    b = pages_at(h)
     s = slabs_at(h)
     w = words_at(h)
     for i in range(start, len(requests)):
@@ -330,7 +337,7 @@ def run_requests(h: int, requests: npt.NDArray[np.void], alloc: Any, own: Any, f
             if int(op["flag"]) & FLAG_REFUSED and packed >= 0:
                 objects_free(h, s, w, free, int(op["cpu"]), packed >> SLOT_BITS, packed & SLOT_MASK, packed & SLOT_MASK, 1)
                 w[W_OBJECTS + int(op["id"])] = GONE
-        elif kind == OBJECT_FREE:
+        elif kind == OBJECT_FREE or (kind == OBJECT_RECLAIM and not w[W_OBJECTS_STAY]):
             packed = w[W_OBJECTS + int(op["id"])]
             if packed >= 0:
                 objects_free(h, s, w, free, int(op["cpu"]), packed >> SLOT_BITS, packed & SLOT_MASK, packed & SLOT_MASK, 1)
@@ -338,14 +345,17 @@ def run_requests(h: int, requests: npt.NDArray[np.void], alloc: Any, own: Any, f
             else:
                 w[C_SKIPPED] += 1
         elif kind == PAGES_ALLOC:
-            pages_alloc(w, alloc, own, op)
+            if kswapd_is_due(b, w) or not pages_alloc(w, alloc, op):
+                return i
         elif kind == PAGES_FREE:
             if int(op["flag"]) & FLAG_TAIL:
-                w[W_STOP] = 1
+                w[W_STOP] = STOP_RARE
                 return i
             pages_free(h, w, free, op)
         elif kind == LRU_ADD:
             lru_add(h, op)
+        elif kind == PAGES_RECLAIM:
+            pages_reclaim(h, free, op)
         elif kind == OBJECTS_ALLOC:
             if not room(s, w, int(op["arg2"])):
                 return i
@@ -356,7 +366,7 @@ def run_requests(h: int, requests: npt.NDArray[np.void], alloc: Any, own: Any, f
             release_old(h, free, op)
         elif kind == CACHE_CREATE or kind == CACHE_DESTROY or kind == CACHE_FLUSH or kind == CACHE_SHRINK or kind == CPU_DEAD:
             cache_request(h, free, op, kind)
-        elif kind:
-            w[W_STOP] = 1
+        elif kind and kind != OBJECT_RECLAIM:
+            w[W_STOP] = STOP_RARE
             return i
     return len(requests)

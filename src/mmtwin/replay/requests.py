@@ -2,7 +2,7 @@
 
 A free run (`free_run`) answers them anew. So whatever is a consequence of an answer is left out: the pages that SLUB takes and gives back for slabs, drains
 of full per-CPU lists, stolen pageblocks, reserved pageblocks, the walks over the zones. What came from outside stays: objects and pages asked for and freed,
-pages put on LRU lists, counters folded, settings changed, lists drained because somebody said so, what reclaim did.
+pages put on LRU lists, counters folded, settings changed, lists drained because somebody said so. What reclaim freed is marked as such: a free run decides when (`free_run_reclaim`).
 
 Objects and page blocks get numbers in place of addresses; those that are older than the recording too, when they are freed in it. Silent bulk requests raise no event
 for the pages they got: which ones those were, the checking replay tells, which is made on the way.
@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from mmtwin.errors import RecordingError
+from mmtwin.mm.slab_common import SLAB_RECLAIM_ACCOUNT
 from mmtwin.mm.slab_tables import Slub, copy_slub, new_slub, reserve
-from mmtwin.mm.slub import is_allocated, object_at, slot_class
+from mmtwin.mm.slub import SLOT_BITS, is_allocated, object_at, slot_class
 from mmtwin.mm.tables import PG_ALLOCATED, PG_BUDDY, PG_PCP, PG_SLAB, Pgdat, copy_pgdat
 from mmtwin.recording import slab_state
 from mmtwin.recording.model import Recording
@@ -31,8 +33,8 @@ from mmtwin.replay.slabs import new_slabs
 (
     NOTHING, OBJECT_ALLOC, OBJECT_FREE, OBJECTS_ALLOC, OBJECTS_FREE, CACHE_SHRINK, CACHE_FLUSH, CACHE_CREATE, CACHE_DESTROY, CPU_DEAD, PAGES_ALLOC, PAGES_FREE,
     PAGES_BULK, PAGES_ISOLATE, LRU_ADD, DRAIN, FOLD, WMARKS, STAT_THRESHOLDS, PAGESET, BALANCE, RECLAIM_SET, RECLAIM_CLEAR, UNBOOST, THRESHOLDS, UNRESERVE,
-    SLAB_RELEASE,
-) = range(27)  # fmt: skip
+    SLAB_RELEASE, PAGES_RECLAIM, OBJECT_RECLAIM, KSWAPD_WOKEN, TASK_RECLAIMS,
+) = range(31)  # fmt: skip
 """Kinds of requests."""
 REQUEST = np.dtype(
     [
@@ -54,6 +56,13 @@ REQUEST = np.dtype(
 FLAG_CONTENDED, FLAG_TAIL, FLAG_MEMALLOC, FLAG_REFUSED, FLAG_KMALLOC, FLAG_MAYBE, FLAG_SOFT = 1, 2, 4, 8, 16, 32, 64
 """The per-CPU lists were locked by somebody else; the block goes to its list's tail; the task may ignore watermarks; the kernel said no; the object is a
 kmalloc; this free is only made if the request (which the kernel refused) is granted; an interrupt, which stays on its CPU."""
+
+
+BY_KSWAPD, BY_TASK = 1, 2
+"""Of PAGES_RECLAIM, in `migratetype`: who freed the block; `arg` is its number among them."""
+GRACE_EVENTS = 30_000
+"""A shrinker's dentries and inodes are freed by RCU, after a grace period. No event says so: objects of reclaimable caches that interrupts free within so many events
+after a reclaim's end are taken for those."""
 
 
 @dataclass(frozen=True)
@@ -412,7 +421,7 @@ def _finish(build: _Builder, recording: Recording, pages: Pgdat, slub: Slub, nam
         level = events["context"].to_numpy()[table["event"]]
         table["flag"] |= np.where((level > 0) | (table["pid"] == 0), FLAG_SOFT, 0).astype(np.int8)
     table = table[table["op"] != NOTHING]
-    table = _with_lifetimes(table)
+    table = _with_reclaim(_with_lifetimes(table), events, _reclaimable(build, table))
     return Requests(
         table, np.array(build.ids, dtype=np.int64), build.objects, build.blocks, np.array(build.old_objects, dtype=np.int64).reshape(-1, 2),
         np.array(build.old_blocks, dtype=np.int64).reshape(-1, 3), pages, slub, names, {k: v for k, v in build.unknown.items() if v}, build.failed,
@@ -441,3 +450,45 @@ def _with_lifetimes(table: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
         order, gfp = int(table["order"][at]), int(table["gfp"][at])
         where.append(min(at + max(1, middle.get((order, gfp), middle.get((order, -1), middle.get((-1, -1), 1)))), len(table)))
     return np.insert(table, where, extra)
+
+
+def _reclaimable(build: _Builder, table: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Of each object, by its number, whether its cache is one that shrinkers look after (SLAB_RECLAIM_ACCOUNT)."""
+    found = np.zeros(build.objects + 1, dtype=bool)
+    flags = build.slub.cache["flags"]
+    asked = table[table["op"] == OBJECT_ALLOC]
+    found[asked["id"]] = flags[asked["arg"]] & SLAB_RECLAIM_ACCOUNT != 0
+    for number, address in build.old_objects:
+        packed = object_at(build.pages, build.slub, address)
+        found[number] = packed >= 0 and int(flags[int(build.slub.slab[packed >> SLOT_BITS]["cache"])]) & SLAB_RECLAIM_ACCOUNT != 0
+    return found
+
+
+def _with_reclaim(table: npt.NDArray[np.void], events: pl.DataFrame, reclaimable: npt.NDArray[np.bool_]) -> npt.NDArray[np.void]:
+    """Marks the frees that were reclaim's, kswapd's and those of tasks in direct reclaim, and puts in where kswapd was woken for a run and where a task began to reclaim."""
+    names = ("balance", "reclaim_clear", "mm_vmscan_wakeup_kswapd", "mm_vmscan_direct_reclaim_begin", "mm_vmscan_direct_reclaim_end")
+    rounds, cleared, woken, begun, ended = (np.flatnonzero((events["kind"] == name).to_numpy()) for name in names)
+    pid = events["pid"].to_numpy()
+    plain = (table["op"] == PAGES_FREE) & (table["flag"] & (FLAG_SOFT | FLAG_TAIL | FLAG_MAYBE) == 0)
+    by = np.where(plain & np.isin(table["pid"], np.unique(pid[rounds])), BY_KSWAPD, 0)
+    for task in np.unique(pid[begun]).tolist():
+        mine = np.flatnonzero(plain & (table["pid"] == task))
+        turn = np.searchsorted(begun[pid[begun] == task], table["event"][mine])
+        by[mine[turn > np.searchsorted(ended[pid[ended] == task], table["event"][mine])]] = BY_TASK
+    taken = np.flatnonzero(by)
+    table["op"][taken], table["migratetype"][taken], table["arg"][taken] = PAGES_RECLAIM, by[taken], np.arange(len(taken))
+    if len(rounds) + len(begun):
+        first, last = (np.sort(np.concatenate(pair)) for pair in ((rounds, begun), (cleared, ended)))
+        objects = np.flatnonzero((table["op"] == OBJECT_FREE) & (table["flag"] & FLAG_SOFT != 0))
+        event = table["event"][objects]
+        inside = np.searchsorted(first, event) > np.searchsorted(last, event - GRACE_EVENTS)
+        table["op"][objects[inside & reclaimable[table["id"][objects]]]] = OBJECT_RECLAIM
+    run = np.searchsorted(rounds, woken)
+    _, at = np.unique(run, return_index=True)
+    woken = woken[at[run[at] < len(rounds)]]
+    where = np.concatenate([woken, begun])
+    extra = np.zeros(len(where), dtype=REQUEST)
+    extra["op"], extra["event"], extra["pid"], extra["cpu"], extra["id"] = TASK_RECLAIMS, where, pid[where], events["cpu"].to_numpy()[where], -1
+    extra["op"][: len(woken)] = KSWAPD_WOKEN
+    extra["order"], extra["gfp"] = np.maximum(events["order"].to_numpy()[where], 0), events["gfp"].to_numpy()[where]
+    return np.insert(table, np.searchsorted(np.maximum.accumulate(table["event"]), where, side="right"), extra) if len(table) else table

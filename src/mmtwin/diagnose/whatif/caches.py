@@ -1,8 +1,8 @@
 """Slab caches under other settings: their geometry anew, and what they hold at the start packed into slabs of it.
 
 A machine that was booted with the setting has other slabs from its first minute. What it would hold then is not recorded, but the recorded machine's slabs tell most of it: an
-old slab is cut where the new ones end, so that live objects keep their neighbours; small slabs go together in the order of their page frames. Slabs that come out empty
-are given back, others go where the old one was: to the CPU, its partial list, or the node's.
+old slab is cut where the new ones end, so that live objects keep their neighbours; small slabs go together in the order of their page frames. They go where the old one was: to the
+CPU, its partial list, or the node's; those that come out empty are given back where the kernel would (`kept`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def ask(pages: Pgdat, slub: Slub, freed: Iterable[tuple[int, int]], wanted: Iter
     nothing = np.zeros((0, 2), dtype=np.int64)
     old = np.array([(i, pfn) for i, (pfn, _) in enumerate(gone)], dtype=np.int64).reshape(-1, 2)
     requests = Requests(table, np.zeros(0, np.int64), 0, len(table), nothing, nothing, pages, slub, [])
-    return free_run.run(Start(pages, slub, table, nothing, old), requests).blocks[len(gone) :].copy()
+    found = free_run.run(Start(pages, slub, table, nothing, old), requests).blocks[len(gone) :].copy()
+    config = pages.config[0]  # nothing of this has happened: kswapd begins rested
+    config["kswapd_failures"], config["kswapd_pending"], config["kswapd_order"], config["kswapd_highest_zoneidx"] = 0, 0, 0, -1
+    return found
 
 
 @dataclass
@@ -104,6 +107,29 @@ def cut(slub: Slub, c: int, objects: int, rows: npt.NDArray[np.int64]) -> list[P
         piece.place, piece.cpu = min(place)
         pieces.append(piece)
     return pieces
+
+
+def kept(slub: Slub, c: int, pieces: list[Piece]) -> list[Piece]:
+    """Without the empty slabs that the kernel would have given back: one stays on its CPU's partial list while that has room (put_cpu_partial), or on the node's while that has
+    fewer than min_partial (__unfreeze_partials, __slab_free). What is empty of a CPU's own slab need not have been handed out yet: it goes."""
+    cache, objects = slub.cache[c], int(slub.cache[c]["objects"])
+    most, least = int(cache["cpu_partial_slabs"]), int(cache["min_partial"])
+    counts: dict[tuple[int, int], int] = {}
+    for piece in pieces:
+        if piece.live.any() and int(piece.live.sum()) < objects:
+            counts[piece.place, piece.cpu] = counts.get((piece.place, piece.cpu), 0) + 1
+    found = []
+    for piece in pieces:
+        if piece.live.any():
+            found.append(piece)
+        elif piece.place in (ON_CPU_PARTIAL, ON_NODE):
+            at, room = (piece.place, piece.cpu), most if piece.place == ON_CPU_PARTIAL else least
+            if counts.get(at, 0) >= room and piece.place == ON_CPU_PARTIAL:
+                at, room, piece.place, piece.cpu = (ON_NODE, 0), least, ON_NODE, 0
+            if counts.get(at, 0) < room:
+                counts[at] = counts.get(at, 0) + 1
+                found.append(piece)
+    return found
 
 
 def remove(slub: Slub, c: int, rows: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -192,9 +218,10 @@ def recut(start: Start, changed: dict[int, tuple[int, int, int, int]]) -> Start:
     pieces: dict[int, list[Piece]] = {}
     for c, geometry in changed.items():
         rows = rows_of(slub, c)
-        pieces[c] = [p for p in cut(slub, c, geometry[1], rows) if p.live.any()]
+        parts = cut(slub, c, geometry[1], rows)
         freed += remove(slub, c, rows)
         slub = set_geometry(slub, c, *geometry)
+        pieces[c] = kept(slub, c, parts)
     wanted = [(int(slub.cache[c]["order"]), page_flags(slub, c)) for c in changed for _ in pieces[c]]
     frames = ask(pages, slub, freed, wanted)
     slub = reserve(slub, len(frames) + 1, (len(frames) + 1) << max(int(objects - 1).bit_length() for _, objects, _, _ in changed.values()))

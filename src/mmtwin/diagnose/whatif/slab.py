@@ -35,8 +35,8 @@ from mmtwin.replay.free_run_pages import (
     W_STOP,
     address_of,
     own_callbacks,
-    rare,
 )
+from mmtwin.replay.free_run_reclaim import Queue, stopped
 from mmtwin.replay.free_run_slab import CACHE_REAP, run_classic
 from mmtwin.replay.requests import CACHE_CREATE, CACHE_DESTROY, CACHE_FLUSH, CACHE_SHRINK, OBJECT_ALLOC, OBJECTS_ALLOC, Requests
 
@@ -235,6 +235,7 @@ def run_with_slab(begin: SlabStart, requests: Requests, policy: Policy | None = 
     addresses = address_of(pages, slub, w)
     handle = w[P_HANDLE] = addresses.ctypes.data
     pages.config[0]["extfrag"] = 0
+    queue = Queue(table, w, lambda rows: run_classic(handle, state, rows, alloc, own, free, 0))
     slub.config[0]["pages"] = int(state.config[0]["pages"])
     looks, total, seconds = [look(pages, slub, 0, 0)], len(table), 0.0
     for end in np.unique(np.linspace(0, total, SAMPLES + 1, dtype=np.int64)[1:]).tolist():
@@ -244,9 +245,7 @@ def run_with_slab(begin: SlabStart, requests: Requests, policy: Policy | None = 
             began = time.perf_counter()
             at = run_classic(handle, state, table[:end], alloc, own, free, at)
             if w[W_STOP]:
-                w[W_STOP] = 0
-                rare(pages, w, alloc, table[at])
-                at += 1
+                at += stopped(pages, w, queue, table[at], alloc, own, free)
             seconds += time.perf_counter() - began
         slub.config[0]["pages"] = int(state.config[0]["pages"])
         looks.append(look(pages, slub, end, int(w[W_FAILED : W_FAILED + NR_ORDERS].sum())))
