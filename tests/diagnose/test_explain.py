@@ -649,3 +649,42 @@ def test_old_words_and_other_registers() -> None:
     report = explain_text(riscv).main
     assert report.request is not None
     assert (report.verdict.code, report.verdict.certainty, report.request.order) == ("order_too_large", "decided", 11)
+
+
+def test_the_request_counts_as_two_pages_more_from_2_6_38_to_3_2() -> None:
+    log = "x: page allocation failure: order:1, mode:0x4020\nPid: 1, comm: x Not tainted {} #1\nMem-Info:\nDMA free:15680kB min:28kB low:32kB high:40kB present:15800kB\nlowmem_reserve[]: 0 3800 3915 3915\nDMA: 0*4kB 2*8kB 978*16kB 0*32kB 0*64kB 0*128kB 0*256kB 0*512kB 0*1024kB 0*2048kB 0*4096kB = 15664kB\n"
+    margins = {release: explain_text(log.format(release)).main.verdict.zones[0].margin for release in ("2.6.37", "2.6.38", "3.2.4", "3.3.0")}
+    assert margins == {"2.6.37": 1, "2.6.38": -1, "3.2.4": -1, "3.3.0": 1}
+
+
+def test_zone_lines_torn_by_another_cpu() -> None:
+    torn = (
+        "x: page allocation failure: order:4, mode:0x40c40(GFP_NOFS|__GFP_COMP), nodemask=(null)\nMem-Info:\nNode 0 \neth0: link flap\nDMA32 free:79876kB boost:0kB min:7340kB low:7904kB high:8468kB managed:344528kB\n"
+        "lowmem_reserve[]:\neth0: link flap\nNode 0 DMA32: 1*4kB (U) 0*8kB 0*16kB 2496*32kB (U) 0*64kB 0*128kB 0*256kB 0*512kB 0*1024kB 0*2048kB 0*4096kB = 79876kB\n"
+    )
+    (zone,) = explain_text(torn).main.verdict.zones
+    assert (zone.zone.label, zone.rule) == ("Node 0 DMA32", "no_block")
+
+
+def test_what_else_warns() -> None:
+    end = "CPU: 0 PID: 1 Comm: init Not tainted 6.1.0 #1\nRIP: 0010:{0}+0x1/0x260\nCall Trace:\n {0}+0x1/0x260\n vfree+0x1/0x20\n wr+0x1/0x200 [vxring]\n"
+    vfree = explain_text(
+        "Trying to vfree() nonexistent vm area (ff4d8b2980045000)\nWARNING: CPU: 0 PID: 1 at mm/vmalloc.c:2701 __vunmap+0x7e/0x340\n" + end.format("__vunmap")
+    ).main
+    assert (vfree.verdict.code, vfree.request and vfree.request.caller) == ("invalid_free", "wr")
+    nothing = explain_text("WARNING: CPU: 0 PID: 1 at mm/vmalloc.c:3170 __vmalloc_node_range+0x7e/0x340\n" + end.format("__vmalloc_node_range")).main
+    assert (nothing.verdict.code, nothing.request and nothing.request.asked_bytes) == ("vmalloc_too_large", 0)
+    mask = explain_text("platform vxring.0: swiotlb addr 0x000000000bd7f000+4000 overflow (mask ffff, bus limit 0).\n").main.verdict
+    assert (mask.code, mask.details["mask"], mask.details["address"]) == ("dma_mask", 0xFFFF, 0xBD7F000)
+    percpu = explain_text("percpu: allocation failed, size=26000 align=32 atomic=0, alloc from reserved chunk failed\n").main.verdict
+    assert "alloc_percpu" in percpu.remedies[0].what
+    node = explain_text(
+        "SLUB: Unable to allocate memory on node 2 (gfp=0x80d0)\n  cache: kmalloc-192, object size: 192, buffer size: 192, default order: 1, min order: 0\n  node 0: slabs: 6172, objs: 259224, free: 245741\n"
+    ).main.verdict
+    assert (node.code, node.certainty, "node 2" in node.headline) == ("slab_refused", "probable", True)
+    preempt_rt = explain_text(
+        "BUG: sleeping function called from invalid context at kernel/locking/spinlock_rt.c:48\nin_atomic(): 1, irqs_disabled(): 1, non_block: 0, pid: 0, name: swapper/1\nCall Trace:\n __might_resched+0x1/0x2\n rt_spin_lock+0x1/0x2\n"
+        " get_page_from_freelist+0x1/0x2\n __alloc_pages_noprof+0x1/0x2\n tlb_init+0x1/0x200\n"
+    ).main
+    assert "tlb_init allocated" in preempt_rt.verdict.headline
+    assert "GFP_ATOMIC does not help" in preempt_rt.verdict.remedies[0].what

@@ -15,6 +15,8 @@ PREEMPT = re.compile(r"preempt_count:\s*([0-9a-f]+),\s+expected:\s*([0-9a-f]+)")
 SCHEDULING = re.compile(r"scheduling\s+while\s+atomic:\s+(.{1,40}?)/(\d+)/(0x[0-9a-f]+)")
 ALLOCATING = re.compile(r"(?:^|/)(?:mm/(?:sl[aou]b\.[ch]|page_alloc\.c|mempool\.c|vmalloc\.c|slab_common\.c)|include/linux/(?:sched/mm|percpu-rwsem|slab)\.h)$")
 ALLOCATORS = r"^(?:_*kmem_cache_alloc|_*kmalloc|_*kzalloc|__alloc_pages|_*alloc_pages|__get_free_pages|_*vmalloc|_*kvmalloc|mempool_alloc|_*alloc_skb|alloc_percpu|pcpu_alloc|slab_pre_alloc|krealloc|_*kmem_cache_create|_*alloc_percpu)"
+SLEEPING_LOCKS = re.compile(r"kernel/locking/(?:spinlock_rt|rtmutex)\.c$")
+"""Spinlocks of PREEMPT_RT."""
 FREEING = r"^(?:vfree|vunmap|_*vunmap|kvfree|iounmap|free_percpu|vm_unmap_aliases)$"
 
 
@@ -32,7 +34,8 @@ def read(segment: Segment) -> Report:
     if file == "mm/vmalloc.c" and stack.matches(FREEING) and not stack.matches(ALLOCATORS):  # vfree() checks, too
         allocates = False
     frees = stack.matches(FREEING) and not allocates
-    details: dict[str, Any] = {"file": file, "line": int(place[2]) if place else None, "allocation": allocates}
+    sleeping_locks = SLEEPING_LOCKS.search(file) is not None and stack.matches(ALLOCATORS)
+    details: dict[str, Any] = {"file": file, "line": int(place[2]) if place else None, "allocation": allocates or sleeping_locks}
     reasons = []
     if state:
         details |= {"in_atomic": int(state[1]), "irqs_disabled": int(state[2])}
@@ -57,6 +60,8 @@ def read(segment: Segment) -> Report:
         if allocates:
             head += f" {first} allocated with a GFP flag that may sleep (GFP_KERNEL or its like)."
         details["preempt_count"] = int(scheduling[3], 16)
+    elif sleeping_locks:
+        head = f"{first} allocated memory{where}, where sleeping is forbidden; on PREEMPT_RT the allocator's own locks sleep, whatever the GFP flags."
     elif allocates:
         head = f"{first} allocated with a GFP flag that may sleep (GFP_KERNEL or its like){where}, where sleeping is forbidden."
     elif frees:
@@ -68,7 +73,15 @@ def read(segment: Segment) -> Report:
     if request.path:
         why.append("On the way: " + " <- ".join(request.path[:5]) + ".")
     remedies = []
-    if allocates:
+    if sleeping_locks:
+        remedies.append(
+            Remedy(
+                "caller",
+                f"allocate in {caller} before interrupts or preemption go off (GFP_ATOMIC does not help on PREEMPT_RT)",
+                "the allocator may take its locks there",
+            )
+        )
+    elif allocates:
         remedies.append(Remedy("caller", f"GFP_ATOMIC instead of GFP_KERNEL in {caller}", "may not sleep, but may fail: check for NULL"))
         remedies.append(
             Remedy(

@@ -283,6 +283,12 @@ def _usercopy(segment: Segment) -> Verdict:
         "out_of_bounds",
         DECIDED,
         head,
-        remedies=(Remedy("caller", "check the length before copy_to_user or copy_from_user", "the copy stays inside the object"),),
+        remedies=(
+            Remedy(
+                "caller",
+                f"check the length before copy_to_user or copy_from_user{f' in {segment.stack.caller}' if segment.stack.caller else ''}",
+                "the copy stays inside the object",
+            ),
+        ),
         details={"message": match[0] if match else ""},
     )

@@ -18,6 +18,9 @@ SWIOTLB = re.compile(
 )
 OLD_SWIOTLB = re.compile(r"Out\s+of\s+SW-IOMMU\s+space\s+for\s+(\d+)\s+bytes(?:\s+at\s+device\s+(\S+))?")
 MASK = re.compile(r"overflow\s+0x([0-9a-f]+)\+(\d+)\s+of\s+DMA\s+mask\s+([0-9a-f]+)(?:\s+bus\s+(?:mask|limit)\s+([0-9a-f]+))?")
+ABOVE = re.compile(
+    r"(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?swiotlb\s+addr\s+(?:0x)?([0-9a-f]+)\+(\d+)\s+overflow\s+\(mask\s+([0-9a-f]+),\s+bus\s+limit\s+([0-9a-f]+)\)"
+)
 CMA = re.compile(r"\b(?:__)?cma_alloc:\s+(?:(\S+):\s+)?alloc\s+failed,\s+req-size:\s+(\d+)\s+pages,\s+ret:\s+(-\d+)")
 HOLES = re.compile(r"number\s+of\s+available\s+pages:\s*([\d@+\s]*)=>\s*(\d+)\s+free\s+of\s+(\d+)\s+total")
 BUSY = re.compile(r"alloc_contig_range:\s+\[([0-9a-f]+),\s*([0-9a-f]+)\)\s+PFNs\s+busy")
@@ -40,6 +43,13 @@ def read(segment: Segment) -> Report:
             "dma_mask", DECIDED, f"The device reaches addresses up to 0x{mask:x} only, and the buffer is at 0x{address:x}: the mapping was refused.",
             missing=("why no bounce buffer was used: swiotlb is off, or the device has an IOMMU of its own",), details={"address": address, "bytes": int(match[2]), "mask": mask},
             remedies=(Remedy("caller", "dma_set_mask_and_coherent with what the device can really do", "64-bit devices need no bounce buffer"), Remedy("admin", "swiotlb=force or an IOMMU (iommu=...)", "the buffer is copied or remapped below the mask")),
+        )  # fmt: skip
+    elif match := ABOVE.search(text):
+        address, mask = int(match[2], 16), int(match[4], 16)
+        verdict = Verdict(
+            "dma_mask", DECIDED, f"{match[1] or 'The device'} reaches addresses up to 0x{mask:x} only, and even the bounce buffer is above it, at 0x{address:x}: the mapping was refused.",
+            missing=("whether the mask is the device's or a mistake of its driver",), details={"address": address, "bytes": int(match[3]), "mask": mask},
+            remedies=(Remedy("caller", f"dma_set_mask_and_coherent with what the device can really do{f', in the driver of {request.caller}' if request.caller else ''}", "bounce buffers are below 4 GiB, not lower"),),
         )  # fmt: skip
     elif match := CMA.search(text):
         verdict = _cma(match, HOLES.search(text))

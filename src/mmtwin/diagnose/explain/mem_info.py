@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mmtwin.diagnose.explain.anchored import Anchored, places
@@ -155,6 +155,10 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
     groups: dict[tuple[int | None, str], list[Zone]] = {}
     for zone in zones:
         groups.setdefault((zone.node, zone.name), []).append(zone)
+    for key in [key for key in groups if key[0] is None]:  # "Node 0 " and the rest of the line torn apart by what another CPU printed
+        named = [other for other in lists if other[1] == key[1] and other[0] is not None]
+        if key not in lists and len(named) == 1 and named[0] not in groups:
+            groups = {named[0] if k == key else k: [replace(zone, node=named[0][0]) for zone in same] if k == key else same for k, same in groups.items()}
     chosen = []
     for key, same in groups.items():
         zone = same[min(turn, len(same) - 1)]

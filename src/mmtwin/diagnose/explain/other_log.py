@@ -108,14 +108,24 @@ def percpu(segment: Segment) -> Report:
     details = {"bytes": int(match[1]), "align": int(match[2]), "atomic": match[3] == "1", "reason": reason} if match else {}
     atomic = match is not None and match[3] == "1"
     head = f"The per-CPU allocator could not give {match[1]} bytes: {reason}." if match else "The per-CPU allocator failed."
+    reserved = "reserved chunk" in reason
     why = (
-        ("An atomic request takes from chunks that are there already; new ones are made later by a worker.",)
+        (
+            "Static per-CPU data of modules have to come from a chunk that is set aside at boot (PERCPU_MODULE_RESERVE, 8 KiB on most machines); free memory does not matter.",
+        )
+        if reserved
+        else ("An atomic request takes from chunks that are there already; new ones are made later by a worker.",)
         if atomic
         else ("It needs a chunk of vmalloc addresses of the same shape for every CPU, and pages behind it.",)
     )
+    own = (
+        (Remedy("caller", "alloc_percpu when the module starts, in place of static per-CPU data; or build it in", "dynamic chunks are made as needed"),)
+        if reserved
+        else ()
+    )
     verdict = Verdict(
         "percpu_space", DECIDED if match else PROBABLE, head, why, missing=("how much per-CPU memory there is and who holds it: Percpu in /proc/meminfo",), details=details,
-        remedies=(Remedy("look", "Percpu in /proc/meminfo; who allocates per-CPU memory (many cgroups, maps of BPF, networking objects)", "a leak shows as a number that only grows"), Remedy("admin", "on 32 bit: a larger vmalloc=; percpu_alloc=page", "more room for chunks")),
+        remedies=own or (Remedy("look", "Percpu in /proc/meminfo; who allocates per-CPU memory (many cgroups, maps of BPF, networking objects)", "a leak shows as a number that only grows"), Remedy("admin", "on 32 bit: a larger vmalloc=; percpu_alloc=page", "more room for chunks")),
     )  # fmt: skip
     return Report(
         "percpu", "per-CPU allocation", segment.line, segment.seconds, segment.kernel, request_of(segment, 4, None, None), verdict, stack=segment.stack

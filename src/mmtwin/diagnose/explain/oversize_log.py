@@ -15,6 +15,7 @@ AT = re.compile(r"(WARNING|kernel\s+BUG)(?:[^\n]*?\bat\s+(?:[\w./-]*/)?|:\s+(?:[
 REGISTER = re.compile(r"\b(R[A-D]X|R[SD]I|R[BS]P|R\d\d|E[A-D]X|E[SD]I|EBP|[xr]\d{1,2}|a[0-7]|s\d{1,2})\s*:\s*([0-9a-f]{8,16})\b")
 ENTRY = ("__alloc_pages", "__alloc_pages_nodemask", "__alloc_pages_slowpath", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof", "__alloc_pages_internal")
 WRONG_CACHE = re.compile(r"Wrong\s+slab\s+cache\.\s+(\S+)\s+but\s+object\s+is\s+from\s+(\S+)")
+NO_AREA = re.compile(r"Trying\s+to\s+(vfree|vunmap|vm_unmap_ram)\(\)\s+(?:nonexistent\s+vm\s+area|bad\s+address)\s+\((?:0x)?([0-9a-f]+)\)")
 ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|kmalloc_order_trace|_*do_kmalloc|__kmalloc|_*dma_|_*kmalloc|kvmalloc|alloc_pages|_*kvmalloc)"
 ILLEGAL = re.compile(r"illegal\s+size\s+\((\d+)\)\s+or\s+align\s+\((\d+)\)\s+for\s+percpu")
 NOT_SIZES = ("vunmap", "vfree", "__vunmap", "free", "vm_area", "vmap_", "vmalloc_to_", "remap_", "alloc_vmap_area")
@@ -86,6 +87,18 @@ def read(segment: Segment) -> Report:
         verdict = Verdict(
             "order_too_large", DECIDED, f"{request.comm or 'A process'} asked the per-CPU allocator for {illegal[1]} bytes aligned to {illegal[2]}: it gives at most 32 KiB a piece, aligned to at most a page.",
             ("It can never succeed: no memory was looked at.",), remedies=(Remedy("caller", f"a smaller per-CPU object in {request.caller or 'the caller'}, or an array of pointers to kmalloc'ed ones", "fits a chunk's unit"),), details=details | {"bytes": int(illegal[1]), "align": int(illegal[2])},
+        )  # fmt: skip
+    elif no_area := NO_AREA.search(segment.before[-400:] + text[:400]):
+        verdict = Verdict(
+            "invalid_free", DECIDED, f"{no_area[1]} was called with 0x{no_area[2]}, where no vmalloc area is: it was freed before, or vmalloc never gave it.", ("Nothing was freed; the call did nothing more.",),
+            missing=("which of the two: who freed it first is not in the log",), details=details | {"address": int(no_area[2], 16)},
+            remedies=(Remedy("caller", f"one owner for each vfree in {request.caller or 'the caller'}; set the pointer to NULL after it", "a second vfree is harmless then"),),
+        )  # fmt: skip
+    elif file == "mm/vmalloc.c" and bare.startswith("__vmalloc_node_range"):  # its only warning without words (since 5.13; before, warn_alloc told it)
+        request = replace(request, asked_bytes=0)
+        verdict = Verdict(
+            "vmalloc_too_large", DECIDED, f"{request.comm or 'A process'} asked vmalloc for nothing (0 bytes): that is the warning at {where}.", ("No memory was looked at.",), details=details | {"bytes": 0},
+            remedies=(Remedy("caller", f"no vmalloc of size 0 in {request.caller or 'the caller'}: where does the size come from?", "a size above 0 is served"),),
         )  # fmt: skip
     elif call := _sized(file, bare):
         compared = _above_int_max(text, values)

@@ -383,7 +383,13 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
             )
     if code == "cma_only" or (main is not None and main.cma_decides):
         cma = size((main.cma if main else 0) * page_kb * 1024)
-        found.append(Remedy("caller", "dma_alloc_coherent or dma_alloc_contiguous, which are what CMA is for", f"may use the {cma} of free CMA"))
+        found.append(
+            Remedy(
+                "caller",
+                "dma_alloc_coherent or dma_alloc_contiguous, which are what CMA is for",
+                f"may use the {cma} of free CMA" if main and main.cma else "may use what is free in CMA",
+            )
+        )
         found.append(
             Remedy(
                 "admin",

@@ -45,7 +45,7 @@ ANCHORS = (
     Anchor("misuse", b"BUG "), Anchor("misuse", b" overwritten", 3, (b"zone", b"oison", b"adding")), Anchor("misuse", b"bject already free", 11), Anchor("misuse", b"slab error in", 3),
     Anchor("misuse", b"Slab corruption"), Anchor("misuse", b"usercopy: ", 3), Anchor("misuse", b"usercopy whitelist?", 3), Anchor("warning", b"mm/page_alloc.", 0, SOURCE), Anchor("warning", b"mm/slub.", 0, SOURCE), Anchor("warning", b"mm/slab", 0, SOURCE),
     Anchor("warning", b"mm/util.c", 0, SOURCE), Anchor("warning", b"mm/vmalloc.", 0, SOURCE), Anchor("warning", b"mm/usercopy.", 0, SOURCE), Anchor("warning", b"mm/percpu.", 0, SOURCE),
-    Anchor("dma", b"DMA-API: ", 2), Anchor("dma", b"swiotlb buffer is", 0, (), (b" full",)), Anchor("dma", b"SW-IOMMU space"), Anchor("dma", b"of DMA mask", 5), Anchor("dma", b"DMA map of vm", 2),
+    Anchor("dma", b"DMA-API: ", 2), Anchor("dma", b"swiotlb buffer is", 0, (), (b" full",)), Anchor("dma", b"swiotlb addr", 4), Anchor("dma", b"SW-IOMMU space"), Anchor("dma", b"of DMA mask", 5), Anchor("dma", b"DMA map of vm", 2),
     Anchor("fault", b"FAULT_INJECTION: forc", 4), Anchor("stalled", b"memory allocation deadlock", 18, (b"ossible ",)),
 )  # fmt: skip
 SLUB_DEBUG = re.compile(rb"BUG (?!:)\S+[^\n]{0,120}?[Tt]ainted(?::[^)\n]{0,120})?\): ")

@@ -22,6 +22,7 @@ class SlabFacts:
 
     :ivar nodes: node, slabs, objects, free objects.
     :ivar debugging: the option against it, if the debugging fields have raised the lowest order ("slub_debug=O"); "".
+    :ivar node: the one that was asked for; -1 if any would do.
     :ivar group: the control group whose child cache it is (kernels up to 5.8); "".
     """
 
@@ -32,6 +33,7 @@ class SlabFacts:
     order: int
     min_order: int
     nodes: tuple[tuple[int, int, int, int], ...]
+    node: int = -1
     debugging: str = ""
 
     @property
@@ -55,9 +57,18 @@ def facts(segment: Segment) -> SlabFacts | None:
         return None
     child = CHILD.match(match[1])
     nodes = tuple((int(m[1]), int(m[2]), int(m[4]), int(m[6])) for m in NODE.finditer(segment.text[:6000]))
+    node = re.search(r"on\s+node\s+(-?\d{1,5})\b", segment.text[:300])
     debugging = DEBUG_ORDER.search(segment.text[:2000])
     return SlabFacts(
-        segment.head[:4], match[1], child[3] if child else "", int(match[2]), int(match[4]), int(match[5] or match[4]), nodes, debugging[1] if debugging else ""
+        segment.head[:4],
+        match[1],
+        child[3] if child else "",
+        int(match[2]),
+        int(match[4]),
+        int(match[5] or match[4]),
+        nodes,
+        int(node[1]) if node else -1,
+        debugging[1] if debugging else "",
     )
 
 
@@ -69,7 +80,12 @@ def read(segment: Segment) -> Report:
     missing = ["no page allocation failure stands before it; it may have been left out by the kernel's rate limit, by __GFP_NOWARN, or by whoever pasted"]
     what = f"The cache {fact.cache} got no new slab" if fact else "A slab cache got no new slab"
     why: list[str] = []
-    if fact and fact.nodes:
+    missing_node = fact is not None and fact.node >= 0 and bool(fact.nodes) and fact.node not in [node[0] for node in fact.nodes]
+    if missing_node and fact:
+        why.append(
+            f"It was asked of node {fact.node}, of which the cache has no slabs (the message lists every node that it knows): a node without memory, or none at all."
+        )
+    elif fact and fact.nodes:
         free = sum(node[3] for node in fact.nodes)
         full = "Its slabs are full" if not free else "The slabs it may use are full, or were at that moment"
         why.append(
@@ -100,6 +116,13 @@ def read(segment: Segment) -> Report:
             Verdict("memcg_limit", PROBABLE, f"{what}: the limit of the control group{group} probably refused it, not the page allocator.", tuple(why), missing=tuple(missing), remedies=tuple(remedies), details=details),
             stack=segment.stack,
         )  # fmt: skip
+    if missing_node and fact:
+        verdict = Verdict(
+            "slab_refused", PROBABLE, f"{what} on node {fact.node}: the cache knows no such node.", tuple(why), missing=tuple(missing), details=details,
+            remedies=(Remedy("caller", f"NUMA_NO_NODE, or a node that has memory, in {request.caller or 'the caller'} (is the device's node right?)", "any node may then give the slab"),
+                      Remedy("look", "the kernel's log before this line", "a page allocation failure there says which zone and rule refused")),
+        )  # fmt: skip
+        return Report("slab", f"{allocator} failure", segment.line, segment.seconds, segment.kernel, request, verdict, stack=segment.stack)
     why.append(
         "A slab that the page allocator refuses is preceded by its 'page allocation failure' report; without one a control group's limit is a candidate, too."
     )

@@ -24,6 +24,7 @@ class Rules:
     :ivar cma: free CMA pages that a request may not use: "counted", "first" (left out of the first test), "all".
     :ivar highatomic: not counted for requests without a claim on it: "" (no such reserve), "reserved" or "free" pages.
     :ivar harder: which requests may go deeper: those that cannot "wait", or have the "ATOMIC" flag.
+    :ivar off_by_two: the request's other pages count as two more than they are ("mm: fix off-by-two in __zone_watermark_ok" of 3.3).
     :ivar unboosted: an atomic order-0 request is tested again without the boost.
     """
 
@@ -33,10 +34,13 @@ class Rules:
     highatomic: str
     harder: str
     unboosted: bool
+    off_by_two: bool = False
 
 
 RULES = (
     Rules((0, 0, 0), True, "counted", "", "wait", False),
+    Rules((2, 6, 38), True, "counted", "", "wait", False, True),
+    Rules((3, 3, 0), True, "counted", "", "wait", False),
     Rules((3, 7, 0), True, "all", "", "wait", False),
     Rules((3, 11, 0), True, "first", "", "wait", False),
     Rules((4, 4, 0), False, "all", "reserved", "ATOMIC", False),
@@ -224,7 +228,7 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
     rules, order = rules_of(ask.version), ask.order
     steps: list[str] = []
     missing: list[str] = []
-    other = (1 << order) - 1
+    other = (1 << order) - 1 + 2 * rules.off_by_two
     cma = zone.fields.get("free_cma", 0) // page_kb if rules.cma != "counted" and not ask.movable else 0
     name = "free_highatomic" if rules.highatomic == "free" and "free_highatomic" in zone.fields else "reserved_highatomic"
     highatomic = zone.fields.get(name, 0) // page_kb if rules.highatomic and not (ask.oom or ask.harder or (ask.high and since(ask.version, *NON_BLOCK))) else 0
