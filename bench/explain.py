@@ -63,6 +63,6 @@ def measure(size: int = 100_000_000, times: int = 3) -> Figures:
         for prefix, length in (("", size), ("20_mb_", size // 5)):
             for kind, make in kinds.items():
                 log.write_bytes(make(length))
-                figures[f"explain_{prefix}{kind}_mb_per_second"] = round(length / 1e6 / min(cpu_seconds(log) for _ in range(times)))
+                figures[f"explain_{prefix}{kind}_mb_per_second"] = round(length / 1e6 / min(cpu_seconds(log) for _ in range(times)), 1)
     slowest = min(figures[f"explain_{kind}_mb_per_second"] or 0 for kind in kinds)
     return {"explain_mb_per_second": slowest, **figures}
