@@ -688,3 +688,33 @@ def test_what_else_warns() -> None:
     ).main
     assert "tlb_init allocated" in preempt_rt.verdict.headline
     assert "GFP_ATOMIC does not help" in preempt_rt.verdict.remedies[0].what
+
+
+def test_slub_messages_between_a_head_and_its_dump() -> None:
+    head = "x: page allocation failure: order:0, mode:0xa20(GFP_ATOMIC), nodemask=(null)\n"
+    slub = "SLUB: Unable to allocate memory on node -1, gfp=0xa20(GFP_ATOMIC)\n  cache: kmalloc-4k, object size: 4096, buffer size: 8192, default order: 3, min order: 1\n  node 0: slabs: 4, objs: 7, free: 0\n"
+    dump = "CPU: 1 PID: 456 Comm: x Not tainted 5.7.0 #1\nMem-Info:\nNormal free:400kB min:4000kB low:5000kB high:6000kB reserved_highatomic:0KB managed:900000kB\nlowmem_reserve[]: 0 0 0\n"
+    (report,) = explain_text(head + slub + slub + dump).reports
+    assert (report.verdict.code, report.verdict.certainty) == ("watermark", "decided")
+    assert [one.verdict.code for one in explain_text(head + slub).reports] == ["evidence_missing", "slab_refused"]  # no dump follows
+
+
+def test_free_pages_that_are_all_cma() -> None:
+    dump = "Mem-Info:\nDMA free:65024kB min:1600kB low:2000kB high:2400kB reserved_highatomic:0KB managed:300000kB free_cma:65024kB\nlowmem_reserve[]: 0 0 0\n"
+    head = "x: page allocation failure: order:0, mode:0x820(GFP_ATOMIC), nodemask=(null)\nCPU: 0 PID: 1 Comm: x Not tainted 6.12.0 #1\n"
+    assert explain_text(head + dump).main.verdict.code == "cma_only"
+    assert explain_text(head + dump.replace("65024", "0")).main.verdict.code == "really_empty"
+
+
+def test_a_cache_destroyed_with_objects() -> None:
+    warning = "kmem_cache_destroy pktpool: Slab cache still has objects when called from wr+0x1/0x2 [pktpool]\nWARNING: CPU: 0 PID: 1 at mm/slab_common.c:548 kmem_cache_destroy+0x13f/0x150\nCPU: 0 PID: 1 Comm: init Not tainted 6.12.0 #1\nR12: 0000000015f80000\n"
+    assert explain_text(warning).main.verdict.code == "objects_remaining"
+
+
+def test_stalls_as_4_9_spelt_them() -> None:
+    assert (
+        explain_text(
+            "a.out: page alloction stalls for 370009ms, order:0, mode:0x342004a(GFP_NOFS)\nCPU: 3 PID: 4746 Comm: a.out Not tainted 4.9.0-rc1+ #80\n"
+        ).main.verdict.code
+        == "stalled"
+    )

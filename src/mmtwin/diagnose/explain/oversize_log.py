@@ -20,6 +20,8 @@ ORDERING = r"^(?:kmalloc_order|kmalloc_large|_*kmalloc_large|__get_free_pages|km
 ILLEGAL = re.compile(r"illegal\s+size\s+\((\d+)\)\s+or\s+align\s+\((\d+)\)\s+for\s+percpu")
 NOT_SIZES = ("vunmap", "vfree", "__vunmap", "free", "vm_area", "vmap_", "vmalloc_to_", "remap_", "alloc_vmap_area")
 """Functions of those files whose warnings are not about a size."""
+KMALLOCS = ("kmalloc", "__kmalloc", "krealloc", "__krealloc", "kvmalloc")
+"""Functions of mm/slab_common.c that check a size; others warn of other things (kmem_cache_destroy: of objects that are left)."""
 INT_MAX = (1 << 31) - 1
 WITH_INT_MAX = re.compile(r"\b(4[89]) 81 f([89a-f]) ff ff ff 7f ")
 SIZE_REGISTERS = ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")
@@ -87,6 +89,11 @@ def read(segment: Segment) -> Report:
         verdict = Verdict(
             "order_too_large", DECIDED, f"{request.comm or 'A process'} asked the per-CPU allocator for {illegal[1]} bytes aligned to {illegal[2]}: it gives at most 32 KiB a piece, aligned to at most a page.",
             ("It can never succeed: no memory was looked at.",), remedies=(Remedy("caller", f"a smaller per-CPU object in {request.caller or 'the caller'}, or an array of pointers to kmalloc'ed ones", "fits a chunk's unit"),), details=details | {"bytes": int(illegal[1]), "align": int(illegal[2])},
+        )  # fmt: skip
+    elif bare == "kmem_cache_destroy":
+        verdict = Verdict(
+            "objects_remaining", DECIDED, f"A cache was destroyed{f' by {request.caller}' if request.caller else ''} while objects of it were in use: that is the warning at {where}.",
+            remedies=(Remedy("caller", "free every object before kmem_cache_destroy", "the cache can go"), Remedy("look", "the same with slub_debug=U", "names who allocated the objects")), details=details,
         )  # fmt: skip
     elif no_area := NO_AREA.search(segment.before[-400:] + text[:400]):
         verdict = Verdict(
@@ -161,6 +168,8 @@ def _sized(file: str, function: str) -> str:
     """Which allocator's check of the size warns; "" if none of them does."""
     if "kvmalloc" in function and file == "mm/slub.c":  # where kvmalloc is since 6.13; before, it was in mm/util.c
         return "kvmalloc"
+    if file == "mm/slab_common.c" and not function.startswith(KMALLOCS):
+        return ""
     return SIZES.get(file, "") if function and not function.startswith(NOT_SIZES) else ""
 
 

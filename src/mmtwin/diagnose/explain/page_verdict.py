@@ -168,6 +168,8 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
             "The free lists, which are counted when they are printed, are empty; the counters of free pages lag behind (each CPU keeps a part of them)."
         )
         return "really_empty", PROBABLE
+    if any(z.free > 0 for z in eligible) and not ask.no_watermarks and all(z.free - z.cma <= 0 for z in eligible):
+        return "cma_only", DECIDED
     if all(z.free - z.cma <= 0 or (ask.no_watermarks and z.rule == "empty") for z in eligible):
         return "really_empty", DECIDED
     elsewhere = _this_node(ask, eligible, passing)

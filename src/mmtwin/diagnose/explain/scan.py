@@ -36,7 +36,7 @@ class Anchor(NamedTuple):
 
 SOURCE = (b"at ", b"linux/", b"kernel/", b"/", b"WARNING: ")
 ANCHORS = (
-    Anchor("page", b"page allocation ", 1, (), (b"fail", b"stalls")), Anchor("page", b"-order allocation failed", 3), Anchor("vmalloc", b"vmap allocation ", 1, (), (b"for size",)),
+    Anchor("page", b"page allocation ", 1, (), (b"fail", b"stalls")), Anchor("page", b"page alloction stalls", 6), Anchor("page", b"-order allocation failed", 3), Anchor("vmalloc", b"vmap allocation ", 1, (), (b"for size",)),
     Anchor("vmalloc", b"vmalloc: allocation fail", 5), Anchor("vmalloc", b"vmalloc_node_range for", 15), Anchor("vmalloc", b"vmalloc error: size", 11),
     Anchor("percpu", b"percpu: allocation fail", 4), Anchor("oom", b"oom-killer:"), Anchor("oom", b"oom-kill:", head=False), Anchor("oom", b"ut of memory", 4, (b"O", b"o"), (b":", b" and no", b" (oom"), False),
     Anchor("oom", b"ut of Memory: Kill", 9, head=False), Anchor("oom", b"result of limit", 7, (b"as a ",), head=False), Anchor("slab", b"Unable to allocate", 5, (b"SLUB: ", b"SLAB: ")),

@@ -14,7 +14,7 @@ from mmtwin.diagnose.explain.model import Segment
 from mmtwin.diagnose.explain.stack import read_stack
 
 HEADERS = Anchored(re.compile(
-    r"(?P<page>page\s+allocation\s+(?:failure\b|stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
+    r"(?P<page>page\s+(?:allocation\s+(?:failure\b|stalls\s+for\b)|alloction\s+stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
     r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
     r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
     r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of [Mm]emory(?::\s+[Kk]ill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
@@ -65,9 +65,12 @@ def cut(log: LogText, around: str = "") -> Iterator[Segment]:
     named = releases(around)
     kernel = find_kernel("", around) if len(set(named)) == 1 else None
     opened: list[_Open] = []
-    for match in HEADERS.finditer(text):
+    headers = list(HEADERS.finditer(text))
+    for n, match in enumerate(headers):
         kind = match.lastgroup or ""
         last = opened[-1] if opened else None
+        if kind == "slab" and last is not None and last.kind == "page" and last.waits and _dumps_later(headers, n, last.at):
+            continue  # between the head and the dump of a page allocation failure: what another CPU says of the same lack
         if kind in ("mem_info", "zone"):
             waiting = [o for o in opened[-4:] if o.waits and match.start() - o.at < NEAR]
             if waiting and kind == "mem_info":
@@ -94,6 +97,12 @@ def cut(log: LogText, around: str = "") -> Iterator[Segment]:
         yield _segment(log, opened, n, one, kernel)
 
 
+def _dumps_later(headers: list[re.Match[str]], n: int, begin: int) -> bool:
+    """Whether, but for the slab allocator's messages, the next thing behind header `n` is the dump of the report that begins at `begin`."""
+    behind = next((other for other in headers[n + 1 :] if other.lastgroup != "slab"), None)
+    return behind is not None and behind.lastgroup in ("mem_info", "zone") and behind.start() - begin < NEAR
+
+
 def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
     """Whether a header is only a further line of the report before it."""
     near = match.start() - last.at < NEAR
@@ -110,7 +119,8 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
     if kind == "page":  # 3.x: "vmalloc: allocation failure: N bytes" and then the page allocator's words, though it refused nothing
         return last.kind == "vmalloc" and between.count("\n") <= 2
     if kind == "oversize":
-        return last.kind in ("slub_debug", "usercopy") and between.count("\n") < 60
+        destroys = "Objects remaining" in between[:300] and near and "kmem_cache_destroy" in text[match.start() : match.end() + 100]
+        return last.kind in ("slub_debug", "usercopy") and (between.count("\n") < 60 or destroys)
     if kind == "dma" and last.match[0].endswith("busy"):  # a line for each range that is tried, then the area's own
         return near and (match[0].endswith("busy") or ("cma_alloc" in match[0] and not last.named))
     if kind == "dma":  # a bounce buffer that is full, and then the map's own warning
