@@ -110,7 +110,8 @@ def test_verdicts(name: str) -> None:
     explanation = explain_log(log(name))
     got = [(r.verdict.code, r.verdict.certainty, {z.zone.name: (z.rule, z.margin) for z in r.verdict.zones}) for r in explanation.reports]
     assert got == EXPECTED[name]
-    assert json.loads(json.dumps(explanation.to_dict()))["verdict"] == EXPECTED[name][0][0]
+    summary = next((one for one in EXPECTED[name] if one[0] != "evidence_missing" and one[1] != "undecided"), EXPECTED[name][0])
+    assert json.loads(json.dumps(explanation.to_dict()))["verdict"] == summary[0]
     assert all(code in VERDICTS for code in explanation.to_dict()["verdicts"])
 
 
@@ -640,6 +641,8 @@ def test_the_summary_is_of_the_first_report_with_evidence() -> None:
     assert [report.verdict.code for report in explanation.reports] == ["evidence_missing", "watermark"]
     assert explanation.main is explanation.reports[1]
     assert explanation.to_dict()["verdict"] == "watermark"
+    slub = "SLUB: Unable to allocate memory on node -1, gfp=0x20(GFP_ATOMIC)\n"
+    assert explain_text(slub + whole).main.verdict.code == "watermark"  # decided, where the first is not
 
 
 def test_old_words_and_other_registers() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from mmtwin.diagnose.explain import alloc_failure, context_log, debug_log, dma_log, oom_log, other_log, oversize_log, scan, slab_log, vmalloc_log
 from mmtwin.diagnose.explain.aftermath import BEHIND, with_crash
 from mmtwin.diagnose.explain.log_lines import LogText, read_lines, streams
-from mmtwin.diagnose.explain.model import Report, Segment
+from mmtwin.diagnose.explain.model import UNDECIDED, Report, Segment
 from mmtwin.diagnose.explain.segments import cut
 from mmtwin.errors import LogError
 from mmtwin.notebook import Card, InNotebook, Table
@@ -35,8 +35,10 @@ class Explanation(InNotebook):
 
     @property
     def main(self) -> Report:
-        """The report that the summary is about: the first that the log has the evidence for."""
-        return next((report for report in self.reports if report.verdict.code != "evidence_missing"), self.reports[0])
+        """The report that the summary is about: the first that the log decides, else the first that it has evidence for."""
+        told = [report for report in self.reports if report.verdict.code != "evidence_missing"]
+        sure = [report for report in told if report.verdict.certainty != UNDECIDED]
+        return next(iter([*sure, *told, *self.reports]))
 
     def _card(self) -> Card:
         first = self.main
