@@ -721,3 +721,11 @@ def test_stalls_as_4_9_spelt_them() -> None:
         ).main.verdict.code
         == "stalled"
     )
+
+
+def test_what_is_only_counted_adds_up_over_the_anchors_of_a_kind() -> None:
+    """Two phrases of one kind, each more often than can be told apart, in the same megabyte."""
+    line = b"Slab corruption\nslab error in x\n"
+    found = scan.find(line * (3 * scan.CHUNK // len(line)))
+    shown = sum(window.data.count(b"Slab corruption") + window.data.count(b"slab error in") for window in found.windows)
+    assert abs(found.unread["misuse"] + shown - 2 * (3 * scan.CHUNK // len(line))) <= 1000

@@ -14,6 +14,7 @@ CRASH = Anchored(re.compile(
 ), "Unable", "unable", "BUG:", "General", "general", "Internal")  # fmt: skip
 PLACE = re.compile(r"\b(?:[RE]?IP|PC|pc|epc)\s*(?::|is\s+at)\s*(?:[0-9a-f]{2,4}:)?(?:\[<?[0-9a-f]+>?\]\s*)?([A-Za-z_][\w.]*)\+0x")
 BEHIND = "Behind it in the log the kernel crashed"
+"""Begins the sentence, by which equal reports are known to differ in it alone."""
 KINDS = ("page", "oom", "killed", "slab", "vmalloc", "mem_info", "percpu", "dma")
 """Reports of which a crash is not itself a part."""
 NEAR = 4_000

@@ -98,7 +98,7 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
         missing.append(f"the dump breaks off after {zones[-1].zone.label}: the zones above it, its reserve and the free lists are not in the log")
         return Judged("evidence_missing", UNDECIDED, zones, None, highest, allowed, (), tuple(missing))
     main = max(
-        _this_node(ask, eligible, [z for z in eligible if z.rule == "passes"]) or eligible,
+        _this_node(ask, eligible) or eligible,
         key=lambda z: (z.rule == "passes" and NO_MARK not in z.missing, ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free),
     )
     notes: list[str] = []
@@ -154,14 +154,12 @@ def _atomic_reserve(main: ZoneVerdict, page_kb: int) -> list[str]:
 
 def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: list[str], oom: bool) -> tuple[str, str]:
     passing = [z for z in eligible if z.rule == "passes"]
-    refusing = [z for z in eligible if z.rule != "passes"]
-    if passing and refusing and all(NO_MARK in z.missing for z in passing):  # zones of which only the free list is in the log
-        top = max(refusing, key=lambda z: ZONE_ORDER.index(z.zone.name))
-        if all(ZONE_ORDER.index(z.zone.name) < ZONE_ORDER.index(top.zone.name) for z in passing):
+    if passing and len(passing) < len(eligible) and all(NO_MARK in z.missing for z in passing):  # zones of which only the free list is in the log
+        if all(ZONE_ORDER.index(z.zone.name) < ZONE_ORDER.index(main.zone.name) for z in passing):
             notes.append(
                 f"{_and([z.zone.label for z in passing])} had blocks that fit; watermark and lowmem_reserve, which keep low zones for requests that can use no other, are not in the log."
             )
-            return ZONE_RULE.get(top.rule, top.rule), PROBABLE
+            return ZONE_RULE.get(main.rule, main.rule), PROBABLE
         return "evidence_missing", UNDECIDED
     if passing and all(z.zone.blocks is not None and not z.zone.listed_kb for z in eligible):
         notes.append(
@@ -172,13 +170,11 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
         return "cma_only", DECIDED
     if all(z.free - z.cma <= 0 or (ask.no_watermarks and z.rule == "empty") for z in eligible):
         return "really_empty", DECIDED
-    elsewhere = _this_node(ask, eligible, passing)
-    if elsewhere:
+    if _this_node(ask, eligible):
         notes.append(
             f"It was for one node only (__GFP_THISNODE), which the log does not name: it cannot have been node {passing[0].zone.node}, which would have served it."
         )
-        best = max(elsewhere, key=lambda z: (ZONE_ORDER.index(z.zone.name), z.free))
-        return ZONE_RULE.get(best.rule, best.rule), DECIDED
+        return ZONE_RULE.get(main.rule, main.rule), DECIDED
     if passing:
         if oom and ask.version < (4, 9, 0) and len({z.zone.node for z in eligible}) > 1:
             notes.append("Kernels before 4.9 do not print which nodes the request was bound to: a memory policy (numactl, mbind) would explain it.")
@@ -214,14 +210,13 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
     return code, certainty
 
 
-def _this_node(ask: Ask, eligible: list[ZoneVerdict], passing: list[ZoneVerdict]) -> list[ZoneVerdict]:
+def _this_node(ask: Ask, eligible: list[ZoneVerdict]) -> list[ZoneVerdict]:
     """The zones of the node that a request for one node only must have been for; empty if the numbers do not tell."""
-    if "THISNODE" not in ask.flags or not passing:
-        return []
-    nodes = {z.zone.node for z in eligible}
-    served = {z.zone.node for z in passing if z.margin > max(z.mark // 4, 64)}
-    left = nodes - served
-    return [z for z in eligible if z.zone.node in left] if len(left) == 1 and {z.zone.node for z in passing} == served else []
+    passing = [z for z in eligible if z.rule == "passes"]
+    would, surely = {z.zone.node for z in passing}, {z.zone.node for z in passing if z.margin > max(z.mark // 4, 64)}
+    left = {z.zone.node for z in eligible} - surely
+    told = "THISNODE" in ask.flags and passing and would == surely and len(left) == 1
+    return [z for z in eligible if z.zone.node in left] if told else []
 
 
 def _below_high(z: ZoneVerdict, notes: list[str]) -> tuple[str, str]:

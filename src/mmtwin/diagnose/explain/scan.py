@@ -149,7 +149,9 @@ def hits(data: bytes) -> tuple[list[tuple[int, Anchor]], Counter[str]]:
                     numbers[anchor] += 1
         full = [anchor for anchor in left if numbers[anchor] >= MANY]
         if full:
-            more.update({anchor.kind: data.count(anchor.text, chunk + CHUNK) for anchor in full if anchor.head})
+            for anchor in full:
+                if anchor.head:
+                    more[anchor.kind] += data.count(anchor.text, chunk + CHUNK)
             left = [anchor for anchor in left if anchor.head and anchor not in full]  # a further line could no longer be told from a first one
             keys = _Keys(left)
     return sorted(found, key=lambda hit: hit[0]), more

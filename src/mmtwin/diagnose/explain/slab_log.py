@@ -37,6 +37,11 @@ class SlabFacts:
     debugging: str = ""
 
     @property
+    def no_such_node(self) -> bool:
+        """Whether the slab was asked of a node that the cache does not know: the message lists every one that it does."""
+        return self.node >= 0 and bool(self.nodes) and self.node not in [node[0] for node in self.nodes]
+
+    @property
     def debug_fixes(self) -> tuple[Remedy, ...]:
         """What to do if it is slub_debug that makes the slabs so large."""
         if not self.debugging:
@@ -80,8 +85,7 @@ def read(segment: Segment) -> Report:
     missing = ["no page allocation failure stands before it; it may have been left out by the kernel's rate limit, by __GFP_NOWARN, or by whoever pasted"]
     what = f"The cache {fact.cache} got no new slab" if fact else "A slab cache got no new slab"
     why: list[str] = []
-    missing_node = fact is not None and fact.node >= 0 and bool(fact.nodes) and fact.node not in [node[0] for node in fact.nodes]
-    if missing_node and fact:
+    if fact and fact.no_such_node:
         why.append(
             f"It was asked of node {fact.node}, of which the cache has no slabs (the message lists every node that it knows): a node without memory, or none at all."
         )
@@ -116,7 +120,7 @@ def read(segment: Segment) -> Report:
             Verdict("memcg_limit", PROBABLE, f"{what}: the limit of the control group{group} probably refused it, not the page allocator.", tuple(why), missing=tuple(missing), remedies=tuple(remedies), details=details),
             stack=segment.stack,
         )  # fmt: skip
-    if missing_node and fact:
+    if fact and fact.no_such_node:
         verdict = Verdict(
             "slab_refused", PROBABLE, f"{what} on node {fact.node}: the cache knows no such node.", tuple(why), missing=tuple(missing), details=details,
             remedies=(Remedy("caller", f"NUMA_NO_NODE, or a node that has memory, in {request.caller or 'the caller'} (is the device's node right?)", "any node may then give the slab"),

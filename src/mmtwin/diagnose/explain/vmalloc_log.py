@@ -26,6 +26,12 @@ MODULES = (
 )
 
 
+NEIGHBOURS = 4
+"""Reports to either side in which the stack of a bare message may be."""
+X86 = re.compile(r"\bentry_SYSCALL_64|\bRIP:|\bEIP:|x86")
+"""A report of a machine that has no CONFIG_*_MODULE_PLTS."""
+
+
 def with_neighbours_stack(segments: list[Segment]) -> list[Segment]:
     """The reports; a bare "vmap allocation for size N failed" gets the stack of the same words next to it: many CPUs load the same module at once, and only some dump theirs."""
     found = []
@@ -44,10 +50,6 @@ def _same(one: Segment, other: Segment) -> bool:
     mine, its = VMAP.search(one.text[:300]), VMAP.search(other.text[:300])
     near = one.seconds is None or other.seconds is None or abs(one.seconds - other.seconds) < 1
     return mine is not None and its is not None and mine[1] == its[1] and near
-
-
-NEIGHBOURS = 4
-X86 = re.compile(r"\bentry_SYSCALL_64|\bRIP:|\bEIP:|x86")
 
 
 def read(segment: Segment) -> Report:
