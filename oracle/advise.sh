@@ -13,11 +13,12 @@ release=$(cat "$kernel/release")
 "$here/module/build.sh" "$build" "$release" advise_probe contexts < /dev/null
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-mkdir -p "$scratch/root/bin" "$scratch/root/proc" "$scratch/root/dev" "$scratch/root/sys"
-cp "$(command -v busybox)" "$scratch/root/bin/busybox"
-ln -s busybox "$scratch/root/bin/sh"
-cp "$build/$release/advise_probe.ko" "$build/$release/contexts.ko" "$scratch/root/"
-cat > "$scratch/root/init" << 'INIT'
+root=$scratch/root
+mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys"
+cp "$(command -v busybox)" "$root/bin/busybox"
+ln -s busybox "$root/bin/sh"
+cp "$build/$release/advise_probe.ko" "$build/$release/contexts.ko" "$root/"
+cat > "$root/init" << 'INIT'
 #!/bin/sh
 b=/bin/busybox
 $b mount -t proc proc /proc; $b mount -t devtmpfs dev /dev; $b mount -t sysfs sys /sys; $b mount -t tracefs tracefs /sys/kernel/tracing
@@ -76,8 +77,8 @@ $what
 echo @@END
 $b poweroff -f
 INIT
-chmod +x "$scratch/root/init"
-(cd "$scratch/root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
+chmod +x "$root/init"
+(cd "$root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
 guest() { # what, CPUs
   timeout 300 qemu-system-x86_64 -M pc -accel tcg -cpu max -m 512M -smp "$2" -nographic -nodefaults -no-reboot -serial stdio -kernel "$kernel/vmlinuz" \
     -initrd "$scratch/initrd" -append "console=ttyS0 panic=-1 quiet loglevel=1 nokaslr no5lvl no_hash_pointers advise=$1" < /dev/null 2> /dev/null |
