@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtwin.diagnose.explain import Explanation, explain_log, explain_text, scan
-from mmtwin.diagnose.explain.kernel_version import find_kernel
+from mmtwin.diagnose.explain.kernel_version import find_kernel, releases
 from mmtwin.diagnose.explain.log_gfp import ERAS, decode, parse_names, spell
 from mmtwin.diagnose.explain.log_lines import strip
 from mmtwin.diagnose.explain.model import VERDICTS
 from mmtwin.diagnose.explain.show import explanation_lines
-from mmtwin.diagnose.explain.zone_rules import Ask, rules_of, takes
+from mmtwin.diagnose.explain.zone_rules import Ask, lower, rules_of, takes
 from mmtwin.errors import LogError
 
 LOGS = Path(__file__).parent.parent / "data" / "kernel-logs"
@@ -94,6 +95,7 @@ EXPECTED: dict[str, list[tuple[str, str, dict[str, tuple[str, int]]]]] = {
     "q29": [("watermark", "decided", {"DMA": ("watermark", -2), "Movable": ("not_eligible", 0)})],
     "q30": [("no_block", "decided", {"Normal": ("no_block", 575)})],
     "q31": [("cma_only", "decided", {"DMA": ("cma_only", 11707)})],
+    "q32": [("watermark", "decided", {"DMA32": ("watermark", -1375)}), ("watermark", "decided", {"DMA32": ("watermark", -562)})],
 }
 
 
@@ -113,6 +115,21 @@ def test_verdicts(name: str) -> None:
     summary = next((one for one in EXPECTED[name] if one[0] != "evidence_missing" and one[1] != "undecided"), EXPECTED[name][0])
     assert json.loads(json.dumps(explanation.to_dict()))["verdict"] == summary[0]
     assert all(code in VERDICTS for code in explanation.to_dict()["verdicts"])
+
+
+def test_victim_of_the_oom_killer_may_go_deeper() -> None:
+    victim = explain_log(log("q32")).reports[1].verdict
+    assert any("killed this process before" in why for why in victim.why)
+    assert any("victim of the OOM killer" in step for step in victim.zones[0].steps)
+    other = log("q32").read_text().replace("Killed process 151 (tail)", "Killed process 152 (tail)")
+    assert explain_text(other).reports[1].verdict.zones[0].margin == -1375
+    old = Ask(0, decode(0xCC0, "GFP_KERNEL", (4, 13, 0)), (4, 13, 0), oom=True)
+    assert (old.no_watermarks, replace(old, version=(4, 14, 0)).no_watermarks, lower(1000, replace(old, version=(4, 14, 0)))) == (True, False, 500)
+
+
+def test_release_behind_taint_flags_of_rhel() -> None:
+    said = "CPU: 0 PID: 2390 Comm: EcNet-dns Kdump: loaded Tainted: G           OE  ------------   3.10.0-1160.45.1.el7.x86_64 #1"
+    assert releases(said) == ["3.10.0-1160.45.1.el7.x86_64"]
 
 
 def test_details() -> None:

@@ -10,7 +10,7 @@ from mmtwin.diagnose.explain.common import asked, flags_of, name_of, request_of
 from mmtwin.diagnose.explain.mem_info import MemInfo, parse
 from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict
-from mmtwin.diagnose.explain.zone_rules import RULES, Ask
+from mmtwin.diagnose.explain.zone_rules import ALLOC_OOM, RULES, Ask
 
 ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})(?!\d)|\b(?P<old>\d{1,2})-order\b")
 STALL = re.compile(r"stalls\s+for\s+(\d+)ms")
@@ -21,11 +21,12 @@ RECLAIM = ("try_to_free_pages", "do_try_to_free_pages", "__perform_reclaim", "__
 INTERRUPTS = ("softirq", "hard interrupt", "interrupt")
 
 
-def read(segment: Segment, slab: Segment | None = None, injected: bool = False) -> Report:
+def read(segment: Segment, slab: Segment | None = None, injected: bool = False, killed: frozenset[tuple[int, str]] = frozenset()) -> Report:
     """The report, judged.
 
     :param slab: a ``SLUB: Unable to allocate`` that followed because of it.
     :param injected: a fault injection came just before.
+    :param killed: process ids and names that the OOM killer has killed before in the log.
     """
     info = parse(segment.all, segment.turn)
     page_kb = info.page_kb if info else 4
@@ -39,7 +40,7 @@ def read(segment: Segment, slab: Segment | None = None, injected: bool = False) 
             "fault_injection", DECIDED, "The failure was made on purpose: fault injection is on (CONFIG_FAULT_INJECTION); memory plays no part in it."
         )
         return Report("page_allocation_failure", title, segment.line, segment.seconds, segment.kernel, request, verdict, page_kb, stack=segment.stack)
-    request, verdict = judge(segment, info, request)
+    request, verdict = judge(segment, info, request, victim=(request.pid, request.comm) in killed)
     if stall is not None:
         verdict = replace(
             verdict, code="stalled", certainty=DECIDED,
@@ -88,8 +89,12 @@ def headless(segment: Segment, slab: Segment) -> Report | None:
     )
 
 
-def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = False, constraint: str = "") -> tuple[Request, Verdict]:
-    """The verdict on a request for pages, and the request with its zones."""
+def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = False, constraint: str = "", victim: bool = False) -> tuple[Request, Verdict]:
+    """The verdict on a request for pages, and the request with its zones.
+
+    :param oom: it is a report of the OOM killer, of a request with this `constraint`.
+    :param victim: the OOM killer has killed the process that asks (__gfp_pfmemalloc_flags of mm/page_alloc.c).
+    """
     if request.order is None or request.flags is None:
         lost = "order" if request.order is None else "flags"
         return request, Verdict(
@@ -106,7 +111,8 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
             missing=tuple(missing), remedies=(Remedy("look", "the lines from Mem-Info: on, after this message", "they hold each zone's free pages, watermarks and blocks"),),
         )  # fmt: skip
     reclaiming = not oom and request.place not in INTERRUPTS and segment.stack.has(*RECLAIM)
-    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits, reclaiming=reclaiming)
+    victim = victim and request.place not in INTERRUPTS and "NOMEMALLOC" not in request.flags
+    ask = Ask(request.order, request.flags, segment.kernel.version, segment.kernel.bits, victim, reclaiming)
     judged = page_verdict.judge_pages(ask, info, request, oom, constraint)
     request = replace(request, highest_zone=judged.highest, zones=judged.allowed)
     head = page_verdict.headline(judged, ask, info.page_kb)
@@ -120,12 +126,17 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
         certainty = PROBABLE if certainty == DECIDED else certainty
     elif flags.note:
         why.append(flags.note[0].upper() + flags.note[1:] + ".")
-    if not segment.kernel.known and (differ := _by_other_kernels(segment, info, request, oom, constraint, reclaiming, judged)):
+    if not segment.kernel.known and (differ := _by_other_kernels(segment, info, request, oom, constraint, ask, judged)):
         missing.append(f"the log does not say which kernel it is; judged as {'.'.join(map(str, segment.kernel.version[:2]))}{differ}")
         certainty = PROBABLE if certainty == DECIDED else certainty
     if segment.interleaved:
         missing.append("two dumps are in one another; the numbers were shared out in order, and may belong to the other one")
         certainty = PROBABLE if certainty == DECIDED else certainty
+    if victim:
+        deeper = "may go to half of the min watermark" if ask.version >= ALLOC_OOM else "need not heed watermarks"
+        why.append(
+            f"The OOM killer killed this process before (see above in the log): so that it can end, it {deeper}. The kill is what to explain, not this failure."
+        )
     if ask.no_watermarks and reclaiming:
         why.append("It was made while reclaiming memory (PF_MEMALLOC): watermarks do not hold for it, only what is free at all.")
     why += judged.notes
@@ -137,14 +148,14 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     return request, Verdict(judged.code, certainty, text, tuple(why), judged.zones, tuple(missing), fixes, details)
 
 
-def _by_other_kernels(segment: Segment, info: MemInfo, request: Request, oom: bool, constraint: str, reclaiming: bool, judged: page_verdict.Judged) -> str:
+def _by_other_kernels(segment: Segment, info: MemInfo, request: Request, oom: bool, constraint: str, first: Ask, judged: page_verdict.Judged) -> str:
     """What other kernels that may have printed the log would say to it; "" if all say the same."""
     kernel = segment.kernel
     for rules in RULES:
         if kernel.version < rules.since and rules.since[:2] <= kernel.newest:
             other = replace(segment, kernel=replace(kernel, version=rules.since))
             flags = flags_of(other)
-            ask = None if flags is None or request.order is None else Ask(request.order, flags, rules.since, kernel.bits, reclaiming=reclaiming)
+            ask = None if flags is None else replace(first, flags=flags, version=rules.since)
             again = None if ask is None else page_verdict.judge_pages(ask, info, request, oom, constraint)
             if again is None or (again.code, again.certainty) != (judged.code, judged.certainty):
                 named = (

@@ -113,12 +113,13 @@ def _prose(segment: Segment) -> bool:
 
 def _stream(segments: list[Segment]) -> Iterator[Report]:
     segments = vmalloc_log.with_neighbours_stack(segments)
+    killed: frozenset[tuple[int, str]] = frozenset()
     n = 0
     while n < len(segments):
         one = segments[n]
         following = segments[n + 1] if n + 1 < len(segments) else None
         if one.kind in ("page", "oom") and following is not None and following.kind == "slab" and slab_log.caused_by(following, one):
-            yield with_crash(with_crash(alloc_failure.read(one, following) if one.kind == "page" else read(one), one), following)
+            yield with_crash(with_crash(alloc_failure.read(one, following, killed=killed) if one.kind == "page" else read(one), one), following)
             n += 2
             continue
         if one.kind == "mem_info" and following is not None and following.kind == "slab" and (report := alloc_failure.headless(one, following)) is not None:
@@ -128,15 +129,15 @@ def _stream(segments: list[Segment]) -> Iterator[Report]:
         if one.kind == "page" and n and segments[n - 1].kind == "fault" and one.line - segments[n - 1].line < 80:
             yield alloc_failure.read(one, injected=True)
         else:
-            yield with_crash(read(one), one)
+            yield with_crash(alloc_failure.read(one, killed=killed) if one.kind == "page" else read(one), one)
+        if one.kind in ("oom", "killed", "mem_info"):
+            killed |= frozenset(oom_log.killed_in(one.text))
         n += 1
 
 
 def read(segment: Segment) -> Report:
     """A report by its kind's reader."""
     match segment.kind:
-        case "page":
-            return alloc_failure.read(segment)
         case "oom" | "killed":
             return oom_log.read(segment)
         case "vmalloc":

@@ -10,7 +10,7 @@ from mmtwin.diagnose.explain.anchored import Anchored
 from mmtwin.diagnose.explain.log_gfp import ERAS, parse_names
 
 RELEASE = Anchored(re.compile(
-    r"(?:Not\s+tainted|Tainted:(?:\s+(?:\[[A-Z]\]=\w+,?|[A-Z]{1,12}(?![\w.])))*)[\s(]{0,120}(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)|Linux\s+version\s+(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)"
+    r"(?:Not\s+tainted|Tainted:(?:\s+(?:\[[A-Z]\]=\w+,?|[A-Z]{1,12}(?![\w.])|-{3,40}))*)[\s(]{0,120}(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)|Linux\s+version\s+(\d{1,2}\.\d{1,3}(?:\.\d+)?[\w.+~@-]*)"
 ), "Not", "Tainted:", "Linux")  # fmt: skip
 SIGNS: tuple[tuple[str, tuple[int, int], tuple[int, int]], ...] = (
     (r"free_highatomic:", (6, 12), (99, 0)),

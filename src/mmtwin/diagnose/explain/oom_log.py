@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from mmtwin.diagnose.explain.alloc_failure import ORDER, judge
@@ -141,6 +142,11 @@ def memcg(segment: Segment) -> Verdict:
     }
     missing = () if usages else ("the group's usage and limit are not in the log",)
     return Verdict("memcg_limit", DECIDED, said + ".", tuple(why), missing=missing, remedies=tuple(remedies), details=details)
+
+
+def killed_in(text: str) -> Iterator[tuple[int, str]]:
+    """Process ids and names that the OOM killer has killed; those that it only chose are left out."""
+    return ((int(match[1]), match[2]) for match in KILLED.finditer(text) if match[0].startswith("Killed"))
 
 
 def victim_of(text: str) -> str:

@@ -63,6 +63,10 @@ ATOMIC_NEEDS_HIGH = ((6, 1, 157), (6, 12, 54), (6, 18, 0))
 """Blocks may come from that reserve only with __GFP_HIGH; from NON_BLOCK on until then it was enough that the request cannot wait."""
 
 
+ALLOC_OOM = (4, 14, 0)
+"""The OOM killer's victim gets half of the min watermark, no longer everything (oom_reserves_allowed)."""
+
+
 def rules_of(version: tuple[int, int, int]) -> Rules:
     """The rules of a kernel version."""
     return [rules for rules in RULES if rules.since <= version or (rules.since == NON_BLOCK[-1] and since(version, *NON_BLOCK))][-1]
@@ -120,7 +124,7 @@ class ZoneVerdict:
 class Ask:
     """What the tests need to know of a request.
 
-    :ivar oom: the task is the OOM killer's victim (ALLOC_OOM): it may go to half of the mark, and take blocks of the highatomic reserve. A log does not say so.
+    :ivar oom: the task is the OOM killer's victim: it may go to half of the mark, and take blocks of the highatomic reserve (ALLOC_OOM, from 4.14 on; before, all of it is open to it).
     :ivar reclaiming: the process that asks is freeing memory just then (PF_MEMALLOC): all of it is open to it.
     """
 
@@ -152,7 +156,7 @@ class Ask:
 
     @property
     def no_watermarks(self) -> bool:
-        return ("MEMALLOC" in self.flags or self.reclaiming) and "NOMEMALLOC" not in self.flags
+        return ("MEMALLOC" in self.flags or self.reclaiming or (self.oom and self.version < ALLOC_OOM)) and "NOMEMALLOC" not in self.flags
 
 
 def compiled_zones(info: MemInfo, version: tuple[int, int, int], bits: int = 0) -> tuple[str, ...]:
@@ -326,7 +330,7 @@ def _marks(mark: int, least: int, ask: Ask) -> str:
 
 def _by(passes: bool, margin: int, ask: Ask) -> str:
     if ask.no_watermarks:
-        return f"does not matter, {'reclaim (PF_MEMALLOC)' if ask.reclaiming else '__GFP_MEMALLOC'} ignores watermarks"
+        return f"does not matter, {'reclaim (PF_MEMALLOC)' if ask.reclaiming else 'a victim of the OOM killer' if ask.oom else '__GFP_MEMALLOC'} ignores watermarks"
     return f"passes by {margin}" if passes else f"refused by {-margin}" if margin else "refused (equal is not enough)"
 
 
