@@ -10,6 +10,7 @@ from mmtwin.diagnose.explain.common import asked, flags_of, name_of, request_of
 from mmtwin.diagnose.explain.mem_info import MemInfo, parse
 from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict
+from mmtwin.diagnose.explain.page_remedies import remedies
 from mmtwin.diagnose.explain.zone_rules import ALLOC_OOM, RULES, Ask
 
 ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})(?!\d)|\b(?P<old>\d{1,2})-order\b")
@@ -143,7 +144,7 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     use = memory_use(info)
     if judged.code in ("watermark", "really_empty", "lowmem_reserve") or oom:
         why += use.sentences
-    fixes = page_verdict.remedies(judged, ask, request, info.page_kb, info)
+    fixes = remedies(judged, ask, request, info.page_kb, info)
     details = {"memory_pages": use.pages, "counters": info.counters, "totals": info.trailer}
     return request, Verdict(judged.code, certainty, text, tuple(why), judged.zones, tuple(missing), fixes, details)
 

@@ -22,6 +22,7 @@ from mmtwin.diagnose.explain.kernel_version import Kernel, parse_release
 from mmtwin.diagnose.explain.log_gfp import Flags, decode
 from mmtwin.diagnose.explain.mem_info import ZONE_ORDER, Block, MemInfo, Zone
 from mmtwin.diagnose.explain.model import DECIDED, VERDICTS, Remedy, Request, Verdict, size, zone_dict
+from mmtwin.diagnose.explain.page_remedies import remedies
 from mmtwin.diagnose.explain.zone_rules import Ask, ZoneVerdict
 from mmtwin.errors import RequestError
 from mmtwin.gfp import (
@@ -489,7 +490,7 @@ def _room_text(room: Room, ask: Ask, zone: ZoneVerdict) -> str:
 
 def _remedies(judged: page_verdict.Judged, ask: Ask, request: Request, info: MemInfo, rooms: tuple[Room, ...]) -> tuple[Remedy, ...]:
     """Those of a log, less compaction where nothing can be emptied."""
-    found = page_verdict.remedies(judged, ask, request, PAGE_KB, info)
+    found = remedies(judged, ask, request, PAGE_KB, info)
     lacking = [room for room in rooms for zone in judged.zones if zone.zone.name == room.zone and lacks_block(zone)]
     if lacking and not any(room.emptiable for room in lacking):
         found = tuple(remedy for remedy in found if "compact_memory" not in remedy.what)

@@ -12,6 +12,7 @@ from mmtwin.diagnose.explain.mem_info import parse
 from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict
 from mmtwin.diagnose.explain.oom_log import victim_of
+from mmtwin.diagnose.explain.page_remedies import remedies
 from mmtwin.diagnose.explain.stack import read_stack
 from mmtwin.diagnose.explain.zone_rules import Ask
 
@@ -62,7 +63,7 @@ def mem_info(segment: Segment) -> Report:
         text = "Nothing was refused: somebody asked for this dump (SysRq m). " + text.replace("The request is not in the log. ", "")
         lost = lost[1:]
     use = memory_use(info)
-    fixes = page_verdict.remedies(judged, ask, request, info.page_kb, info) if code != "evidence_missing" else ()
+    fixes = remedies(judged, ask, request, info.page_kb, info) if code != "evidence_missing" else ()
     verdict = Verdict(
         code,
         UNDECIDED,

@@ -1,0 +1,257 @@
+"""What would have helped a request for pages: each rule looks at the verdict and yields what it knows; their order is the ranking."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mmtwin.diagnose.explain.mem_info import MemInfo
+from mmtwin.diagnose.explain.model import Remedy, Request, size
+from mmtwin.diagnose.explain.page_verdict import Judged, unpopulated
+from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict
+
+CONTIGUOUS = (
+    (r"^(?:_*(?:pte|pmd|pud|p4d|pgd)_alloc\w*|crst_table_alloc|get_pgd_slow|mm_init)$", None),
+    (r"^(?:sock_alloc_send\w*|unix_\w*sendmsg|netlink_\w+|nlmsg_\w+)$",
+     Remedy("caller", "smaller messages (on UNIX sockets a smaller SO_SNDBUF, on netlink smaller dumps)", "a socket buffer's linear part has to be contiguous; a smaller one needs no large block")),
+)  # fmt: skip
+"""What to advise where the memory has to be contiguous (page tables: nothing), by the functions next to the allocator."""
+KERNEL_STACK = ("copy_process", "dup_task_struct", "alloc_thread_stack_node")
+NEAR_CALLER = 3
+"""Functions further away only lead to the one that asks: a driver's own table may be asked for by way of a message."""
+PIECES = ("no_block", "per_order_watermark", "highatomic_only", "isolated_only", "not_shown", "cma_only")
+"""Verdicts on requests that smaller pieces would have been found for."""
+SHORT = ("watermark", "no_block", "really_empty", "lowmem_reserve")
+"""Verdicts on requests that pages of another zone would have served."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request and its verdict.
+
+    :ivar page_kb: size of a page.
+    :ivar counted: whether the log's counters say who holds the memory.
+    """
+
+    judged: Judged
+    ask: Ask
+    request: Request
+    page_kb: int
+    counted: bool
+
+    @property
+    def code(self) -> str:
+        return self.judged.code
+
+    @property
+    def main(self) -> ZoneVerdict | None:
+        return self.judged.main
+
+    @property
+    def reclaim(self) -> bool:
+        """Whether it may wait for reclaim."""
+        return "DIRECT_RECLAIM" in self.ask.flags
+
+    @property
+    def want(self) -> str:
+        return self.size(1 << self.ask.order)
+
+    @property
+    def who(self) -> str:
+        return self.request.caller or "the caller"
+
+    def size(self, pages: int) -> str:
+        return size(pages * self.page_kb * 1024)
+
+
+def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: MemInfo) -> tuple[Remedy, ...]:
+    """What would have helped, the best first."""
+    refused = Refused(judged, ask, request, page_kb, bool(info.counters))
+    return tuple(remedy for rule in RULES for remedy in rule(refused))
+
+
+def smaller_pieces(it: Refused) -> Iterator[Remedy]:
+    """What the caller could ask for instead."""
+    if it.code not in PIECES and not (it.code == "watermark" and it.ask.order):
+        return
+    low = next((name for name in ("DMA", "DMA32") if name in it.ask.flags and it.judged.highest == name), "")
+    near = next((pair for pair in CONTIGUOUS if any(re.match(pair[0], name) for name in it.request.path[:NEAR_CALLER])), None)
+    if any(name in it.request.path for name in KERNEL_STACK):
+        yield Remedy(
+            "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {it.want}"
+        )
+    elif low:
+        yield Remedy(
+            "caller",
+            f"no GFP_{low} in {it.who} if the device reaches more (a larger DMA mask), or dma_alloc_coherent",
+            f"the request is not bound to the zone {low} then",
+        )
+    elif near is not None:
+        if near[1] is not None:
+            yield near[1]
+    elif it.ask.order and it.request.for_device:
+        yield Remedy(
+            "caller",
+            f"the buffer of {it.who} allocated {'' if it.reclaim else 'with GFP_KERNEL '}at start and kept, or taken from CMA (cma= or a reserved-memory node), "
+            "or smaller ones (scatter-gather), or an IOMMU",
+            f"the device needs {it.want} in one piece, so vmalloc cannot help",
+        )
+    elif it.ask.order and it.reclaim and "FS" in it.ask.flags:
+        yield Remedy(
+            "caller",
+            f"kvmalloc instead of kmalloc in {it.who}, if the memory need not be contiguous",
+            f"falls back to single pages by vmalloc: no block of {it.want} is needed",
+        )
+    elif it.ask.order and it.reclaim:
+        yield Remedy(
+            "caller", f"smaller pieces in {it.who}, or kvmalloc under memalloc_nofs_save() (5.17 and newer accept GFP_NOFS)", f"no block of {it.want} is needed"
+        )
+    elif it.ask.order:
+        yield Remedy(
+            "caller",
+            f"allocate in {it.who} ahead of time with GFP_KERNEL, or ask for single pages (scatter-gather)",
+            "a request that may sleep can reclaim and compact; an atomic one cannot",
+        )
+
+
+def cma(it: Refused) -> Iterator[Remedy]:
+    """Of memory that only movable pages and CMA's own callers may use."""
+    if it.code == "cma_only" or (it.main is not None and it.main.cma_decides):
+        free = it.main.cma if it.main is not None else 0
+        yield Remedy(
+            "caller",
+            "dma_alloc_coherent or dma_alloc_contiguous, which are what CMA is for",
+            f"may use the {it.size(free)} of free CMA" if free else "may use what is free in CMA",
+        )
+        yield Remedy(
+            "admin",
+            "a smaller CMA area (cma= on the command line)",
+            "its pages become usable for every request; more RAM in CMA or drop_caches would not help",
+        )
+
+
+def atomic_reserve(it: Refused) -> Iterator[Remedy]:
+    """Of the reserve for high-order atomic requests."""
+    if it.code == "highatomic_only":
+        yield Remedy("kernel", "retry after a moment", "the reserve is given back when a request that may reclaim fails for long")
+
+
+def lowmem_reserve(it: Refused) -> Iterator[Remedy]:
+    """A smaller reserve for the zone that would pass soonest."""
+    kept = [z for z in it.judged.zones if z.eligible and z.rule == "lowmem_reserve" and (it.ask.order == 0 or z.usable_blocks)]
+    zone = min(kept, key=_times, default=None)
+    if zone is None or it.code == "not_shown":
+        return
+    times = _times(zone)
+    left = zone.usable - zone.least - zone.reserve // times
+    index = ("DMA", "DMA32", "Normal").index(zone.zone.name) if zone.zone.name in ("DMA", "DMA32", "Normal") else 0
+    yield Remedy(
+        "admin",
+        f"{'twice' if times == 2 else f'{times} times'} the entry for {zone.zone.name} in vm.lowmem_reserve_ratio (the {('first', 'second', 'third')[index]} number where all zones exist)",
+        f"its reserve falls from {zone.reserve} to {zone.reserve // times} pages; this request would then pass by {left}",
+    )
+
+
+def _times(z: ZoneVerdict) -> int:
+    """By which power of two the zone's reserve must be divided for the request to pass."""
+    times = 1
+    while z.usable <= z.least + z.reserve // times and times < 1024:
+        times *= 2
+    return times
+
+
+def boost(it: Refused) -> Iterator[Remedy]:
+    """Where the watermark's boost alone refused."""
+    if it.main is not None and it.main.boost_decides:
+        yield Remedy(
+            "admin",
+            "vm.watermark_boost_factor=0",
+            f"min falls from {it.main.mark} to {it.main.mark - it.main.boost} pages; the request would pass by {it.main.unboosted_margin} pages",
+        )
+
+
+def larger_blocks(it: Refused) -> Iterator[Remedy]:
+    """Settings that keep or make larger blocks."""
+    if it.code == "no_block" and it.reclaim and 0 < it.ask.order <= COSTLY_ORDER:
+        yield Remedy("admin", "a higher vm.min_free_kbytes", "more pages stay free, so that larger blocks survive more often; no promise for a single request")
+    if it.code in ("no_block", "per_order_watermark") and it.ask.order:
+        yield Remedy(
+            "admin",
+            "echo 1 > /proc/sys/vm/compact_memory (or vm.compaction_proactiveness, 5.9 and newer)",
+            "joins movable pages to larger blocks for now; unmovable ones keep their places",
+        )
+
+
+def more_free_pages(it: Refused) -> Iterator[Remedy]:
+    """Where pages are too few, and what vm.min_free_kbytes does to it."""
+    if it.code in ("watermark", "really_empty"):
+        lack = 1 - it.main.margin if it.main is not None and it.main.margin <= 0 else 0
+        if it.reclaim and it.main is not None and not it.main.cma_decides and not it.main.boost_decides:
+            enough = f"{lack} more free {'page' if lack == 1 else 'pages'} ({it.size(lack)}) would have been enough"
+            yield Remedy("look", f"who holds the memory{' (see why)' if it.counted else ''}", enough if lack else "the dump is at the edge")
+        if it.ask.order and it.reclaim:
+            yield Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier")
+        elif not it.reclaim:
+            yield Remedy(
+                "admin",
+                "a higher vm.min_free_kbytes (or vm.watermark_scale_factor)",
+                "kswapd starts earlier and keeps more pages free, of which atomic requests may take a part"
+                + (f"; {lack} pages more were needed" if lack else ""),
+            )
+    if it.code == "no_block" and not it.reclaim:
+        yield Remedy("admin", "not: vm.min_free_kbytes alone", "it keeps more pages free, not larger blocks")
+
+
+def another_zone(it: Refused) -> Iterator[Remedy]:
+    """Where no zone was left that the request may use."""
+    if it.code != "zone_eligibility":
+        return
+    highest = it.judged.highest
+    if any(z.eligible for z in it.judged.zones):
+        yield Remedy("caller", f"no GFP_{highest} in {it.who} if the device reaches more", f"the request is not bound to the empty zone {highest} then")
+        yield Remedy("admin", f"memory inside zone {highest} (a crash kernel: crashkernel=SIZE,low)", "the zone gets pages to give")
+    else:
+        yield Remedy(
+            "admin",
+            f"a node with zone {highest} or lower in cpuset.mems (or the memory policy)",
+            "the request then has zones that it may use; freeing memory or killing processes cannot help",
+        )
+        yield Remedy("kernel", "Linux 5.16 or newer", "such a request fails at once and does not call the OOM killer")
+
+
+def passed_by_now(it: Refused) -> Iterator[Remedy]:
+    """Where the dump no longer shows why."""
+    if it.code == "not_shown":
+        yield Remedy(
+            "look", "/proc/buddyinfo over time, and whether it repeats", "a single failure of this kind has passed; a caller that falls back is not harmed"
+        )
+
+
+def out_of_reach(it: Refused) -> Iterator[Remedy]:
+    """Memory in zones that kernel requests may not use."""
+    zones = it.judged.zones
+    if it.code not in SHORT or it.judged.highest == "Movable":
+        return
+    if it.judged.highest != "HighMem" and any(z.zone.name == "HighMem" and not unpopulated(z) for z in zones):
+        yield Remedy(
+            "kernel",
+            "a 64-bit kernel, or a memory split with more lowmem",
+            "the kernel's own requests cannot use HighMem; there is no such split on 64 bits",
+        )
+    if any(z.zone.name == "Movable" and z.free > 1 << it.ask.order for z in zones):
+        yield Remedy("admin", "a smaller zone Movable (kernelcore= larger, or movablecore= smaller)", "its free pages become usable for requests like this one")
+
+
+def costly(it: Refused) -> Iterator[Remedy]:
+    """Requests that callers expect to fail."""
+    if it.ask.order > COSTLY_ORDER and it.reclaim and it.code == "no_block":
+        yield Remedy(
+            "look", "whether anything broke", f"requests above order {COSTLY_ORDER} are allowed to fail, and many callers fall back to something smaller"
+        )
+
+
+RULES: tuple[Callable[[Refused], Iterator[Remedy]], ...] = (
+    smaller_pieces, cma, atomic_reserve, lowmem_reserve, boost, larger_blocks, more_free_pages, another_zone, passed_by_now, out_of_reach, costly,
+)  # fmt: skip
+"""The best first."""
