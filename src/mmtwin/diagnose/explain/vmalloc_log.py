@@ -9,6 +9,7 @@ from mmtwin.diagnose.explain.alloc_failure import judge
 from mmtwin.diagnose.explain.common import flags_of, name_of, request_of
 from mmtwin.diagnose.explain.mem_info import MemInfo, parse
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict, size
+from mmtwin.diagnose.explain.zone_rules import ZoneVerdict
 
 VMAP = re.compile(r"vmap\s+allocation\s+for\s+size\s+(\d+)\s+failed")
 OLD = re.compile(r"vmalloc:\s+allocation\s+failure(?::\s+(\d+)\s+bytes|,\s+allocated\s+(\d+)\s+of\s+(\d+)\s+bytes)")
@@ -67,7 +68,11 @@ def read(segment: Segment) -> Report:
     modules = segment.stack.has(*MODULES)
     who = name_of(request)
     details = {"area_bytes": area, "asked_bytes": request.asked_bytes, "module_area": modules}
-    noise = ("The Mem-Info dump is beside the point: no page frame was asked for yet.",) if info is not None else ()
+    noise = (
+        ("The Mem-Info dump is beside the point: no page frame was asked for yet; the zones show what a single page would have met.",)
+        if info is not None
+        else ()
+    )
     partly = old is not None and old[2] is not None
     if (asked is not None and asked == 0) or "exceeds total pages" in words or (ram and asked and asked > ram):
         verdict = Verdict("vmalloc_too_large", DECIDED, f"{who} asked vmalloc for {size(asked or 0)}, which is {'nothing' if not asked else 'more than all memory'}: it can never succeed.", details=details,
@@ -76,7 +81,7 @@ def read(segment: Segment) -> Report:
         verdict = _pages(segment, info, request, old, words, asked, int(new[1]) if new and partial else None)
     elif vmap is not None or "vm_struct" in words or (old is not None):
         verdict = _space(segment, area, modules, vmap is not None, noise)
-        verdict = replace(verdict, details=details)
+        verdict = replace(verdict, zones=_zones(segment, info, request), details=details)
     else:
         verdict = Verdict("evidence_missing", UNDECIDED, f"A vmalloc of {who} failed; the line that says why is damaged.", details=details)
     return Report(
@@ -128,6 +133,13 @@ def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise:
     )
     why = ("Physical memory does not matter: free pages, order and watermarks were not asked.", *noise)
     return Verdict("vmalloc_address_space", certainty, head, why, missing=tuple(missing), remedies=tuple(remedies))
+
+
+def _zones(segment: Segment, info: MemInfo | None, request: Request) -> tuple[ZoneVerdict, ...]:
+    """What a single page for it would have met by the dump, where there is one."""
+    if info is None or request.flags is None:
+        return ()
+    return judge(segment, info, replace(request, order=0, bytes=info.page_kb * 1024))[1].zones
 
 
 def _pages(
