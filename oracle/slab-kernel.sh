@@ -5,6 +5,7 @@
 # Leaves DIR/vmlinuz, vmlinux (DWARF), config, System.map, modules/ and release, as get-kernel.sh does. Takes 10 to 30 minutes and 3 GB of disk.
 #   JOBS=2          processes of make at a time (default: one a CPU)
 #   EXTRA=FILE      a further configuration fragment, such as one with CONFIG_SLAB_FREELIST_RANDOM=y
+#   ALLOCATOR=slub  the same kernel with SLUB as Debian sets it, to compare the two: oracle/whatif.sh, workload allocators; both with EXTRA=oracle/allocators.config
 set -euo pipefail
 dir=${1:?usage: slab-kernel.sh DIR [SOURCE]} source=${2:-}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -30,8 +31,13 @@ mkdir -p "$build"
 run() { nice make -C "$tree" O="$build" -j"${JOBS:-$(nproc)}" KBUILD_BUILD_TIMESTAMP="Thu Jan 1 00:00:00 UTC 2026" KBUILD_BUILD_USER=mmtwin KBUILD_BUILD_HOST=mmtwin "$@"; }
 run tinyconfig > /dev/null
 (cd "$build" && "$tree/scripts/kconfig/merge_config.sh" -m .config "$here/slab-kernel.config" ${EXTRA:+"$EXTRA"} > /dev/null)
+chosen=CONFIG_SLAB
+if [ "${ALLOCATOR:-slab}" = slub ]; then
+  chosen=CONFIG_SLUB
+  "$tree/scripts/config" --file "$build/.config" --disable SLAB --enable SLUB --enable SLUB_DEBUG --enable SLUB_CPU_PARTIAL --enable SLAB_FREELIST_RANDOM --enable SLAB_FREELIST_HARDENED --set-str LOCALVERSION -slub-amd64
+fi
 run olddefconfig > /dev/null
-for wanted in CONFIG_SLAB CONFIG_KPROBE_EVENTS CONFIG_FW_CFG_SYSFS CONFIG_CRASH_CORE CONFIG_RETHUNK CONFIG_DEBUG_INFO CONFIG_NUMA CONFIG_ZONE_DEVICE; do
+for wanted in $chosen CONFIG_KPROBE_EVENTS CONFIG_FW_CFG_SYSFS CONFIG_CRASH_CORE CONFIG_RETHUNK CONFIG_DEBUG_INFO CONFIG_NUMA CONFIG_ZONE_DEVICE; do
   grep -q "^$wanted=y" "$build/.config" || { echo "slab-kernel.sh: $wanted is not set after all; see $build/.config" >&2; exit 1; }
 done
 run bzImage modules

@@ -96,6 +96,12 @@ EXPECTED: dict[str, list[tuple[str, str, dict[str, tuple[str, int]]]]] = {
     "q30": [("no_block", "decided", {"Normal": ("no_block", 575)})],
     "q31": [("cma_only", "decided", {"DMA": ("cma_only", 11707)})],
     "q32": [("watermark", "decided", {"DMA32": ("watermark", -1375)}), ("watermark", "decided", {"DMA32": ("watermark", -562)})],
+    "q33": [("zone_eligibility", "decided", {})],
+    "q34": [
+        ("watermark", "decided", {"DMA": ("lowmem_reserve", -26), "DMA32": ("watermark", -665)}),
+        ("watermark", "decided", {"DMA": ("lowmem_reserve", -9), "DMA32": ("watermark", -86)}),
+    ],
+    "q35": [("memcg_limit", "decided", {})],
 }
 
 
@@ -125,6 +131,45 @@ def test_victim_of_the_oom_killer_may_go_deeper() -> None:
     assert explain_text(other).reports[1].verdict.zones[0].margin == -1375
     old = Ask(0, decode(0xCC0, "GFP_KERNEL", (4, 13, 0)), (4, 13, 0), oom=True)
     assert (old.no_watermarks, replace(old, version=(4, 14, 0)).no_watermarks, lower(1000, replace(old, version=(4, 14, 0)))) == (True, False, 500)
+
+
+def test_kill_of_a_report_into_which_another_cpu_printed() -> None:
+    oom, page = explain_log(log("q34")).reports
+    assert any("The kernel killed ingest (pid 152)" in why for why in oom.verdict.why)
+    assert not any("killed" in why for why in page.verdict.why)
+    one_differs = log("q34").read_text().replace("DMA32 free:1068kB", "DMA32 free:1064kB", 1)
+    assert [report.verdict.certainty for report in explain_text(one_differs).reports] == ["probable", "probable"]
+
+
+def test_dump_without_a_zone_is_evidence_only_if_it_is_whole() -> None:
+    lines = log("q33").read_text().splitlines()
+    cut = [line for line in lines if "hugepages_total" not in line and "pagecache" not in line]
+    assert explain_text("\n".join(cut)).main.verdict.code == "evidence_missing"
+    older = "\n".join(lines).replace("6.12.117", "6.0.12")
+    assert explain_text(older).main.verdict.code == "evidence_missing"
+
+
+def test_protections_that_count_the_low_watermark() -> None:
+    text = """oom-killer: gfp_mask=0x1d2
+DMA free:704kB min:44kB low:88kB high:132kB active:0kB inactive:10720kB present:16384kB
+protections[]: 22 178 178
+Normal free:620kB min:312kB low:624kB high:936kB active:5260kB inactive:98652kB present:114688kB
+protections[]: 0 156 156
+DMA: 0*4kB 0*8kB 0*16kB 0*32kB 1*64kB 1*128kB 0*256kB 1*512kB 0*1024kB 0*2048kB 0*4096kB = 704kB
+Normal: 1*4kB 1*8kB 0*16kB 1*32kB 1*64kB 0*128kB 0*256kB 1*512kB 0*1024kB 0*2048kB 0*4096kB = 620kB"""
+    zones = explain_text(text).main.verdict.zones
+    assert [(z.zone.name, z.rule, z.margin) for z in zones] == [("DMA", "lowmem_reserve", -2), ("Normal", "watermark", -1)]
+
+
+def test_slab_corruption_in_two_parts_is_one_report() -> None:
+    text = """Slab corruption: start=f7d058c0, expend=f7d05937, problemat=f7d05900
+Last user: [<f891d1fd>](free_hpsb_packet+0x2c/0x33 [ieee1394])
+Data: ****************************************************************6A
+slab error in check_poison_obj(): cache `hpsb_packet': object was modified after freeing
+Call Trace:
+ [<c014d752>] check_poison_obj+0x155/0x195"""
+    (report,) = explain_text(text).reports
+    assert (report.verdict.code, report.verdict.details["cache"]) == ("use_after_free", "hpsb_packet")
 
 
 def test_release_behind_taint_flags_of_rhel() -> None:

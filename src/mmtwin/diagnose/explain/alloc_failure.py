@@ -19,6 +19,8 @@ HEADLESS_LINES = 60
 """A dump's lines, at most, before the message that follows it."""
 RECLAIM = ("try_to_free_pages", "do_try_to_free_pages", "__perform_reclaim", "__node_reclaim", "zone_reclaim", "balance_pgdat", "kswapd")
 """Functions that run with PF_MEMALLOC set (gfp_pfmemalloc_allowed of mm/page_alloc.c); interrupts do not inherit it."""
+ONLY_ELIGIBLE = (6, 1, 0)
+"""Dumps have the zones only that the request may use (show_mem's max_zone_idx)."""
 INTERRUPTS = ("softirq", "hard interrupt", "interrupt")
 
 
@@ -102,6 +104,8 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
             "evidence_missing", UNDECIDED, f"The request's {lost} cannot be read from the log.", missing=("the first line of the report is damaged or cut",)
         )
     why = context(request)
+    if info is not None and info.complete and segment.kernel.version >= ONLY_ELIGIBLE:
+        return request, _no_zone(request, info, "needs" if oom else "asked for", why)
     if info is None or not info.zones:
         counters = info.counters if info else {}
         missing = [request.flags.note] if request.flags.note else []
@@ -130,7 +134,7 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     if not segment.kernel.known and (differ := _by_other_kernels(segment, info, request, oom, constraint, ask, judged)):
         missing.append(f"the log does not say which kernel it is; judged as {'.'.join(map(str, segment.kernel.version[:2]))}{differ}")
         certainty = PROBABLE if certainty == DECIDED else certainty
-    if segment.interleaved:
+    if segment.interleaved and info.doubled:
         missing.append("two dumps are in one another; the numbers were shared out in order, and may belong to the other one")
         certainty = PROBABLE if certainty == DECIDED else certainty
     if victim:
@@ -147,6 +151,27 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     fixes = remedies(judged, ask, request, info.page_kb, info)
     details = {"memory_pages": use.pages, "counters": info.counters, "totals": info.trailer}
     return request, Verdict(judged.code, certainty, text, tuple(why), judged.zones, tuple(missing), fixes, details)
+
+
+def _no_zone(request: Request, info: MemInfo, verb: str, why: list[str]) -> Verdict:
+    """The verdict where a whole dump has no zone at all."""
+    assert request.flags is not None
+    low = next((name for name in ("DMA", "DMA32") if name in request.flags), "")
+    nodes = request.nodes if request.nodes not in ("", "(null)") else request.mems_allowed if "HARDWALL" in request.flags else ""
+    zones = f"no zone up to {low} has pages" if low else "no zone that it may use has pages"
+    said = f"The dump is whole and has no zone: since 6.1 zones that the request may not use are not printed. {info.counters['free']} pages were free on the machine."
+    if low:
+        fix = Remedy(
+            "caller", f"no GFP_{low} in {request.caller or 'the caller'} if the device reaches more", f"the request is not bound to the empty zone {low} then"
+        )
+    else:
+        fix = Remedy(
+            "admin",
+            "a node with zone Normal or lower in cpuset.mems (or the memory policy), or less memory in zone Movable",
+            "the request then has zones that it may use; freeing memory or killing processes cannot help",
+        )
+    headline = f"{name_of(request, True)} {verb} {asked(request)}, and {zones}{f' on node {nodes}' if nodes else ''}."
+    return Verdict("zone_eligibility", DECIDED, headline, (*why, said), remedies=(fix,))
 
 
 def _by_other_kernels(segment: Segment, info: MemInfo, request: Request, oom: bool, constraint: str, first: Ask, judged: page_verdict.Judged) -> str:

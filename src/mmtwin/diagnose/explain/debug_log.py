@@ -241,7 +241,7 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
 def _classic(segment: Segment) -> Verdict:
     text = segment.text[:6000]
     error = re.search(r"slab\s+error\s+in\s+(\w+)\(\):\s+cache\s+[`']([^']+)':\s+([^\n]+)", text)
-    if error:
+    if error and error[1] != "check_poison_obj":  # that one says it of a free object whose bytes stand before
         message = error[3].strip()
         code = (
             "double_free"
@@ -264,10 +264,11 @@ def _classic(segment: Segment) -> Verdict:
             details={"cache": error[2], "message": message},
         )
     found = re.search(r"Slab\s+corruption[^:]*:\s+(\S+)\s+start=", text)
+    cache = found[1] if found else error[2] if error else ""
     user = re.search(r"Last\s+user:\s+\[<[^>]*>\]\s*\(?([\w.]+)", text)
     why = (f"Last user: {user[1]}, which freed it or had it before.",) if user else ()
-    return Verdict("use_after_free", DECIDED, f"A free object{f' of the cache {found[1]}' if found else ''} was written (its poison is damaged). Nothing was refused.", why,
-                   remedies=(Remedy("look", "a kernel with CONFIG_KASAN", "names the access"),), details={"cache": found[1] if found else ""})  # fmt: skip
+    return Verdict("use_after_free", DECIDED, f"A free object{f' of the cache {cache}' if cache else ''} was written (its poison is damaged). Nothing was refused.", why,
+                   remedies=(Remedy("look", "a kernel with CONFIG_KASAN", "names the access"),), details={"cache": cache})  # fmt: skip
 
 
 def _usercopy(segment: Segment) -> Verdict:

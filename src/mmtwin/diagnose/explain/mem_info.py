@@ -31,6 +31,10 @@ TRAILER_NEAR = 80
 """Characters: a line of the trailer lies so close around its word "pages" or "swap"."""
 NUMBERED = re.compile(r"\d\s+(?:total\s+pagecache\s+|reserved\s+)?\Z")
 NODE_LINE = Anchored(re.compile(r"Node\s+(\d+)\s+active_anon:"), "Node")
+NO_ZONE = re.compile(r"\bfree:\d+ free_pcp:\d+ free_cma:\d+[^\n]*\n[^\n]{0,80}?(?:Node \d+ hugepages_total=|\d+ total pagecache pages)")
+"""The counters' last line, and at once what stands behind all zones."""
+TESTED = ("free", "min", "low", "high", "boost", "reserved_highatomic", "free_highatomic", "free_cma")
+"""Fields of a zone's line that decide about requests."""
 LARGEST = 1 << 62
 """kB; a larger number is damage."""
 
@@ -57,6 +61,7 @@ class Zone:
     :ivar reserve: ``lowmem_reserve[]``, in pages; None if not in the log.
     :ivar blocks: the free list, smallest first; None if not in the log.
     :ivar total_kb: the sum that the log prints behind the free list.
+    :ivar low_counts: an old kernel that tests the low watermark; "min" has it, too.
     """
 
     node: int | None
@@ -65,6 +70,7 @@ class Zone:
     reserve: tuple[int, ...] | None = None
     blocks: tuple[Block, ...] | None = None
     total_kb: int | None = None
+    low_counts: bool = False
 
     @property
     def free_kb(self) -> int:
@@ -92,7 +98,8 @@ class MemInfo:
     :ivar page_kb: size of a page; `page_known` says whether the log shows it.
     :ivar lost: zones of which only the free list is in the log; the line with their watermarks is not.
     :ivar lists_only: no zone's line is in the log, only free lists: each zone's `free` is what its list adds up to.
-    :ivar doubled: zones that are there more than once: two dumps in one another.
+    :ivar doubled: zones that are there more than once, with different numbers: two dumps in one another.
+    :ivar complete: it is whole though it has no zone: what follows the zones stands right behind the counters.
     """
 
     zones: tuple[Zone, ...]
@@ -104,6 +111,7 @@ class MemInfo:
     doubled: tuple[str, ...] = ()
     lists_only: bool = False
     lost: tuple[str, ...] = ()
+    complete: bool = False
     starts: tuple[int, ...] = field(default=(), compare=False)
 
 
@@ -115,6 +123,10 @@ def _key(match: re.Match[str]) -> tuple[int | None, str]:
 def zone_heads(text: str) -> tuple[re.Match[str], ...]:
     """Where the lines of zones begin; asked for several times of the same text."""
     return tuple(HEAD.finditer(text))
+
+
+def _tested(zone: Zone) -> tuple[object, ...]:
+    return (*(zone.fields.get(name) for name in TESTED), zone.reserve)
 
 
 def parse_zones(text: str) -> list[Zone]:
@@ -131,8 +143,16 @@ def parse_zones(text: str) -> list[Zone]:
         fields["free"] = min(int(head["free"]), LARGEST)
         node, name = _key(head)
         columns = tuple(min(int(x), LARGEST) for x in reserve[1].split()) if reserve else None
-        zones.append(Zone(node, name, fields, columns))
+        zones.append(_with_own_low(Zone(node, name, fields, columns)))
     return zones
+
+
+def _with_own_low(zone: Zone) -> Zone:
+    """A zone of 2.6.8 and older: ``protections[]`` there counts the zone's own low watermark, which the request has to leave in place of the min one."""
+    own, low = next((column for column in zone.reserve or () if column), 0), zone.fields.get("low", 0)
+    if not own or low // own not in (4, 8, 16, 64) or low % own:
+        return zone
+    return replace(zone, reserve=tuple(column and column - own for column in zone.reserve or ()), fields=zone.fields | {"min": low}, low_counts=True)
 
 
 def parse_blocks(text: str) -> tuple[Block, ...]:
@@ -151,7 +171,7 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
         lists.setdefault(_key(match), []).append(match)
     if not zones and not lists:
         counters = {name.lower(): int(number) for name, number in (match.groups() for match in COUNTER.finditer(text)) if int(number) < LARGEST}
-        return MemInfo((), frozenset(), counters, _trailer(text), 4, False) if "free" in counters else None
+        return MemInfo((), frozenset(), counters, _trailer(text), 4, False, complete=NO_ZONE.search(text) is not None) if "free" in counters else None
     groups: dict[tuple[int | None, str], list[Zone]] = {}
     for zone in zones:
         groups.setdefault((zone.node, zone.name), []).append(zone)
@@ -166,7 +186,7 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
         if matches:
             match = matches[min(turn, len(matches) - 1)]
             total = int(match["total"]) if match["total"] else None
-            zone = Zone(zone.node, zone.name, zone.fields, zone.reserve, parse_blocks(match["blocks"]), total)
+            zone = replace(zone, blocks=parse_blocks(match["blocks"]), total_kb=total)
         chosen.append(zone)
     first = zone_heads(text)[0] if zones else LIST.search(text)
     assert first is not None
@@ -187,7 +207,11 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
             chosen.append(Zone(node, name, {"free": min(listed, LARGEST)}, None, blocks, listed))
         lists = {}
     page_kb, known = _page_size([zone for zone in chosen if zone.blocks])
-    doubled = tuple(same[0].label for same in groups.values() if len(same) > 1)
+    doubled = tuple(
+        same[0].label
+        for key, same in groups.items()
+        if len(same) > 1 and (len({_tested(zone) for zone in same}) > 1 or len({match["blocks"] for match in lists.get(key, [])}) > 1)
+    )
     lost = tuple(match[0].split(":")[0] for key, (match, *_) in lists.items() if key not in groups)
     return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled, lists_only, lost)
 

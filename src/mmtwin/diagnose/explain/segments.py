@@ -54,6 +54,7 @@ class _Open:
     def __init__(self, kind: str, match: re.Match[str]) -> None:
         self.kind, self.at, self.end, self.match = kind, match.start(), 0, match
         self.waits, self.named, self.closed, self.end_of_kill = kind in DUMPING, False, 0, match.start()
+        self.kill = 0
 
 
 def cut(log: LogText, around: str = "") -> Iterator[Segment]:
@@ -85,6 +86,9 @@ def cut(log: LogText, around: str = "") -> Iterator[Segment]:
             if last is not None and last.kind == "page" and match.start() - last.at < NEAR:
                 last.closed = match.start()
             continue
+        if kind == "killed" and last is not None and last.kind == "page" and len(opened) > 1 and _kills(opened[-2], match, text):
+            opened[-2].kill = last.closed = match.start()
+            continue
         if last is not None and _belongs(kind, last, match, text):
             last.named |= "cma_alloc" in match[0]
             continue
@@ -103,12 +107,19 @@ def _dumps_later(headers: list[re.Match[str]], n: int, begin: int) -> bool:
     return behind is not None and behind.lastgroup in ("mem_info", "zone") and behind.start() - begin < NEAR
 
 
+def _kills(oom: _Open, match: re.Match[str], text: str) -> bool:
+    """Whether the words are the end of an OOM report into which another CPU has printed."""
+    open_yet = oom.kind == "oom" and match.start() - oom.at < NEAR and "Killed process" not in text[oom.at : match.start()]
+    return open_yet and "emory cgroup" not in match[0] and not text.startswith("CONSTRAINT_MEMCG", match.end())
+
+
 def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
     """Whether a header is only a further line of the report before it."""
     near = match.start() - last.at < NEAR
     between = text[last.at : match.start()]
     if kind == "killed":
-        another = "Killed process" in between and not match[0].startswith("Out of memory")
+        group = "are going to be killed due to memory.oom.group set" in between
+        another = "Killed process" in between and not match[0].startswith("Out of memory") and not group
         dump = last.kind == "mem_info" and match[0].startswith("Out of") and not another
         more = "Out of Memory: Killed" in between and match[0].startswith("Out of Memory") and text.count("\n", last.end_of_kill, match.start()) <= 1
         last.end_of_kill = match.start()  # kernels before 2.6.19 say it of every thread
@@ -118,6 +129,8 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
         return last.kind == "vmalloc" and between.count("\n") <= 3 and not match[0].startswith(("vmap", "vmalloc_node")) and not between.startswith("vmalloc")
     if kind == "page":  # 3.x: "vmalloc: allocation failure: N bytes" and then the page allocator's words, though it refused nothing
         return last.kind == "vmalloc" and between.count("\n") <= 2
+    if kind == "slab_debug":  # 2.5 and 2.6.0: the object's bytes, and then what is wrong
+        return last.kind == "slab_debug" and last.match[0].startswith("Slab") and "check_poison_obj" in match[0] and between.count("\n") <= 10
     if kind == "oversize":
         destroys = "Objects remaining" in between[:300] and near and "kmem_cache_destroy" in text[match.start() : match.end() + 100]
         return last.kind in ("slub_debug", "usercopy") and (between.count("\n") < 60 or destroys)
@@ -133,6 +146,8 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: K
     line_start = text.rfind("\n", 0, one.at) + 1
     start = max(line_start, opened[n - 1].match.end() if n else 0)
     body = text[start : one.end]
+    if one.kill:
+        body += text[one.kill : opened[n + 2].at if n + 2 < len(opened) else len(text)]
     before = text[max(0, start - 3_000) : start]
     line = log.line(one.at)
     after, turn, interleaved = "", 0, False

@@ -251,12 +251,13 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
     reserve = _reserve(zone, highest, compiled)
     if zone.reserve is None:
         missing.append("lowmem_reserve[] is not in the log")
-    least = lower(mark, ask)
+    least = lower(mark, ask) if not zone.low_counts else mark - mark // 4 * ask.high
     usable = free - other - cma - highatomic
     margin = usable - least - reserve
     text = f"{free}" + (f" - {other}" if other else "") + (f" - {cma} CMA" if cma else "") + (f" - {highatomic} highatomic" if highatomic else "")
     text = f"{text} = {usable}" if text != f"{free}" else text
-    need = _marks(mark, least, ask) + (f" + {reserve} lowmem_reserve = {least + reserve}" if reserve else "")
+    need = _marks(mark, least, ask) if not zone.low_counts else f"low {least}"
+    need += f" + {reserve} lowmem_reserve = {least + reserve}" if reserve else ""
     passes = usable > least + reserve or ask.no_watermarks
     if boost:
         need = need.replace(f"min {mark}", f"min {mark} ({boost} of it boost)", 1)
