@@ -2,6 +2,7 @@
 # Records a workload under the settings that docs/whatif.md compares with predictions; whatif about 15 minutes, the others less.
 #   whatif.sh MMTWIN KERNEL_DIR OUT_DIR [WORKLOAD [NAME ...]]       then: python oracle/whatif.py OUT_DIR --json > docs/whatif-truth.json && python docs/whatif_table.py
 # WORKLOAD: whatif, or slabs or squeeze, whose recordings but base-a and base-b were predicted before they were made (docs/whatif-unseen.json, docs/whatif-squeeze.json).
+# WORKLOAD allocators is for the two kernels of oracle/slab-kernel.sh: base-a and base-b on the one with SLUB, slab and slab-b on the one with SLAB; then oracle/allocators.py.
 # NAMEs restrict which recordings are made.
 set -eu
 mmtwin=$1 kernel=$2 out=$3 workload=${4:-whatif}
@@ -9,7 +10,7 @@ mmtwin=$1 kernel=$2 out=$3 workload=${4:-whatif}
 here=$(cd "$(dirname "$0")" && pwd)
 release=$(cat "$kernel/release")
 module=
-if [ "$workload" != slabs ]; then
+if [ "$workload" != slabs ] && [ "$workload" != allocators ]; then
   bash "$here/module/build.sh" "$here/module-build" "$release" pages_probe < /dev/null
   module="--module $here/module-build/$release/pages_probe.ko"
 fi
@@ -46,6 +47,10 @@ squeeze | smp2-b    | 192M | 2 |
 squeeze | mem224    | 224M | 1 |
 squeeze | mem224-b  | 224M | 1 |
 squeeze | mem256    | 256M | 1 |
+allocators | base-a | 256M | 1 |
+allocators | base-b | 256M | 1 |
+allocators | slab   | 256M | 1 |
+allocators | slab-b | 256M | 1 |
 '
 echo "$recordings" | while IFS='|' read -r of name memory cpus words; do
   name=$(echo $name)
