@@ -161,6 +161,34 @@ Normal: 1*4kB 1*8kB 0*16kB 1*32kB 1*64kB 0*128kB 0*256kB 1*512kB 0*1024kB 0*2048
     assert [(z.zone.name, z.rule, z.margin) for z in zones] == [("DMA", "lowmem_reserve", -2), ("Normal", "watermark", -1)]
 
 
+def test_without_an_mmu_nothing_joins_pages() -> None:
+    """The page allocator's own dump and mm/nommu.c's, or only the latter."""
+    q20 = explain_log(log("q20"))
+    assert not any("kvmalloc" in remedy.what or "compact" in remedy.what for remedy in q20.main.verdict.remedies)
+    text = """ma: page allocation failure. order:12, mode:0xd0
+Call Trace:
+Allocation of length 10485760 from process 144 failed
+Normal free:7536kB min:948kB low:1184kB high:1420kB active:11176kB inactive:29284kB present:56320kB pages_scanned:0 all_unreclaimable? no
+lowmem_reserve[]: 0 0 0
+Normal: 58*4kB 7*8kB 3*16kB 1*32kB 0*64kB 0*128kB 0*256kB 6*512kB 4*1024kB 0*2048kB 0*4096kB 0*8192kB 0*16384kB 0*32768kB = 7536kB"""
+    (report,) = explain_text(text).reports
+    assert (report.verdict.code, report.verdict.zones[0].margin) == ("watermark", -2448)
+    assert report.verdict.remedies[0].what.startswith("smaller mappings")
+
+
+def test_vmalloc_of_a_range_in_two_lines_and_again_without_a_stack() -> None:
+    text = """[    1.000000] vmalloc_node_range for size 1196032 failed: Address range restricted to 0xf1000000 - 0xf5110000
+[    1.000001] modprobe: vmalloc error: size 1189956, vm_struct allocation failed, mode:0xcc0(GFP_KERNEL), nodemask=(null),cpuset=/,mems_allowed=0
+[    1.000002] CPU: 0 UID: 0 PID: 1853 Comm: modprobe Not tainted 6.14.0-rc4-PMacG4-dirty #1
+[    1.000003] Call Trace:
+[    1.000004] [f427b930] [c04dea08] __vmalloc_node_range_noprof+0x154/0x958
+[    1.000005] [f427ba00] [c04df2f8] execmem_vmalloc+0xec/0xf4
+[    1.000006] vmalloc_node_range for size 1196032 failed: Address range restricted to 0xf1000000 - 0xf5110000
+[    1.000007] vmalloc_node_range for size 1196032 failed: Address range restricted to 0xf1000000 - 0xf5110000"""
+    (report,) = explain_text(text).reports
+    assert (report.verdict.code, report.repeated, report.request and report.request.comm) == ("vmalloc_address_space", 3, "modprobe")
+
+
 def test_slab_corruption_in_two_parts_is_one_report() -> None:
     text = """Slab corruption: start=f7d058c0, expend=f7d05937, problemat=f7d05900
 Last user: [<f891d1fd>](free_hpsb_packet+0x2c/0x33 [ieee1394])

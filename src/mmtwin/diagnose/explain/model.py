@@ -105,6 +105,7 @@ class Request:
     :ivar highest_zone: the highest zone it may use, and `zones` all of them, in the order of the kernel's search.
     :ivar place: "softirq", "system call", ...
     :ivar for_device: it came by way of the DMA interface, so it has to be contiguous.
+    :ivar no_mmu: the machine has no MMU: nothing can join pages.
     :ivar page_known: whether the size of a page is certain; if not, `bytes` is for pages of 4 kB.
     """
 
@@ -126,6 +127,7 @@ class Request:
     path: tuple[str, ...] = ()
     page_known: bool = True
     for_device: bool = False
+    no_mmu: bool = False
 
     @property
     def may_sleep(self) -> bool | None:

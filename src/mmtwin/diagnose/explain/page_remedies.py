@@ -87,6 +87,12 @@ def smaller_pieces(it: Refused) -> Iterator[Remedy]:
             f"no GFP_{low} in {it.who} if the device reaches more (a larger DMA mask), or dma_alloc_coherent",
             f"the request is not bound to the zone {low} then",
         )
+    elif it.ask.order and it.request.no_mmu:
+        yield Remedy(
+            "caller",
+            "smaller mappings, or the large ones made early",
+            "without an MMU a mapping is one piece of memory; neither vmalloc nor compaction can help",
+        )
     elif near is not None:
         if near[1] is not None:
             yield near[1]
@@ -175,7 +181,7 @@ def larger_blocks(it: Refused) -> Iterator[Remedy]:
     """Settings that keep or make larger blocks."""
     if it.code == "no_block" and it.reclaim and 0 < it.ask.order <= COSTLY_ORDER:
         yield Remedy("admin", "a higher vm.min_free_kbytes", "more pages stay free, so that larger blocks survive more often; no promise for a single request")
-    if it.code in ("no_block", "per_order_watermark") and it.ask.order:
+    if it.code in ("no_block", "per_order_watermark") and it.ask.order and not it.request.no_mmu:
         yield Remedy(
             "admin",
             "echo 1 > /proc/sys/vm/compact_memory (or vm.compaction_proactiveness, 5.9 and newer)",

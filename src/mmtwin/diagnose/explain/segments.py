@@ -82,9 +82,9 @@ def cut(log: LogText, around: str = "") -> Iterator[Segment]:
             if any(o.kind in (*DUMPING, "killed", "mem_info") and match.start() - o.at < NEAR for o in opened[-4:]):
                 continue
             kind = "mem_info"
-        if kind == "nommu":  # mm/nommu.c dumps the memory once more behind its own line
-            if last is not None and last.kind == "page" and match.start() - last.at < NEAR:
-                last.closed = match.start()
+        if kind == "nommu":  # mm/nommu.c dumps the memory behind its own line: once more, or (2.6.12) for the first time
+            if last is not None and last.kind == "page" and match.start() - last.at < NEAR and zone_heads(text[last.at : match.start()]):
+                last.closed = match.end()
             continue
         if kind == "killed" and last is not None and last.kind == "page" and len(opened) > 1 and _kills(opened[-2], match, text):
             opened[-2].kill = last.closed = match.start()
@@ -126,7 +126,12 @@ def _belongs(kind: str, last: _Open, match: re.Match[str], text: str) -> bool:
         summary = last.kind == "mem_info" and match[0].startswith("oom-kill:")
         return near and (dump or summary or more or (last.kind in ("oom", "killed") and not another))
     if kind == "vmalloc":  # the allocator of addresses speaks first, then vmalloc itself
-        return last.kind == "vmalloc" and between.count("\n") <= 3 and not match[0].startswith(("vmap", "vmalloc_node")) and not between.startswith("vmalloc")
+        return (
+            last.kind == "vmalloc"
+            and between.count("\n") <= 3
+            and not match[0].startswith(("vmap", "vmalloc_node"))
+            and not between.startswith(("vmalloc:", "vmalloc error"))
+        )
     if kind == "page":  # 3.x: "vmalloc: allocation failure: N bytes" and then the page allocator's words, though it refused nothing
         return last.kind == "vmalloc" and between.count("\n") <= 2
     if kind == "slab_debug":  # 2.5 and 2.6.0: the object's bytes, and then what is wrong

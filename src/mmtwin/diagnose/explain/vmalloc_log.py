@@ -34,7 +34,7 @@ X86 = re.compile(r"\bentry_SYSCALL_64|\bRIP:|\bEIP:|x86")
 
 
 def with_neighbours_stack(segments: list[Segment]) -> list[Segment]:
-    """The reports; a bare "vmap allocation for size N failed" gets the stack of the same words next to it: many CPUs load the same module at once, and only some dump theirs."""
+    """The reports; a bare "vmap allocation for size N failed" (or "vmalloc_node_range for size N failed") gets the stack of the same words next to it: many CPUs load the same module at once, and only some dump theirs."""
     found = []
     for n, one in enumerate(segments):
         if one.kind == "vmalloc" and not one.stack.frames:
@@ -48,7 +48,7 @@ def with_neighbours_stack(segments: list[Segment]) -> list[Segment]:
 
 
 def _same(one: Segment, other: Segment) -> bool:
-    mine, its = VMAP.search(one.text[:300]), VMAP.search(other.text[:300])
+    mine, its = (VMAP.search(text[:300]) or RANGE.search(text[:300]) for text in (one.text, other.text))
     near = one.seconds is None or other.seconds is None or abs(one.seconds - other.seconds) < 1
     return mine is not None and its is not None and mine[1] == its[1] and near
 
