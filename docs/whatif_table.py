@@ -1,4 +1,4 @@
-"""Writes the tables of docs/whatif.md from docs/whatif-truth.json, docs/whatif-unseen.json and docs/whatif-squeeze.json, which oracle/whatif.py makes of recordings.
+"""Writes the tables of docs/whatif.md from docs/whatif-truth.json, docs/whatif-unseen.json, docs/whatif-squeeze.json and docs/whatif-slab.json, which oracle/whatif.py and oracle/allocators.py make of recordings.
 
 A table lies between two comments, `<!-- table NAME -->` and `<!-- end -->`; what is between them is replaced.
 """
@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 TEXT, TRUTH = HERE / "whatif.md", HERE / "whatif-truth.json"
 UNSEEN, PREDICTED = HERE / "whatif-unseen.json", HERE / "whatif-unseen-predicted.json"
 SQUEEZE, SQUEEZE_PREDICTED, SQUEEZE_AFTER = (HERE / f"whatif-squeeze{part}.json" for part in ("", "-predicted", "-after"))
+SLAB, SLAB_PREDICTED = HERE / "whatif-slab.json", HERE / "whatif-slab-predicted.json"
 SHOWN = ("refused", "slab pages", "slabs made", "free pages", "extfrag")
 
 
@@ -62,6 +63,27 @@ def failure_table(data: dict[str, Any]) -> str:
     return _table(head, rows)
 
 
+def allocator_table(data: dict[str, Any]) -> str:
+    """SLAB, predicted from SLUB's recording, and real."""
+    predicted, real, again = (data[name] for name in ("predicted", "real", "real, again"))
+    head = ["of 6.1 with SLAB, after the workload", "SLUB (twin)", "predicted of SLAB", "real SLAB, twice", "error"]
+    rows = []
+    for name in ("slab pages at the start", "slab pages", "slab pages gained", "slabs made", "free pages"):
+        first, mine, one, two = (_number(data[which], name) for which in ("twin", "predicted", "real", "real, again"))
+        rows.append([name, "" if first is None else f"{first:,}", f"{mine:,}", f"{one:,} and {two:,}", f"{mine - one:+,} ({100 * (mine - one) / one:+.1f} %)"])
+    for cache in sorted(real["caches"], key=lambda name: -real["caches"][name])[:8]:
+        mine, one, two = (numbers["caches"].get(cache, 0) for numbers in (predicted, real, again))
+        rows.append([f"pages of {cache}", f"{data['twin']['caches'].get(cache, 0):,}", f"{mine:,}", f"{one:,} and {two:,}", f"{mine - one:+,} ({100 * (mine - one) / one:+.1f} %)"])
+    return _table(head, rows)
+
+
+def _number(numbers: dict[str, Any], name: str) -> int | None:
+    start = numbers.get("slab pages at the start")
+    if name == "slab pages gained":
+        return None if start is None else int(numbers["slab pages"]) - int(start)
+    return None if name not in numbers else int(numbers[name])
+
+
 def _cell(predicted: int, real: int, again: int | None = None) -> str:
     """:param again: the same in a second recording; the error is that beside the first."""
     share = f", {100 * (predicted - real) / real:+.1f} %" if real else ""
@@ -83,7 +105,7 @@ def filled(text: str) -> str:
     tables = {
         "main": main_table(data), "blocks": block_table(data), "failures": failure_table(data), "unseen": main_table(unseen), "unseen-blocks": block_table(unseen),
         "squeeze": main_table(squeeze), "squeeze-blocks": block_table(squeeze), "squeeze-failures": failure_table(squeeze),
-        "squeeze-after": main_table(after),
+        "squeeze-after": main_table(after), "allocators": allocator_table(json.loads(SLAB.read_text())),
     }  # fmt: skip
 
     def fill(match: re.Match[str]) -> str:

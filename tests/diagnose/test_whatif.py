@@ -334,7 +334,7 @@ def test_the_document_says_what_was_measured() -> None:
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     text = (ROOT / "docs/whatif.md").read_text()
-    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 9
+    assert table.filled(text) == text and text.count("<!-- table ") == text.count("<!-- end -->") == 10
     unseen, before = json.loads(table.UNSEEN.read_text()), json.loads(table.PREDICTED.read_text())
     for pair in unseen["pairs"].values():  # what was written down before the recordings were made
         assert pair["predicted"] == before[pair["settings"] or "twin"] and not pair["broken"]
@@ -349,6 +349,9 @@ def test_the_document_says_what_was_measured() -> None:
         predicted, real = repaired["pairs"][name]["predicted"], repaired["pairs"][name]["real"]
         assert abs(predicted["refused"] - real["refused"]) <= 0.05 * real["refused"]
         assert abs(predicted["slab pages"] - real["slab pages"]) <= 0.002 * real["slab pages"]
+    slab, before = json.loads(table.SLAB.read_text()), json.loads(table.SLAB_PREDICTED.read_text())
+    assert slab["predicted"] == before["predicted"] and slab["real"]["replay equal"] and slab["real, again"]["replay equal"]
+    assert abs(slab["predicted"]["slabs made"] - slab["real"]["slabs made"]) <= 0.02 * slab["real"]["slabs made"]
     pairs = table.truth()["pairs"]
     assert len(pairs) == 11 and not any(pair["broken"] for pair in pairs.values())
     for name in ("order0", "minorder1", "partial0", "nomerge", "min16m", "wsf200"):  # one CPU, the same memory
