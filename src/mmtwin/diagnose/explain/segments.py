@@ -190,7 +190,7 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: K
         body,
         before,
         kernel,
-        read_stack(own[stack_at:]),
+        read_stack(own[stack_at:], one.kind),
         _comm(own, one.kind),
         after,
         turn,

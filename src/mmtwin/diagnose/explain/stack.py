@@ -9,6 +9,10 @@ from functools import lru_cache
 FRAME = re.compile(
     r"(?P<guess>\?\s+)?(?<![\w.$])(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x[0-9a-f]+|\d+(?=[\s}]|$))(?:\s*[)]?\s*\[(?P<module>(?![0-9a-f]{8}(?:[0-9a-f]{8})?\])[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?"
 )
+DECODED = re.compile(
+    r"(?m)^[ \t]*(?P<guess>\?\s+)?(?P<name>[A-Za-z_][\w.]*)\s+\((?:[^\s():]*/)?[\w.-]+\.[chS]:\d+[^\n]*\)(?:\s*(?P<module>(?<=\[)[A-Za-z_][\w-]*))?"
+)
+"""What scripts/decode_stacktrace.sh makes of a frame: its file and line in place of the offset."""
 LOCKS = re.compile(r"[ \t]*(?:#\d+:|(?:hard|soft)irqs\s+last\b|-> #\d+)")
 """Lines of lockdep, which name functions that are not on the stack."""
 CALLEE = re.compile(r"\((?P<name>[A-Za-z_]\w*)(?:\.[\w.]+)?\)\s+from\s+[\[(]")
@@ -18,6 +22,9 @@ LIBRARY = re.compile(
 )
 """What copies and compares for others: the mistake is their caller's."""
 NOT_FRAMES = re.compile(r"\b(?:RIP|EIP|PC|LR|NIP|pc|lr|epc|ra)\b(?:\s+is\s+at|\s*:)?\s*(?:[0-9a-f]{4}:)?(?:\[<[0-9a-f]+>\]\s*)?$")
+CORE = re.compile(r"^(?:out_of_memory|_*alloc_pages\w*)$")
+SLAB = re.compile(r"^(?:cache_grow|cache_alloc_refill|_*kmalloc|kmem_cache_alloc|_*alloc_skb|new_slab|_*slab_alloc|allocate_slab)\w*$")
+"""One step further out than what it calls: what stands between the two is a left-over, or a hook."""
 INTERNAL = re.compile(
     r"^(?:_*dump_stack(?:_lvl)?|dump_trace|_*show_stack(?:_log_lvl)?|_*show_trace\w*|unwind_backtrace|dump_backtrace|_*warn\w*|panic|__report_bug|report_bug|_*might_\w+|___might_sleep|__schedule_bug"
     r"|__?_?alloc_pages\w*|_*alloc_frozen_pages\w*|vma_alloc_\w+|_*page_cache_alloc\w*|_*folio_alloc\w*|alloc_page\w*|__?get_free_pages\w*|get_zeroed_page\w*|_*kv?m?alloc\w*|_*kv?zalloc\w*|_*kv?calloc\w*|_*krealloc\w*"
@@ -25,7 +32,7 @@ INTERNAL = re.compile(
     r"|slab_out_of_memory|slab_pre_alloc\w*|_*alloc_large_kmalloc\w*|_*kmalloc_large\w*|kmalloc_order\w*|_*vmalloc\w*|_*vzalloc\w*|vmalloc_user|alloc_vmap_area|__get_vm_area\w*|get_vm_area\w*|module_alloc|module_memory_alloc|execmem_alloc\w*|vm_area_alloc_pages"
     r"|_*dma_alloc\w*|dma_generic_alloc\w*|dma_direct_alloc\w*|dmam_alloc\w*|pci_alloc_consistent|_*dma_\w*map\w*|debug_dma\w*|check_for_\w+|check_unmap|check_sync|dma_map\w*|_*pci_map\w*|swiotlb\w*|x86_swiotlb\w*|intel_alloc\w*|arm_dma_\w+|__dma_\w+|add_dma_entry|err_printk"
     r"|_*out_of_memory\w*|oom_badness|find_lock_task_mm|slob_\w+|alloc_kmem_pages\w*|__dma_alloc_buffer\w*|\w+_allocator_alloc|_*(?:raw_|rt_)?_*(?:spin|read|write)_(?:un|try)?lock\w*|oom_kill\w*|dump_header\w*|dump_unreclaimable_slab|show_free_areas|show_mem|_*show_mem|try_to_free\w*|mem_cgroup\w*|try_charge\w*|_*mem_cgroup\w*|_*memcg\w*|charge_memcg|__mem_cgroup_charge|__mem_cgroup_try_charge|obj_cgroup\w*|pagefault_out_of_memory|mm_fault_error|do_try_to_free\w*|shrink_\w+|page_frag_\w+|_*netdev_alloc\w*|_*napi_alloc\w*|alloc_skb\w*|_*alloc_skb\w*|kmalloc_reserve"
-    r"|kasan\w*|_*asan\w*|print_report|print_address_description\w*|_*kfence\w*|save_stack|set_track\w*|stack_trace_save|_*vunmap\w*|remove_vm_area|free_vm_area|_*check_heap_object|_*check_object_size|usercopy_abort|pcpu_alloc\w*|_*alloc_percpu\w*|check_bytes\w*|check_object|check_slab|slab_err|slab_bug|object_err|print_trailer|alloc_debug_processing|free_debug_processing|alloc_single_from\w*|free_to_partial_list|alloc_consistency\w*|on_freelist|report_bug|fixup_bug|do_error_trap|do_invalid_op|exc_invalid_op|asm_exc_invalid_op|invalid_op|handle_bug|should_fail\w*|fail_dump|should_failslab|_*should_fail_\w+|mempool_alloc\w*|mempool_kmalloc|kmemdup\w*|_*memdup\w*|_*slab_free|kfree|kvfree|vfree|_*do_slab_free|panic|_*kmalloc_track\w*|alloc_pages_exact\w*|make_alloc_exact|_*pskb_\w*|skb_\w*expand_head|pagecache_get_page|_*filemap_get_folio|grow_dev_page|get_page_from_freelist|rmqueue\w*|_*rmqueue\w*|cma_alloc\w*|dma_alloc_from_cont\w*|_*schedule\w*|io_schedule\w*|msleep\w*|usleep_range\w*|_*(?:rt_)?mutex_lock\w*|_*down_(?:read|write)\w*|wait_for_(?:common|completion)\w*|preempt_schedule\w*|_*cond_resched\w*|print_unlock_imbalance_bug|lock_acquire|__ubsan\w*)"
+    r"|kasan\w*|_*asan\w*|print_report|print_address_description\w*|_*kfence\w*|save_stack|set_track\w*|stack_trace_save|_*vunmap\w*|remove_vm_area|free_vm_area|_*check_heap_object|_*check_object_size|usercopy_abort|pcpu_alloc\w*|_*alloc_percpu\w*|check_bytes\w*|check_object|check_slab|slab_err|slab_bug|object_err|print_trailer|alloc_debug_processing|free_debug_processing|alloc_single_from\w*|free_to_partial_list|alloc_consistency\w*|on_freelist|report_bug|fixup_bug|do_error_trap|do_invalid_op|exc_invalid_op|asm_exc_invalid_op|invalid_op|handle_bug|should_fail\w*|fail_dump|should_failslab|_*should_fail_\w+|mempool_alloc\w*|mempool_kmalloc|kmemdup\w*|_*memdup\w*|_*slab_free|kfree|kvfree|vfree|_*do_slab_free|panic|_*kmalloc_track\w*|alloc_pages_exact\w*|make_alloc_exact|_*pskb_\w*|skb_\w*expand_head|pagecache_get_page|_*filemap_get_folio|grow_dev_page|get_page_from_freelist|rmqueue\w*|_*rmqueue\w*|cma_alloc\w*|dma_alloc_from_cont\w*|_*schedule\w*|io_schedule\w*|msleep\w*|usleep_range\w*|_*(?:rt_)?mutex_lock\w*|_*down_(?:read|write)\w*|wait_for_(?:common|completion)\w*|preempt_schedule\w*|_*cond_resched\w*|print_unlock_imbalance_bug|lock_acquire|__ubsan\w*|_*ioremap\w*|kmemleak\w*|create_object|_*build_skb\w*|_*dev_alloc_skb|shutdown_cache|stop_one_cpu|acpi_os_allocate\w*|acpi_ut_\w*allocate\w*)"
     r"(?:\.(?:part|constprop|isra|cold|llvm)[\w.]*)*$"
 )
 """The allocators' own functions, and those that print: whoever is behind them asked."""
@@ -37,8 +44,8 @@ PLACES = (
     ("softirq", r"^(?:_*do_softirq\w*|call_softirq|handle_softirqs|tasklet_action\w*|tasklet_hi_action\w*|net_rx_action|run_timer_softirq|run_ksoftirqd|call_timer_fn|irq_exit\w*|__irq_exit\w*|rcu_core|rcu_do_batch)$"),
     ("workqueue", r"^(?:process_one_work|worker_thread)$"),
     ("kernel start", r"^(?:start_kernel|kernel_init\w*|do_initcalls)$"),
-    ("system call", r"^(?:entry_SYSCALL\w*|entry_INT80\w*|system_call\w*|sysenter\w*|do_syscall\w*|ret_fast_syscall|syscall_\w+|el0_svc\w*|invoke_syscall|[xX]?64_sys\w*|__x64_sys\w*|[sS]y[sS]_\w+|sys_\w+|csky_systemcall|do_sys\w*)$"),
-    ("page fault", r"^(?:page_fault|async_page_fault|do_page_fault|exc_page_fault|asm_exc_page_fault|do_user_addr_fault|do_mem_abort|do_translation_fault|handle_mm_fault)$"),
+    ("system call", r"^(?:entry_SYSCALL\w*|entry_INT80\w*|system_call\w*|sysenter\w*|do_syscall\w*|ret_fast_syscall|syscall_\w+|el0_svc\w*|invoke_syscall|[xX]?64_sys\w*|__x64_sys\w*|[sS]y[sS]_\w+|sys_\w+|csky_systemcall|do_sys\w*|do_fast_syscall\w*|do_int80\w*|entry_SYSENTER\w*|do_trap_ecall\w*|handle_sys\w*|syscall)$"),
+    ("page fault", r"^(?:page_fault|async_page_fault|do_page_fault|exc_page_fault|asm_exc_page_fault|do_user_addr_fault|do_mem_abort|do_translation_fault|do_DataAbort|do_PrefetchAbort|_*do_page_fault\w*|tlb_do_page_fault\w*|data_access\w*|handle_page_fault|handle_mm_fault)$"),
     ("kernel thread", r"^(?:kthread|kernel_thread\w*|child_rip|ret_from_fork\w*|ret_from_kernel_thread|start_kernel_thread)$"),
 )  # fmt: skip
 """Where a request came from, by functions below it on the stack; the first kind found wins."""
@@ -72,15 +79,34 @@ class Stack:
         return any(re.search(pattern, frame) for frame in self.frames)
 
 
+PROCESS = ("workqueue", "kernel start", "system call", "page fault", "kernel thread")
+FAULT = re.compile(r"^(?!handle_mm_fault).*(?:page_fault|_fault$|Abort$|data_access)")
+"""Of the page fault's functions, those that are not called for other ends."""
+FAULT_IN = (
+    "handle_mm_fault",
+    "__handle_mm_fault",
+    "handle_pte_fault",
+    "filemap_fault",
+    "filemap_nopage",
+    "do_swap_page",
+    "do_anonymous_page",
+    "do_no_page",
+    "shmem_fault",
+)
+"""What a page fault calls to get its page; without one of them its own function is a left-over."""
 LEFT_OVERS = 4
 """Functions before the allocator's own are what an old unwinder found on the stack; if there are more, the stack has another beginning."""
+CORE_NEAR = 12
 LEFT_OVER_GAP = 2
 """Of a stack of guesses alone, so many functions further there may be another of the allocator's."""
 NONE = Stack((), "", "", "")
 
 
-def read_stack(text: str, limit: int = 24_000) -> Stack:
-    """The stack in a report's text."""
+def read_stack(text: str, kind: str = "", limit: int = 24_000) -> Stack:
+    """The stack in a report's text.
+
+    :param kind: of the report: the OOM killer is never called in an interrupt; a page fault in a system call is where a page was asked for.
+    """
     text = text[:limit]
     sure: list[tuple[str, str]] = []
     guesses: list[tuple[str, str]] = []
@@ -93,7 +119,10 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
         if not match["guess"]:
             sure.append(frame)
     names_only = [(match["name"], "") for match in CALLEE.finditer(text)]
-    if len(names_only) > len(guesses):
+    decoded = [(match["name"], match["module"] or "", match["guess"]) for match in DECODED.finditer(text)]
+    if len(decoded) > len(guesses) + 2:
+        guesses, sure = [frame[:2] for frame in decoded], [frame[:2] for frame in decoded if not frame[2]]
+    elif len(names_only) > len(guesses):
         sure = guesses = names_only
     certain = len(sure) >= 3 and not all(_internal(name) for name, _ in sure)
     frames = sure if certain else guesses
@@ -108,9 +137,10 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
     if not certain:  # left-overs stand between the allocator's own functions, too
         while any(junk < n <= junk + LEFT_OVER_GAP for n in inside):
             junk = max(n for n in inside if n <= junk + LEFT_OVER_GAP)
-    for name, owner in frames[junk:]:
+        junk = max([junk, *(n for n in inside if n < CORE_NEAR and CORE.match(frames[n][0]))])
+    for at, (name, owner) in enumerate(frames[junk:], junk):
         bare = name.split(".")[0]
-        if not caller and _internal(name):
+        if not caller and (_internal(name) or any(SLAB.match(behind) for behind, _ in frames[at + 1 : at + 1 + LEFT_OVER_GAP])):
             inner.append(bare)
             continue
         if _root(bare):
@@ -121,8 +151,13 @@ def read_stack(text: str, limit: int = 24_000) -> Stack:
             path.append(bare)
     bare_names = [name.split(".")[0] for name in names]
     ran = set().union(*map(_places, bare_names))
-    place = next((label for label, _ in PLACES if label in ran), "")
-    if re.search(r"<\s*(?:IRQ|SOFTIRQ)\s*>", text) and place not in ("hard interrupt", "softirq"):
+    places = [label for label, _ in PLACES if label in ran and (kind != "oom" or label in PROCESS)]
+    place = places[0] if places else ""
+    if certain and kind in ("oom", "page") and place == "system call":
+        fault = next((n for n, name in enumerate(bare_names) if FAULT.match(name) and "page fault" in _places(name)), len(bare_names))
+        if fault < _first(bare_names, "system call") and any(name in FAULT_IN for name in bare_names[:fault]):
+            place = "page fault"
+    if kind != "oom" and re.search(r"<\s*(?:IRQ|SOFTIRQ)\s*>", text) and place not in ("hard interrupt", "softirq"):
         place = "interrupt"
     if place == "hard interrupt" and any("softirq" in _places(name) for name in bare_names[: _first(bare_names, "hard interrupt")]):
         place = "softirq"
