@@ -6,11 +6,11 @@ import re
 from dataclasses import replace
 
 from mmtwin.diagnose.explain import page_verdict, slab_log
-from mmtwin.diagnose.explain.common import asked, flags_of, name_of, request_of
+from mmtwin.diagnose.explain.common import asked, flags_of, name_of, request_of, where
 from mmtwin.diagnose.explain.mem_info import MemInfo, parse
 from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict
-from mmtwin.diagnose.explain.page_remedies import remedies
+from mmtwin.diagnose.explain.page_remedies import COMPACTION, lower_mask, remedies
 from mmtwin.diagnose.explain.zone_rules import ALLOC_OOM, RULES, Ask
 
 ORDER = re.compile(r"order\s*[:=]\s*(-?\d{1,3})(?!\d)|\b(?P<old>\d{1,2})-order\b")
@@ -103,7 +103,7 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
         return request, Verdict(
             "evidence_missing", UNDECIDED, f"The request's {lost} cannot be read from the log.", missing=("the first line of the report is damaged or cut",)
         )
-    why = context(request)
+    why = context(request, segment.kernel.at_most, oom)
     if info is not None and info.complete and segment.kernel.version >= ONLY_ELIGIBLE:
         return request, _no_zone(request, info, "needs" if oom else "asked for", why)
     if info is None or not info.zones:
@@ -148,7 +148,7 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     use = memory_use(info)
     if judged.code in ("watermark", "really_empty", "lowmem_reserve") or oom:
         why += use.sentences
-    fixes = remedies(judged, ask, request, info.page_kb, info)
+    fixes = remedies(judged, ask, request, info.page_kb, info, segment.kernel.at_most)
     details = {"memory_pages": use.pages, "counters": info.counters, "totals": info.trailer}
     return request, Verdict(judged.code, certainty, text, tuple(why), judged.zones, tuple(missing), fixes, details)
 
@@ -161,9 +161,7 @@ def _no_zone(request: Request, info: MemInfo, verb: str, why: list[str]) -> Verd
     zones = f"no zone up to {low} has pages" if low else "no zone that it may use has pages"
     said = f"The dump is whole and has no zone: since 6.1 zones that the request may not use are not printed. {info.counters['free']} pages were free on the machine."
     if low:
-        fix = Remedy(
-            "caller", f"no GFP_{low} in {request.caller or 'the caller'} if the device reaches more", f"the request is not bound to the empty zone {low} then"
-        )
+        fix = lower_mask(request, low)
     else:
         fix = Remedy(
             "admin",
@@ -193,20 +191,21 @@ def _by_other_kernels(segment: Segment, info: MemInfo, request: Request, oom: bo
     return ""
 
 
-def _a(place: str) -> str:
-    return f"{'an' if place[:1] in 'aeiou' else 'a'} {place}"
+def context(request: Request, newest: tuple[int, ...], oom: bool = False) -> list[str]:
+    """What the flags and the stack say about where it ran.
 
-
-def context(request: Request) -> list[str]:
-    """What the flags and the stack say about where it ran."""
+    :param newest: the newest kernel that it can be.
+    """
     said = []
     if request.may_sleep is False and request.order is not None:
-        place = f" (it ran in {_a(request.place)})" if request.place in INTERRUPTS else ""
+        place = f" (it ran {where(request.place)})" if request.place in INTERRUPTS else ""
         said.append(f"It could not wait{place}: no reclaim, no compaction, only what was free at that moment.")
-    if request.may_sleep and request.flags is not None and "FS" not in request.flags and "IO" in request.flags:
-        said.append("It could wait, but not enter file systems (GFP_NOFS): reclaim and compaction get less done.")
+    if request.may_sleep and request.flags is not None and "FS" not in request.flags:
+        barred, name = ("enter file systems", "GFP_NOFS") if "IO" in request.flags else ("start input or output", "GFP_NOIO")
+        said.append(f"It could wait, but not {barred} ({name}): reclaim and compaction get less done{'' if oom else ', and the OOM killer is not called'}.")
     if request.may_sleep and request.order is not None and request.order > 3:
-        said.append("Above order 3 the kernel tries to compact and reclaim once and then gives up, rather than calling the OOM killer.")
+        tries = "compact and reclaim" if newest >= COMPACTION else "reclaim"
+        said.append(f"Above order 3 the kernel tries to {tries} once and then gives up, rather than calling the OOM killer.")
     if request.may_sleep and request.place in INTERRUPTS:
-        said.append(f"Its flags allow it to sleep, but it ran in {_a(request.place)}: that is a bug of {request.caller or 'the caller'}.")
+        said.append(f"Its flags allow it to sleep, but it ran {where(request.place)}: that is a bug of {request.caller or 'the caller'}.")
     return said

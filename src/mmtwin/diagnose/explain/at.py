@@ -421,7 +421,7 @@ def _explained(
         code, head = "served", _served(passing, ask)
     else:
         code, head = judged.code, page_verdict.headline(judged, ask, PAGE_KB)
-        why += [*context(request), *(note for note in judged.notes if "dump" not in note)]
+        why += [*context(request, RULES_6_1_Y), *(note for note in judged.notes if "dump" not in note)]
         fixes = _remedies(judged, ask, request, info, rooms)
     why += _why(place, ask, rooms, judged)
     missing = list(judged.missing)
@@ -490,7 +490,7 @@ def _room_text(room: Room, ask: Ask, zone: ZoneVerdict) -> str:
 
 def _remedies(judged: page_verdict.Judged, ask: Ask, request: Request, info: MemInfo, rooms: tuple[Room, ...]) -> tuple[Remedy, ...]:
     """Those of a log, less compaction where nothing can be emptied."""
-    found = remedies(judged, ask, request, PAGE_KB, info)
+    found = remedies(judged, ask, request, PAGE_KB, info, RULES_6_1_Y)
     lacking = [room for room in rooms for zone in judged.zones if zone.zone.name == room.zone and lacks_block(zone)]
     if lacking and not any(room.emptiable for room in lacking):
         found = tuple(remedy for remedy in found if "compact_memory" not in remedy.what)

@@ -52,6 +52,13 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
     )  # fmt: skip
 
 
+def where(place: str) -> str:
+    """ "in a softirq", "at kernel start"."""
+    if place == "kernel start":
+        return "at kernel start"
+    return f"in {'an' if place[:1] in 'aeiou' else 'a'} {place}"
+
+
 def name_of(request: Request, first: bool = False) -> str:
     """The process, for sentences; `first` in them."""
     return request.comm or ("A process" if first else "a process")

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from mmtwin.diagnose.explain.common import request_of
+from mmtwin.diagnose.explain.common import where as in_place
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, Remedy, Report, Segment, Verdict
 
 PLACE = re.compile(r"(?:invalid|illegal)\s+context\s+at\s+(\S+?):(\d+)")
@@ -17,6 +18,10 @@ ALLOCATING = re.compile(r"(?:^|/)(?:mm/(?:sl[aou]b\.[ch]|page_alloc\.c|mempool\.
 ALLOCATORS = r"^(?:_*kmem_cache_alloc|_*kmalloc|_*kzalloc|__alloc_pages|_*alloc_pages|__get_free_pages|_*vmalloc|_*kvmalloc|mempool_alloc|_*alloc_skb|alloc_percpu|pcpu_alloc|slab_pre_alloc|krealloc|_*kmem_cache_create|_*alloc_percpu)"
 SLEEPING_LOCKS = re.compile(r"kernel/locking/(?:spinlock_rt|rtmutex)\.c$")
 """Spinlocks of PREEMPT_RT."""
+HELD = re.compile(r"#\d+:\s+[0-9a-f]+\s+\(([^)\n]+)\)\{[^}]*\}(?:-\{[^}]*\})?,\s+at:\s+(?:\[<[^>]*>\]\s+)?([A-Za-z_][\w.]*)")
+"""A lock in lockdep's list, and where it was taken."""
+NO_FLAG = r"^_*(?:ioremap|v[mz]alloc|vmap|kv[mz]alloc)"
+"""Allocators that always sleep, whatever the flags."""
 FREEING = r"^(?:vfree|vunmap|_*vunmap|kvfree|iounmap|free_percpu|vm_unmap_aliases)$"
 
 
@@ -52,7 +57,10 @@ def read(segment: Segment) -> Report:
     if rcu and int(rcu[1]) > int(rcu[2]):
         details["rcu_depth"] = int(rcu[1])
         reasons.append("it is inside rcu_read_lock()")
-    where = f" in a {request.place}" if request.place in ("softirq", "hard interrupt", "interrupt") else ""
+    held = HELD.findall(text)
+    if not reasons and (section := next((place for lock, place in reversed(held) if lock.startswith("rcu_read_lock")), "")):
+        reasons.append(f"it is inside rcu_read_lock(), taken in {section}")
+    where = f" {in_place(request.place)}" if request.place in ("softirq", "hard interrupt", "interrupt") else ""
     caller = request.caller or "the caller"
     first = request.caller or "The caller"
     if scheduling:
@@ -70,6 +78,8 @@ def read(segment: Segment) -> Report:
         head = f"{first} called a function that may sleep ({file}){where}, where sleeping is forbidden."
     why = [f"Forbidden because {' and '.join(reasons)}." if reasons else "Which lock or section forbids it is not in the report.",
            f"Nothing was refused: {'the scheduler' if scheduling else 'the check (CONFIG_DEBUG_ATOMIC_SLEEP)'} warns, and the call went on. The state of memory does not matter."]  # fmt: skip
+    if held:
+        why.append("Locks held: " + ", ".join(f"{lock} (taken in {place})" for lock, place in held[:6]) + ".")
     if request.path:
         why.append("On the way: " + " <- ".join(request.path[:5]) + ".")
     remedies = []
@@ -82,7 +92,8 @@ def read(segment: Segment) -> Report:
             )
         )
     elif allocates:
-        remedies.append(Remedy("caller", f"GFP_ATOMIC instead of GFP_KERNEL in {caller}", "may not sleep, but may fail: check for NULL"))
+        if not any(re.match(NO_FLAG, name) for name in stack.inner):
+            remedies.append(Remedy("caller", f"GFP_ATOMIC instead of GFP_KERNEL in {caller}", "may not sleep, but may fail: check for NULL"))
         remedies.append(
             Remedy(
                 "caller",

@@ -139,14 +139,17 @@ def _slub(segment: Segment) -> Verdict:
         "objects_remaining": Remedy("caller", "free every object before kmem_cache_destroy", "the cache can go"),
         "corruption": Remedy("look", "the first report in the log", "later ones are often consequences"),
     }
-    kasan = Remedy("look", "a kernel with CONFIG_KASAN, same test", "stops at the access itself and names it")
+    if code == "objects_remaining":
+        more = Remedy("look", "slub_debug=U on the command line (or kmemleak)", "names who allocated the objects that are left")
+    else:
+        more = Remedy("look", "a kernel with CONFIG_KASAN, same test", "stops at the access itself and names it")
     return Verdict(
         code,
         DECIDED,
         head_text + " Nothing was refused; this is a bug that a debug check found.",
         tuple(why),
         missing=tuple(missing),
-        remedies=(fixes[code], kasan),
+        remedies=(fixes[code], more),
         details=details,
     )
 
@@ -225,7 +228,7 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
     if tool == "KFENCE" and message == "memory corruption":  # `function` is where it was noticed, when the object was freed
         function = ""
         fix["out_of_bounds"] = ("find who wrote beside the object, from its allocation to this free", "the free only found the damage")
-    remedy = fix.get(code, ("see the access and the two stacks above", "they name the places that do not agree"))
+    remedy = fix.get(code, ("see the access and the stacks in the report", "they name the places that do not agree"))
     verdict = Verdict(
         code,
         DECIDED if head and not invalid else PROBABLE,
@@ -260,7 +263,7 @@ def _classic(segment: Segment) -> Verdict:
             certainty,
             head + " Nothing was refused.",
             missing=missing,
-            remedies=(Remedy("look", "a kernel with CONFIG_KASAN", "names the access"),),
+            remedies=(Remedy("look", "a kernel with CONFIG_KASAN (4.0 and newer, not on 32-bit x86) or CONFIG_DEBUG_PAGEALLOC", "names the access"),),
             details={"cache": error[2], "message": message},
         )
     found = re.search(r"Slab\s+corruption[^:]*:\s+(\S+)\s+start=", text)
@@ -268,7 +271,7 @@ def _classic(segment: Segment) -> Verdict:
     user = re.search(r"Last\s+user:\s+\[<[^>]*>\]\s*\(?([\w.]+)", text)
     why = (f"Last user: {user[1]}, which freed it or had it before.",) if user else ()
     return Verdict("use_after_free", DECIDED, f"A free object{f' of the cache {cache}' if cache else ''} was written (its poison is damaged). Nothing was refused.", why,
-                   remedies=(Remedy("look", "a kernel with CONFIG_KASAN", "names the access"),), details={"cache": cache})  # fmt: skip
+                   remedies=(Remedy("look", "a kernel with CONFIG_KASAN (4.0 and newer, not on 32-bit x86) or CONFIG_DEBUG_PAGEALLOC", "names the access"),), details={"cache": cache})  # fmt: skip
 
 
 def _usercopy(segment: Segment) -> Verdict:

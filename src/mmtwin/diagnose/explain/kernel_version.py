@@ -69,6 +69,11 @@ class Kernel:
         """(6, 1); all of 2.6 is (2, 6)."""
         return self.version[:2]
 
+    @property
+    def at_most(self) -> tuple[int, ...]:
+        """The newest version that it can be."""
+        return self.version if self.known else self.newest
+
     def __str__(self) -> str:
         if self.known:
             return f"Linux {self.release}"

@@ -33,6 +33,8 @@ def memory_use(info: MemInfo) -> MemoryUse:
         "slab_reclaimable": c.get("slab_reclaimable", 0), "slab": c.get("slab", 0), "pagetables": c.get("pagetables", 0), "unevictable": c.get("unevictable", 0),
         "lists": 0 if "active_anon" in c else c.get("active", 0) + c.get("inactive", 0),
     }  # fmt: skip
+    if pages["lists"] and "pagecache" in t and (t["pagecache"] + t.get("swapcache", 0)) * 8 < pages["lists"]:
+        pages["anonymous"], pages["lists"] = pages["lists"], 0  # hardly any of it is file cache
     said: list[str] = []
     ram = t.get("ram", 0) - t.get("reserved", 0)
     if ram > 0 and "active_anon" in c:
@@ -62,7 +64,8 @@ def memory_use(info: MemInfo) -> MemoryUse:
     if "swap_total_kb" in t:
         total, free = t["swap_total_kb"], t.get("swap_free_kb", 0)
         if total == 0:
-            said.append("There is no swap, so memory of processes cannot be reclaimed.")
+            if (anon + pages["lists"] + pages["shmem"]) * 5 >= whole > 0:
+                said.append("There is no swap, so memory of processes cannot be reclaimed.")
         elif free * 50 < total:
             said.append(f"Swap is full ({size(total * 1024)}).")
         else:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mmtwin.diagnose.explain.alloc_failure import ORDER, judge
 from mmtwin.diagnose.explain.common import asked, flags_of, request_of
-from mmtwin.diagnose.explain.mem_info import parse
+from mmtwin.diagnose.explain.mem_info import MemInfo, parse
 from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
 
@@ -22,10 +22,13 @@ USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?
 KILLED = re.compile(
     r"(?:[Kk]ill(?:ed)?\s+process\s+(\d+)[, ]*(?:UID \d+,? *)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
 )
-TASK = re.compile(r"(?m)^\s*\[\s*(\d+)\]\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+((?:-?\d+\s+)*)(\S.*)$")
+COLUMNS = re.compile(r"(?m)\[\s*pid\s*\]\s+uid\s+tgid\s+([a-z_ ]+?)\s+name\s*$")
+TASK = re.compile(r"(?m)^(?:[^\[\n]{0,64}?:)?\s*\[\s*(?P<pid>\d+)\]\s+(?P<uid>\d+)\s+(?P<tgid>\d+)\s+(?P<numbers>(?:-?\d+\s+){2,10})(?P<name>\S.*)$")
+"""A line of the task table, behind the host's name that some put before it."""
 NO_ORDER = re.compile(r"(?m)oom-killer:\s+gfp_mask=0x[0-9a-f]+[ \t]*$")
 """The whole line of kernels before 2.6.17."""
 SYSRQ = r"sysrq|SysRq|moom_callback"
+GROUP = "are going to be killed due to memory.oom.group set"
 UNLIMITED_KB = 1 << 50
 
 
@@ -39,6 +42,7 @@ def read(segment: Segment) -> Report:
     request = request_of(segment, page_kb, number, flags_of(segment) if segment.kind == "oom" else None, info is not None and info.page_known)
     constraint = CONSTRAINT.search(text)
     kind = constraint[1] if constraint else ""
+    tasks = _tasks(text, page_kb)
     verdict: Verdict
     if (
         kind == "CONSTRAINT_MEMCG"
@@ -84,8 +88,8 @@ def read(segment: Segment) -> Report:
                     *verdict.why,
                 ),
             )
-        verdict = replace(verdict, remedies=(*verdict.remedies, *_advice(verdict, info is not None)))
-    victim, tasks = victim_of(text), _tasks(text, page_kb)
+        verdict = replace(verdict, remedies=_with_advice(verdict, info, tasks))
+    victim = victim_of(text)
     details = {
         **verdict.details,
         "constraint": kind,
@@ -94,7 +98,7 @@ def read(segment: Segment) -> Report:
     }
     why = list(verdict.why)
     if tasks:
-        why.append("Largest processes: " + ", ".join(f"{task['comm']} ({size(int(task['rss_kb']) * 1024)})" for task in tasks[:3]) + ".")
+        why.append("Largest processes: " + ", ".join(map(_held, tasks[:3])) + ".")
     if victim and (segment.kind == "oom" or verdict.code == "memcg_limit"):
         why.append(victim.strip())
     if info is not None and verdict.code == "memcg_limit":
@@ -156,25 +160,41 @@ def victim_of(text: str) -> str:
     found = [match for match in found if match[0].startswith("Killed")] or found  # "Kill process" names the one chosen, whose child may have died instead
     best = max(found, key=lambda k: int(k[5] or 0))
     held = f", which held {size(int(best[5]) * 1024)}" if best[5] else ""
-    return f"The kernel killed {best[2]} (pid {best[1]}){held}. "
+    rest = list(dict.fromkeys(f"{other[2]} (pid {other[1]})" for other in found if other[1] != best[1])) if GROUP in text else []
+    others = f", and of the same group {', '.join(rest[:5])}{f' and {len(rest) - 5} more' if len(rest) > 5 else ''}" if rest else ""
+    return f"The kernel killed {best[2]} (pid {best[1]}){held}{others}. "
 
 
 def _tasks(text: str, page_kb: int) -> list[dict[str, int | str]]:
-    """The largest processes of the task table. Its columns: pid, uid, tgid, total_vm, rss, ...; name. In pages."""
-    tasks: list[tuple[int, int, str]] = []
+    """The largest processes of the task table, with what of them is in swap where the table says it."""
+    head = COLUMNS.search(text)
+    names = head[1].split() if head else ["total_vm", "rss"]
+    tasks: list[dict[str, int | str]] = []
     for match in TASK.finditer(text):
-        tasks.append((int(match[5]), int(match[1]), match[7].strip()[:32]))
-    tasks.sort(reverse=True)
-    return [{"pid": pid, "comm": comm, "rss_kb": rss * page_kb} for rss, pid, comm in tasks[:5]]
+        numbers = dict(zip(names, map(int, match["numbers"].split()), strict=False))
+        swapped = numbers.get("swapents", 0)
+        tasks.append({"pid": int(match["pid"]), "comm": match["name"].strip()[:32], "rss_kb": numbers.get("rss", 0) * page_kb, "swap_kb": swapped * page_kb})
+    tasks.sort(key=lambda task: -int(task["rss_kb"]) - int(task["swap_kb"]))
+    return tasks[:5]
 
 
-def _advice(verdict: Verdict, known: bool) -> tuple[Remedy, ...]:
-    if verdict.code in ("watermark", "really_empty", "lowmem_reserve") and known:
-        return (
-            Remedy(
-                "admin",
-                "less memory for the largest processes, limits for them (cgroups), or more RAM or swap",
-                "which of them is too large only its owner can say; the dump shows sizes",
-            ),
-        )
-    return ()
+def _held(task: dict[str, int | str]) -> str:
+    """ "mysqld (1.7 GiB, and 1.9 GiB in swap)"."""
+    swapped = int(task["swap_kb"])
+    return f"{task['comm']} ({size(int(task['rss_kb']) * 1024)}{f', and {size(swapped * 1024)} in swap' if swapped * 8 > int(task['rss_kb']) else ''})"
+
+
+def _with_advice(verdict: Verdict, info: MemInfo | None, tasks: list[dict[str, int | str]]) -> tuple[Remedy, ...]:
+    """The remedies of a machine that is out of memory: what holds it comes before what would have helped this one request."""
+    if verdict.code not in ("watermark", "really_empty", "lowmem_reserve", "not_shown") or info is None:
+        return verdict.remedies
+    managed = sum(zone.fields.get("managed", zone.fields.get("present", 0)) for zone in info.zones) or info.trailer.get("ram", 0) * info.page_kb
+    largest = tasks[0] if tasks else None
+    if largest is not None and managed and int(largest["rss_kb"]) * 2 >= managed:
+        share = int(largest["rss_kb"]) * 100 // managed
+        changes = f"{largest['comm']} (pid {largest['pid']}) alone has {share} % of it"
+    else:
+        changes = "which of them is too large only its owner can say" + ("; the log shows sizes" if tasks else "")
+    holders = [remedy for remedy in verdict.remedies if remedy.who == "look" and remedy.what.startswith("who holds the memory")]
+    rest = [remedy for remedy in verdict.remedies if remedy not in holders]
+    return (*holders, Remedy("admin", "less memory for the largest processes, limits for them (cgroups), or more RAM or swap", changes), *rest)

@@ -63,7 +63,7 @@ def mem_info(segment: Segment) -> Report:
         text = "Nothing was refused: somebody asked for this dump (SysRq m). " + text.replace("The request is not in the log. ", "")
         lost = lost[1:]
     use = memory_use(info)
-    fixes = remedies(judged, ask, request, info.page_kb, info) if code != "evidence_missing" else ()
+    fixes = remedies(judged, ask, request, info.page_kb, info, segment.kernel.at_most) if code != "evidence_missing" else ()
     verdict = Verdict(
         code,
         UNDECIDED,

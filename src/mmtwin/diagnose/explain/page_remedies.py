@@ -12,11 +12,15 @@ from mmtwin.diagnose.explain.page_verdict import Judged, unpopulated
 from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict
 
 CONTIGUOUS = (
+    (r"^_*(?:dma_)?atomic_pool_\w+$",
+     Remedy("look", "whether 'DMA: preallocated ... pool' follows in the log", "this pool of the DMA interface is then made smaller, and nothing is wrong; coherent_pool=SIZE asks for less")),
     (r"^(?:_*(?:pte|pmd|pud|p4d|pgd)_alloc\w*|crst_table_alloc|get_pgd_slow|mm_init)$", None),
     (r"^(?:sock_alloc_send\w*|unix_\w*sendmsg|netlink_\w+|nlmsg_\w+)$",
      Remedy("caller", "smaller messages (on UNIX sockets a smaller SO_SNDBUF, on netlink smaller dumps)", "a socket buffer's linear part has to be contiguous; a smaller one needs no large block")),
 )  # fmt: skip
 """What to advise where the memory has to be contiguous (page tables: nothing), by the functions next to the allocator."""
+KVMALLOC, COMPACTION, SCALE_FACTOR = (4, 12), (2, 6, 35), (4, 6)
+"""First kernels that have them."""
 KERNEL_STACK = ("copy_process", "dup_task_struct", "alloc_thread_stack_node")
 NEAR_CALLER = 3
 """Functions further away only lead to the one that asks: a driver's own table may be asked for by way of a message."""
@@ -32,6 +36,7 @@ class Refused:
 
     :ivar page_kb: size of a page.
     :ivar counted: whether the log's counters say who holds the memory.
+    :ivar newest: the newest kernel that can have printed the log: what came later is no advice.
     """
 
     judged: Judged
@@ -39,6 +44,7 @@ class Refused:
     request: Request
     page_kb: int
     counted: bool
+    newest: tuple[int, ...]
 
     @property
     def code(self) -> str:
@@ -65,10 +71,21 @@ class Refused:
         return size(pages * self.page_kb * 1024)
 
 
-def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: MemInfo) -> tuple[Remedy, ...]:
-    """What would have helped, the best first."""
-    refused = Refused(judged, ask, request, page_kb, bool(info.counters))
+def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: MemInfo, newest: tuple[int, ...]) -> tuple[Remedy, ...]:
+    """What would have helped, the best first.
+
+    :param newest: the newest kernel that it can be.
+    """
+    refused = Refused(judged, ask, request, page_kb, bool(info.counters), newest)
     return tuple(remedy for rule in RULES for remedy in rule(refused))
+
+
+def lower_mask(request: Request, zone: str) -> Remedy:
+    """For a request that was bound to a low zone."""
+    who, changes = request.caller or "the caller", f"the request is not bound to zone {zone} then"
+    if request.for_device:  # the DMA interface chose the zone by the device's mask
+        return Remedy("caller", f"a wider DMA mask (dma_set_mask_and_coherent) in {who} if the device reaches more, or an IOMMU", changes)
+    return Remedy("caller", f"no GFP_{zone} in {who} if the device reaches more", changes)
 
 
 def smaller_pieces(it: Refused) -> Iterator[Remedy]:
@@ -81,21 +98,23 @@ def smaller_pieces(it: Refused) -> Iterator[Remedy]:
         yield Remedy(
             "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {it.want}"
         )
-    elif low:
-        yield Remedy(
-            "caller",
-            f"no GFP_{low} in {it.who} if the device reaches more (a larger DMA mask), or dma_alloc_coherent",
-            f"the request is not bound to the zone {low} then",
-        )
     elif it.ask.order and it.request.no_mmu:
         yield Remedy(
             "caller",
             "smaller mappings, or the large ones made early",
             "without an MMU a mapping is one piece of memory; neither vmalloc nor compaction can help",
         )
-    elif near is not None:
+    elif near is not None and it.ask.order:
         if near[1] is not None:
             yield near[1]
+    elif low and it.request.for_device:
+        yield lower_mask(it.request, low)
+    elif low:
+        yield Remedy(
+            "caller",
+            f"no GFP_{low} in {it.who} if the device reaches more (a larger DMA mask), or dma_alloc_coherent",
+            f"the request is not bound to the zone {low} then",
+        )
     elif it.ask.order and it.request.for_device:
         yield Remedy(
             "caller",
@@ -103,16 +122,21 @@ def smaller_pieces(it: Refused) -> Iterator[Remedy]:
             "or smaller ones (scatter-gather), or an IOMMU",
             f"the device needs {it.want} in one piece, so vmalloc cannot help",
         )
+    elif it.ask.order and "HIGHMEM" in it.ask.flags:
+        yield Remedy(
+            "caller", f"single pages in {it.who} (in a list, or mapped by vmap)", f"no block of {it.want} is needed; kmalloc and its like never ask for HighMem"
+        )
     elif it.ask.order and it.reclaim and "FS" in it.ask.flags:
+        virtual = "kvmalloc" if it.newest >= KVMALLOC else "vmalloc"
         yield Remedy(
             "caller",
-            f"kvmalloc instead of kmalloc in {it.who}, if the memory need not be contiguous",
-            f"falls back to single pages by vmalloc: no block of {it.want} is needed",
+            f"{virtual} instead of kmalloc in {it.who}, if the memory need not be contiguous",
+            f"{'falls back to' if virtual == 'kvmalloc' else 'takes'} single pages{' by vmalloc' if virtual == 'kvmalloc' else ''}: no block of {it.want} is needed",
         )
     elif it.ask.order and it.reclaim:
-        yield Remedy(
-            "caller", f"smaller pieces in {it.who}, or kvmalloc under memalloc_nofs_save() (5.17 and newer accept GFP_NOFS)", f"no block of {it.want} is needed"
-        )
+        scope, name = ("memalloc_nofs_save", "GFP_NOFS") if "IO" in it.ask.flags else ("memalloc_noio_save", "GFP_NOIO")
+        or_virtual = f", or kvmalloc under {scope}() (5.17 and newer accept {name})" if it.newest >= KVMALLOC else ""
+        yield Remedy("caller", f"smaller pieces in {it.who}{or_virtual}", f"no block of {it.want} is needed")
     elif it.ask.order:
         yield Remedy(
             "caller",
@@ -125,11 +149,12 @@ def cma(it: Refused) -> Iterator[Remedy]:
     """Of memory that only movable pages and CMA's own callers may use."""
     if it.code == "cma_only" or (it.main is not None and it.main.cma_decides):
         free = it.main.cma if it.main is not None else 0
-        yield Remedy(
-            "caller",
-            "dma_alloc_coherent or dma_alloc_contiguous, which are what CMA is for",
-            f"may use the {it.size(free)} of free CMA" if free else "may use what is free in CMA",
-        )
+        if it.reclaim and it.ask.order:  # CMA's own callers must be able to wait
+            yield Remedy(
+                "caller",
+                "dma_alloc_coherent or dma_alloc_contiguous, which are what CMA is for",
+                f"may use the {it.size(free)} of free CMA" if free else "may use what is free in CMA",
+            )
         yield Remedy(
             "admin",
             "a smaller CMA area (cma= on the command line)",
@@ -140,14 +165,14 @@ def cma(it: Refused) -> Iterator[Remedy]:
 def atomic_reserve(it: Refused) -> Iterator[Remedy]:
     """Of the reserve for high-order atomic requests."""
     if it.code == "highatomic_only":
-        yield Remedy("kernel", "retry after a moment", "the reserve is given back when a request that may reclaim fails for long")
+        yield Remedy("caller", "retry after a moment", "the reserve is given back when a request that may reclaim fails for long")
 
 
 def lowmem_reserve(it: Refused) -> Iterator[Remedy]:
     """A smaller reserve for the zone that would pass soonest."""
     kept = [z for z in it.judged.zones if z.eligible and z.rule == "lowmem_reserve" and (it.ask.order == 0 or z.usable_blocks)]
     zone = min(kept, key=_times, default=None)
-    if zone is None or it.code == "not_shown":
+    if zone is None or it.code == "not_shown" or zone.zone.low_counts:
         return
     times = _times(zone)
     left = zone.usable - zone.least - zone.reserve // times
@@ -155,7 +180,8 @@ def lowmem_reserve(it: Refused) -> Iterator[Remedy]:
     yield Remedy(
         "admin",
         f"{'twice' if times == 2 else f'{times} times'} the entry for {zone.zone.name} in vm.lowmem_reserve_ratio (the {('first', 'second', 'third')[index]} number where all zones exist)",
-        f"its reserve falls from {zone.reserve} to {zone.reserve // times} pages; this request would then pass by {left}",
+        f"its reserve falls from {zone.reserve} to {zone.reserve // times} pages; this request would then pass by {left}"
+        + (f", which delays the next report by {it.size(left)} at most" if it.judged.oom else ""),
     )
 
 
@@ -167,13 +193,25 @@ def _times(z: ZoneVerdict) -> int:
     return times
 
 
-def boost(it: Refused) -> Iterator[Remedy]:
-    """Where the watermark's boost alone refused."""
+def boost_of_one_request(it: Refused) -> Iterator[Remedy]:
+    """Where the watermark's boost alone refused a request that nothing else was wrong with."""
+    if not it.judged.oom:
+        yield from _boost(it)
+
+
+def boost_of_an_oom(it: Refused) -> Iterator[Remedy]:
+    """Where memory is out, the boost only brings it forward."""
+    if it.judged.oom:
+        yield from _boost(it)
+
+
+def _boost(it: Refused) -> Iterator[Remedy]:
     if it.main is not None and it.main.boost_decides:
         yield Remedy(
             "admin",
             "vm.watermark_boost_factor=0",
-            f"min falls from {it.main.mark} to {it.main.mark - it.main.boost} pages; the request would pass by {it.main.unboosted_margin} pages",
+            f"min falls from {it.main.mark} to {it.main.mark - it.main.boost} pages; the request would pass by {it.main.unboosted_margin} pages"
+            + (", for the time being" if it.judged.oom else ""),
         )
 
 
@@ -181,10 +219,12 @@ def larger_blocks(it: Refused) -> Iterator[Remedy]:
     """Settings that keep or make larger blocks."""
     if it.code == "no_block" and it.reclaim and 0 < it.ask.order <= COSTLY_ORDER:
         yield Remedy("admin", "a higher vm.min_free_kbytes", "more pages stay free, so that larger blocks survive more often; no promise for a single request")
-    if it.code in ("no_block", "per_order_watermark") and it.ask.order and not it.request.no_mmu:
+    if it.code == "per_order_watermark" and not it.reclaim:
+        yield Remedy("admin", "a higher vm.min_free_kbytes", "kswapd keeps more pages free, in the higher orders, too")
+    if it.code in ("no_block", "per_order_watermark", "highatomic_only") and it.ask.order and not it.request.no_mmu and it.newest >= COMPACTION:
         yield Remedy(
             "admin",
-            "echo 1 > /proc/sys/vm/compact_memory (or vm.compaction_proactiveness, 5.9 and newer)",
+            "echo 1 > /proc/sys/vm/compact_memory" + (" (or vm.compaction_proactiveness, 5.9 and newer)" if it.newest >= (5, 9) else ""),
             "joins movable pages to larger blocks for now; unmovable ones keep their places",
         )
 
@@ -193,20 +233,35 @@ def more_free_pages(it: Refused) -> Iterator[Remedy]:
     """Where pages are too few, and what vm.min_free_kbytes does to it."""
     if it.code in ("watermark", "really_empty"):
         lack = 1 - it.main.margin if it.main is not None and it.main.margin <= 0 else 0
-        if it.reclaim and it.main is not None and not it.main.cma_decides and not it.main.boost_decides:
-            enough = f"{lack} more free {'page' if lack == 1 else 'pages'} ({it.size(lack)}) would have been enough"
-            yield Remedy("look", f"who holds the memory{' (see why)' if it.counted else ''}", enough if lack else "the dump is at the edge")
+        if it.reclaim and it.main is not None and (it.judged.oom or not (it.main.cma_decides or it.main.boost_decides)):
+            yield Remedy("look", f"who holds the memory{' (see why)' if it.counted else ''}", _enough(it, lack))
         if it.ask.order and it.reclaim:
             yield Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier")
         elif not it.reclaim:
             yield Remedy(
                 "admin",
-                "a higher vm.min_free_kbytes (or vm.watermark_scale_factor)",
+                f"a higher vm.min_free_kbytes{' (or vm.watermark_scale_factor)' if it.newest >= SCALE_FACTOR else ''}",
                 "kswapd starts earlier and keeps more pages free, of which atomic requests may take a part"
                 + (f"; {lack} pages more were needed" if lack else ""),
             )
     if it.code == "no_block" and not it.reclaim:
         yield Remedy("admin", "not: vm.min_free_kbytes alone", "it keeps more pages free, not larger blocks")
+
+
+def _enough(it: Refused, lack: int) -> str:
+    """How much was missing, where that alone would have helped."""
+    pages = f"{lack} more free {'page' if lack == 1 else 'pages'} ({it.size(lack)})"
+    assert it.main is not None
+    managed = it.main.zone.fields.get("managed", it.main.zone.fields.get("present", 0)) // it.page_kb
+    if it.ask.order and 0 < managed < 1 << it.ask.order:
+        return f"all of {it.main.zone.label} is less than the request: it can never be served there"
+    if not lack:
+        return "the dump is at the edge"
+    if it.judged.oom:
+        return f"this request lacked {pages}; whoever fills the memory would have taken those, too"
+    if it.ask.order and not it.main.usable_blocks:
+        return f"{pages} were missing for the watermark, and a block of {it.want} besides"
+    return f"{pages} would have been enough"
 
 
 def another_zone(it: Refused) -> Iterator[Remedy]:
@@ -215,7 +270,7 @@ def another_zone(it: Refused) -> Iterator[Remedy]:
         return
     highest = it.judged.highest
     if any(z.eligible for z in it.judged.zones):
-        yield Remedy("caller", f"no GFP_{highest} in {it.who} if the device reaches more", f"the request is not bound to the empty zone {highest} then")
+        yield lower_mask(it.request, highest)
         yield Remedy("admin", f"memory inside zone {highest} (a crash kernel: crashkernel=SIZE,low)", "the zone gets pages to give")
     else:
         yield Remedy(
@@ -228,7 +283,11 @@ def another_zone(it: Refused) -> Iterator[Remedy]:
 
 def passed_by_now(it: Refused) -> Iterator[Remedy]:
     """Where the dump no longer shows why."""
-    if it.code == "not_shown":
+    if it.code == "not_shown" and it.judged.oom:
+        yield Remedy(
+            "look", f"who holds the memory{' (see why)' if it.counted else ''}", "a process was killed although pages were free again when the dump was printed"
+        )
+    elif it.code == "not_shown":
         yield Remedy(
             "look", "/proc/buddyinfo over time, and whether it repeats", "a single failure of this kind has passed; a caller that falls back is not harmed"
         )
@@ -258,6 +317,6 @@ def costly(it: Refused) -> Iterator[Remedy]:
 
 
 RULES: tuple[Callable[[Refused], Iterator[Remedy]], ...] = (
-    smaller_pieces, cma, atomic_reserve, lowmem_reserve, boost, larger_blocks, more_free_pages, another_zone, passed_by_now, out_of_reach, costly,
+    smaller_pieces, cma, atomic_reserve, boost_of_one_request, more_free_pages, lowmem_reserve, boost_of_an_oom, larger_blocks, another_zone, passed_by_now, out_of_reach, costly,
 )  # fmt: skip
 """The best first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mmtwin.diagnose.explain.common import where
 from mmtwin.diagnose.explain.explain import Explanation
 from mmtwin.diagnose.explain.model import VERDICTS, Report, Request, Verdict, size
 
@@ -100,7 +101,7 @@ def _remedies(v: Verdict, width: int) -> Iterator[tuple[str, str]]:
 def _request_lines(request: Request, width: int) -> Iterator[tuple[str, str]]:
     if request.comm:
         who = f"{request.comm}" + (f" (pid {request.pid})" if request.pid is not None else "") + (f" on CPU {request.cpu}" if request.cpu is not None else "")
-        yield from _wrapped("process", who + (f", in a {request.place}" if request.place else ""), width, "")
+        yield from _wrapped("process", who + (f", {where(request.place)}" if request.place else ""), width, "")
     flags = request.flags
     if request.order is not None and request.bytes is not None:
         sleep = {True: "; may wait for memory", False: "; cannot wait", None: ""}[request.may_sleep]

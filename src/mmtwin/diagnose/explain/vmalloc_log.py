@@ -31,6 +31,8 @@ NEIGHBOURS = 4
 """Reports to either side in which the stack of a bare message may be."""
 X86 = re.compile(r"\bentry_SYSCALL_64|\bRIP:|\bEIP:|x86")
 """A report of a machine that has no CONFIG_*_MODULE_PLTS."""
+NO_PARAMETER = re.compile(r"\bNIP\b|PowerMac|Power[Pp][Cc]|powerpc|\bepc\s*:|\bMIPS\b|s390")
+"""A report of an architecture that has no vmalloc= (it is 32-bit x86's and ARM's)."""
 
 
 def with_neighbours_stack(segments: list[Segment]) -> list[Segment]:
@@ -111,7 +113,7 @@ def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise:
             )
         remedies.append(Remedy("admin", "not: vmalloc=<size>, whatever the message says", "it enlarges the vmalloc area, not the module area"))
     else:
-        if not bits64:
+        if not bits64 and not NO_PARAMETER.search(segment.text):
             remedies.append(Remedy("admin", "a larger vmalloc=<size> on the command line (32 bit only)", "more addresses for vmalloc, as much less lowmem"))
         remedies.append(
             Remedy("look", "/proc/vmallocinfo: who holds the area, and whether it grows", "a leak of mappings (ioremap, vmap without vunmap) looks like this")
