@@ -89,7 +89,13 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
         return Judged("evidence_missing", UNDECIDED, zones, None, highest, allowed, (), tuple(missing))
     main = max(
         _this_node(ask, eligible) or eligible,
-        key=lambda z: (z.rule == "passes" and NO_MARK not in z.missing, ZONE_ORDER.index(z.zone.name), z.zone.fields.get("managed", 0), z.free),
+        key=lambda z: (
+            z.rule == "passes" and NO_MARK not in z.missing and not _listed_empty(z),
+            not (z.rule == "passes" and _listed_empty(z)),
+            ZONE_ORDER.index(z.zone.name),
+            z.zone.fields.get("managed", 0),
+            z.free,
+        ),
     )
     notes: list[str] = []
     code, certainty = _decide(ask, eligible, main, notes, oom)
@@ -99,6 +105,11 @@ def judge_pages(ask: Ask, info: MemInfo, request: Request, oom: bool = False, co
     if certainty == DECIDED and not info.page_known and ask.order:
         certainty = PROBABLE
     return Judged(code, certainty, zones, main, highest, allowed, tuple(notes), tuple(missing), oom)
+
+
+def _listed_empty(z: ZoneVerdict) -> bool:
+    """Whether its free list is in the log, and has nothing."""
+    return z.zone.blocks is not None and not z.zone.listed_kb
 
 
 def unpopulated(z: ZoneVerdict) -> bool:
@@ -151,7 +162,15 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
             )
             return ZONE_RULE.get(main.rule, main.rule), PROBABLE
         return "evidence_missing", UNDECIDED
-    if passing and all(z.zone.blocks is not None and not z.zone.listed_kb for z in eligible):
+    empty = [z for z in passing if _listed_empty(z)]
+    if passing and len(empty) == len(passing) < len(eligible):  # the zones that pass have nothing to give
+        notes.append(
+            f"{_and([z.zone.label for z in empty])} passes its watermark, but its free lists, which are counted when they are printed, are empty; "
+            "the counter of free pages lags behind (each CPU keeps a part of it)."
+        )
+        refusing = [z for z in eligible if z not in empty]
+        return ("lowmem_reserve" if any(z.rule == "lowmem_reserve" for z in refusing) else "watermark"), PROBABLE
+    if passing and len(empty) == len(eligible):
         notes.append(
             "The free lists, which are counted when they are printed, are empty; the counters of free pages lag behind (each CPU keeps a part of them)."
         )

@@ -235,10 +235,11 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
     other = (1 << order) - 1 + 2 * rules.off_by_two
     cma = zone.fields.get("free_cma", 0) // page_kb if rules.cma != "counted" and not ask.movable else 0
     name = "free_highatomic" if rules.highatomic == "free" and "free_highatomic" in zone.fields else "reserved_highatomic"
-    highatomic = zone.fields.get(name, 0) // page_kb if rules.highatomic and not (ask.oom or ask.harder or (ask.high and since(ask.version, *NON_BLOCK))) else 0
+    reserved = rules.highatomic and not (ask.oom or ask.harder or (ask.high and since(ask.version, *NON_BLOCK)))
+    highatomic = zone.fields.get(name, 0) // page_kb if reserved else 0
     if rules.highatomic and name not in zone.fields and not ask.harder and ask.version >= (4, 4, 0):
         missing.append("the highatomic reserve is not printed by this kernel; it holds up to 1 % of the zone")
-    held = _atomic_only(zone, page_kb) if not highatomic and rules.highatomic and name not in zone.fields and not takes("H", ask) else 0
+    held = _atomic_only(zone, page_kb) if reserved and name not in zone.fields else 0
     if held:
         steps.append(f"{held} of the free pages are in blocks of the highatomic reserve only (H); the test leaves out at least those")
         highatomic = held
@@ -263,14 +264,14 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
         need = need.replace(f"min {mark}", f"min {mark} ({boost} of it boost)", 1)
     steps.append(f"free pages: {text} {'>' if usable > least + reserve else '<='} {need}: {_by(passes, margin, ask)}")
     fitting, types, usable_blocks = _blocks(zone, ask, page_kb)
-    if order and zone.blocks is None:
-        missing.append("the free list is not in the log")
+    if order and fitting is None:
+        missing.append("the free list is not in the log" if zone.blocks is None else f"the free list is cut behind {zone.blocks[-1].kb} kB")
     drift = abs(zone.listed_kb - zone.free_kb) // page_kb if zone.blocks else 0
     unboosted = usable - lower(mark - boost, ask) - reserve if boost else None
     cma_decides = margin <= 0 < margin + cma
     rule = "passes"
     if mark == 0 and "min" not in zone.fields:
-        rule = "blocks_not_shown" if order and zone.blocks is None else rule
+        rule = "blocks_not_shown" if order and fitting is None else rule
     if not passes:
         rule = "empty" if free - cma <= 0 else "lowmem_reserve" if reserve and usable > least else "watermark"
         if rule == "watermark" and highatomic and usable + highatomic > least + reserve and (held or (usable_blocks is False and "H" in types)):
@@ -285,8 +286,8 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
         failed = False
         if rules.per_order and not ask.no_watermarks:
             failed = not _per_order(zone, ask, usable, least, cma if rules.cma == "first" else 0, page_kb, steps)
-        if zone.blocks is None:
-            rule = "blocks_not_shown"
+        if fitting is None:
+            rule = "per_order_watermark" if failed and zone.blocks is not None else "blocks_not_shown"
         elif not fitting:
             rule = "no_block"
         elif failed:
@@ -297,7 +298,7 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
         rule = "empty"
     elif fitting and usable_blocks is False and not ask.no_watermarks:
         rule = "cma_only" if "C" in types else "highatomic_only" if "H" in types else "isolated_only"
-    if zone.blocks is not None and (order or rule in ("cma_only", "highatomic_only", "isolated_only")):
+    if fitting is not None and (order or rule in ("cma_only", "highatomic_only", "isolated_only")):
         steps.append(_blocks_text(zone, ask, page_kb, fitting or 0, usable_blocks))
     return ZoneVerdict(
         zone, rule, True, "", free, usable, other, cma, highatomic, mark, least, low, high, boost, reserve, margin, fitting, types, usable_blocks, _largest(zone, ask),
@@ -377,7 +378,10 @@ def _blocks(zone: Zone, ask: Ask, page_kb: int) -> tuple[int | None, str, bool |
     """Free blocks large enough, the letters beside them, and whether the request could take one."""
     if zone.blocks is None:
         return None, "", None
-    large = [block for block in zone.blocks if block.count and block.kb >= page_kb << ask.order]
+    wanted = page_kb << ask.order
+    if zone.blocks and zone.total_kb is None and zone.blocks[-1].kb < wanted <= zone.free_kb - zone.listed_kb:
+        return None, "", None  # cut, and what is not listed could hold one
+    large = [block for block in zone.blocks if block.count and block.kb >= wanted]
     types = "".join(sorted({letter for block in large for letter in block.types}))
     if not large:
         return 0, "", False
