@@ -18,6 +18,7 @@ from mmtwin.diagnose.explain.log_gfp import ERAS, decode, parse_names, spell
 from mmtwin.diagnose.explain.log_lines import strip
 from mmtwin.diagnose.explain.model import VERDICTS
 from mmtwin.diagnose.explain.show import explanation_lines
+from mmtwin.diagnose.explain.stack import read_stack
 from mmtwin.diagnose.explain.zone_rules import Ask, lower, rules_of, takes
 from mmtwin.errors import LogError
 
@@ -187,6 +188,101 @@ def test_vmalloc_of_a_range_in_two_lines_and_again_without_a_stack() -> None:
 [    1.000007] vmalloc_node_range for size 1196032 failed: Address range restricted to 0xf1000000 - 0xf5110000"""
     (report,) = explain_text(text).reports
     assert (report.verdict.code, report.repeated, report.request and report.request.comm) == ("vmalloc_address_space", 3, "modprobe")
+
+
+def test_who_asked() -> None:
+    """Left-overs between the allocators' own functions; decoded frames; a page fault in a system call; the OOM killer is never called in a softirq."""
+    old = " [<1>] __alloc_pages+0x282/0x29b\n [<2>] ipt_do_table+0x1eb/0x318\n [<3>] cache_grow+0x134/0x33d\n [<4>] __kmalloc+0x8a/0x94\n [<5>] e1000_alloc_rx_buffers+0x6f/0x2f3\n"
+    assert read_stack(old).caller == "e1000_alloc_rx_buffers"
+    guessed = "".join(
+        f" [<1>] ? {name}+0x1/0x2\n"
+        for name in ("dump_stack", "dump_header", "ktime_get", "oom_kill_process", "out_of_memory", "__alloc_pages_nodemask", "handle_mm_fault")
+    )
+    assert read_stack(guessed, "oom").caller == "handle_mm_fault"
+    decoded = "dump_stack_lvl (lib/dump_stack.c:107)\nkasan_report (mm/kasan/report.c:426)\nops_init (net/core/net_namespace.c:0)\nsetup_net (net/core/net_namespace.c:329)\ndo_syscall_64 (arch/x86/entry/common.c:55)\n"
+    assert (read_stack(decoded).caller, read_stack(decoded).place) == ("ops_init", "system call")
+    names = ("__alloc_pages", "alloc_page_vma", "do_anonymous_page", "handle_mm_fault", "do_page_fault", "copy_to_user", "sys_read", "system_call_fastpath")
+    fault = "".join(f" {name}+0x1/0x2\n" for name in names)
+    assert (read_stack(fault, "page").place, read_stack(fault).place) == ("page fault", "system call")
+    softirq = " out_of_memory+0x1/0x2\n __alloc_pages+0x1/0x2\n __do_softirq+0x1/0x2\n do_page_fault+0x1/0x2\n"
+    assert (read_stack(softirq, "oom").place, read_stack(softirq, "page").place) == ("page fault", "softirq")
+
+
+ATOMIC_4_9 = """[    1.000000] swapper/0: page allocation failure: order:0, mode:0x2080020(GFP_ATOMIC)
+[    1.000001] CPU: 0 PID: 0 Comm: swapper/0 Not tainted 4.9.123 #1
+[    1.000002] Normal free:1492kB min:964kB low:1204kB high:1444kB present:65536kB managed:60000kB
+[    1.000003] lowmem_reserve[]: 0 0
+[    1.000004] Normal: 13*4kB (H) 4*8kB (H) 4*16kB (H) 2*32kB (H) 2*64kB (H) 1*128kB (H) 0*256kB 2*512kB (H) 0*1024kB 0*2048kB 0*4096kB = 1492kB"""
+
+
+def test_atomic_request_and_a_reserve_that_is_not_printed() -> None:
+    """Its test leaves the reserve in (ALLOC_HARDER), but a single page never comes out of it (4.4 to 6.x)."""
+    (zone,) = explain_text(ATOMIC_4_9).main.verdict.zones
+    assert (zone.rule, zone.margin) == ("highatomic_only", 373 - 91)
+    plain = ATOMIC_4_9.replace("0x2080020(GFP_ATOMIC)", "0x24000c0(GFP_KERNEL)")
+    (zone,) = explain_text(plain).main.verdict.zones
+    assert (zone.rule, zone.usable) == ("highatomic_only", 0)
+
+
+def test_list_that_is_cut_proves_nothing_unless_the_rest_is_too_small() -> None:
+    text = ATOMIC_4_9.replace("order:0, mode:0x2080020(GFP_ATOMIC)", "order:6, mode:0x24000c0(GFP_KERNEL)").replace("(H)", "(U)")
+    cut = re.sub(r" 1\*128kB.*", "", text)
+    verdict = explain_text(cut).main.verdict  # 1,152 kB are not listed
+    assert (verdict.certainty, verdict.zones[0].rule) == ("probable", "blocks_not_shown")
+    rest = cut.replace("free:1492kB min:964kB", "free:1080kB min:96kB").replace("13*4kB", "200*4kB")
+    assert (explain_text(rest).main.verdict.certainty, explain_text(rest).main.verdict.zones[0].rule) == ("decided", "no_block")
+
+
+def test_counter_above_an_empty_list() -> None:
+    text = """[    1.000000] firefox: page allocation failure: order:0, mode:0x2284020
+[    1.000001] CPU: 0 PID: 4348 Comm: firefox Not tainted 4.4.0-71-generic #92-Ubuntu
+[    1.000002] Node 0 DMA32 free:17784kB min:0kB low:0kB high:0kB present:3545792kB managed:3465000kB
+[    1.000003] lowmem_reserve[]: 0 0 4462 4462 4462
+[    1.000004] Node 0 Normal free:308kB min:0kB low:0kB high:0kB present:4700160kB managed:4569000kB
+[    1.000005] lowmem_reserve[]: 0 0 0 0 0
+[    1.000006] Node 0 DMA32: 2072*4kB (UME) 474*8kB (UME) 119*16kB (UME) 47*32kB (UM) 36*64kB (UME) 0*128kB 0*256kB 0*512kB 0*1024kB 0*2048kB 0*4096kB = 17792kB
+[    1.000007] Node 0 Normal: 0*4kB 0*8kB 0*16kB 0*32kB 0*64kB 0*128kB 0*256kB 0*512kB 0*1024kB 0*2048kB 0*4096kB = 0kB"""
+    verdict = explain_text(text).main.verdict
+    assert (verdict.code, verdict.certainty) == ("lowmem_reserve", "probable")
+    assert verdict.headline.startswith("firefox asked for 4 KiB (order 0, GFP_ATOMIC|__GFP_COMP|__GFP_NOTRACK). Node 0 DMA32")
+
+
+def test_oom_whose_order_is_cut_off() -> None:
+    text = """[    1.000000] updatedb invoked oom-killer: gfp_mask=0x16040d0(GFP_TEMPORARY|__GFP_COMP|__GFP_NOTRACK), nodemask=
+[    1.000001] CPU: 1 PID: 2314 Comm: updatedb Not tainted 4.10.0-rc6-686-pae #1
+[    1.000002] Normal free:38764kB min:38828kB low:48532kB high:58236kB present:892920kB managed:851212kB
+[    1.000003] lowmem_reserve[]: 0 0"""
+    report = explain_text(text).main
+    assert report.request is not None
+    assert (report.verdict.code, report.verdict.certainty, report.request.order) == ("watermark", "decided", None)
+    assert explain_text(text.replace("free:38764kB", "free:58764kB")).main.verdict.code == "evidence_missing"
+
+
+def test_memory_map_of_hot_added_memory() -> None:
+    text = ATOMIC_4_9.replace(
+        "page allocation failure: order:0, mode:0x2080020(GFP_ATOMIC)", "vmemmap alloc failure: order:9, mode:0x4cc0(GFP_KERNEL|__GFP_RETRY_MAYFAIL)"
+    )
+    report = explain_text(text.replace("(H)", "(U)").replace("4.9.123", "5.13.0")).main
+    assert report.request is not None
+    assert (report.request.comm, report.request.order, report.verdict.code) == ("swapper/0", 9, "watermark")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("transfer buffer not dma capable", "dma_vmalloc"), ("transfer buffer is on stack", "dma_from_stack"), ("setup packet is on stack", "dma_from_stack")],
+)
+def test_usb_refuses_a_buffer(words: str, code: str) -> None:
+    text = f"""[    1.000000] WARNING: CPU: 1 PID: 12912 at drivers/usb/core/hcd.c:1584 usb_hcd_map_urb_for_dma+0x24c/0x2fd [usbcore]
+[    1.000001] {words}
+[    1.000002] Call Trace:
+[    1.000003]  usb_hcd_map_urb_for_dma+0x24c/0x2fd [usbcore]
+[    1.000004]  usb_hcd_submit_urb+0x608/0x6b0 [usbcore]
+[    1.000005]  usb_start_wait_urb+0x54/0xc5 [usbcore]
+[    1.000006]  usb_control_msg+0xcf/0xf2 [usbcore]
+[    1.000007]  usb_cypress_writemem+0x2c/0x31 [dvb_usb]"""
+    verdict = explain_text(text).main.verdict
+    assert verdict.code == code
+    assert "usb_cypress_writemem" in verdict.headline
 
 
 def test_slab_corruption_in_two_parts_is_one_report() -> None:

@@ -19,6 +19,7 @@ HEADLESS_LINES = 60
 """A dump's lines, at most, before the message that follows it."""
 RECLAIM = ("try_to_free_pages", "do_try_to_free_pages", "__perform_reclaim", "__node_reclaim", "zone_reclaim", "balance_pgdat", "kswapd")
 """Functions that run with PF_MEMALLOC set (gfp_pfmemalloc_allowed of mm/page_alloc.c); interrupts do not inherit it."""
+REFUSED_AT_ANY_ORDER = ("watermark", "lowmem_reserve", "empty")
 ONLY_ELIGIBLE = (6, 1, 0)
 """Dumps have the zones only that the request may use (show_mem's max_zone_idx)."""
 INTERRUPTS = ("softirq", "hard interrupt", "interrupt")
@@ -98,6 +99,13 @@ def judge(segment: Segment, info: MemInfo | None, request: Request, oom: bool = 
     :param oom: it is a report of the OOM killer, of a request with this `constraint`.
     :param victim: the OOM killer has killed the process that asks (__gfp_pfmemalloc_flags of mm/page_alloc.c).
     """
+    if request.order is None and request.flags is not None and segment.kind == "oom" and info is not None and info.zones:
+        single, verdict = judge(segment, info, replace(request, order=0, bytes=info.page_kb * 1024), oom, constraint)
+        if verdict.zones and all(zone.rule in REFUSED_AT_ANY_ORDER for zone in verdict.zones if zone.eligible):
+            open_ = ("the order is cut off; a single page is refused already, so a larger piece is, too", *verdict.missing)
+            return replace(single, order=None, bytes=None), replace(
+                verdict, headline=verdict.headline.replace(asked(replace(request, order=0, bytes=info.page_kb * 1024)), asked(request)), missing=open_
+            )
     if request.order is None or request.flags is None:
         lost = "order" if request.order is None else "flags"
         return request, Verdict(

@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from mmtwin.diagnose.explain.common import request_of
-from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
+from mmtwin.diagnose.explain.kernel_version import Kernel
+from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Request, Segment, Verdict, size
 
 API = re.compile(
     r"(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?DMA-API:\s+(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?([^\n]+(?:(?<!\])\n(?!.*(?:Modules linked|CPU:|Call Trace|Hardware name))[^\n]{1,160}\]?(?=\n|$))?)"
@@ -24,6 +25,10 @@ ABOVE = re.compile(
 CMA = re.compile(r"\b(?:__)?cma_alloc:\s+(?:(\S+):\s+)?alloc\s+failed,\s+req-size:\s+(\d+)\s+pages,\s+ret:\s+(-\d+)")
 HOLES = re.compile(r"number\s+of\s+available\s+pages:\s*([\d@+\s]*)=>\s*(\d+)\s+free\s+of\s+(\d+)\s+total")
 BUSY = re.compile(r"alloc_contig_range:\s+\[([0-9a-f]+),\s*([0-9a-f]+)\)\s+PFNs\s+busy")
+USB = re.compile(r"(transfer buffer|setup packet) (?:is )?(?:not dma capable|on stack)")
+USB_CORE = re.compile(r"_*usb_(?:hcd_\w+|submit_urb|start_wait_urb|control_msg\w*|bulk_msg|interrupt_msg|sg_wait|internal_control_msg)$")
+VMAP_STACK = (4, 9)
+"""Stacks are in vmalloc's area, where the architecture and the configuration have it."""
 SLOT_BYTES, SEGMENT_SLOTS = 2048, 128
 """A bounce buffer's slot, and how many a single mapping can have: 256 KiB."""
 STACKS = (8192, 16384, 32768, 65536)
@@ -59,12 +64,40 @@ def read(segment: Segment) -> Report:
             ("CMA, gigantic pages and memory hotplug all go this way; the next range is tried before anything is refused.",), details={"first_pfn": int(match[1], 16), "end_pfn": int(match[2], 16)},
             missing=("who asked, and whether another range served it: a 'cma_alloc: alloc failed' or the driver's own message says so",), remedies=(Remedy("admin", "a larger cma= area", "more ranges to try"), Remedy("caller", "allocate once at start and keep it", "fewer pages are in use then")),
         )  # fmt: skip
+    elif match := USB.search(segment.head):
+        verdict = _usb(match[1] == "setup packet", "stack" in match[0], segment.kernel, request)
     elif "rejecting" in segment.head:
         verdict = Verdict("dma_vmalloc", DECIDED, f"{request.caller or 'A driver'} gave a vmalloc address to dma_map_single: its pages are not contiguous, so the mapping was refused.",
                           remedies=(Remedy("caller", "kmalloc the buffer, or map page by page (vmalloc_to_page, a scatterlist)", "each piece is contiguous for the device"),))  # fmt: skip
     else:
         verdict = _api(segment, text, request.path)
     return Report("dma", "DMA", segment.line, segment.seconds, segment.kernel, request, verdict, stack=segment.stack)
+
+
+def _usb(setup: bool, stack: bool, kernel: Kernel, request: Request) -> Verdict:
+    """The check of usb_hcd_map_urb_for_dma (drivers/usb/core/hcd.c), which refuses."""
+    what = "setup packet" if setup else "transfer buffer"
+    behind = max((n + 1 for n, name in enumerate(request.path) if USB_CORE.match(name)), default=0)
+    who = next((name for name in request.path[behind:]), "the driver")
+    fix = Remedy("caller", f"kmalloc the {what} (in {who})", "memory that a controller may reach; the transfer is refused until then (-EAGAIN)")
+    why = (f"On the way: {' <- '.join(request.path[:5])}.",) if request.path else ()
+    if stack:
+        return Verdict(
+            "dma_from_stack", DECIDED, f"{who} gave the USB controller a {what} on the kernel stack; the transfer was refused.", why, remedies=(fix,)
+        )
+    maybe = (
+        ()
+        if kernel.at_most < VMAP_STACK
+        else ("whether it is a vmalloc buffer or a local variable: with CONFIG_VMAP_STACK (4.9 and newer) the stack is in vmalloc's area",)
+    )
+    return Verdict(
+        "dma_vmalloc",
+        DECIDED,
+        f"{who} gave the USB controller a {what} in vmalloc's area, whose pages are not contiguous; the transfer was refused.",
+        why,
+        missing=maybe,
+        remedies=(fix,),
+    )
 
 
 def _api(segment: Segment, text: str, path: tuple[str, ...]) -> Verdict:

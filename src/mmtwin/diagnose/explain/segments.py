@@ -14,7 +14,7 @@ from mmtwin.diagnose.explain.model import Segment
 from mmtwin.diagnose.explain.stack import read_stack
 
 HEADERS = Anchored(re.compile(
-    r"(?P<page>page\s+(?:allocation\s+(?:failure\b|stalls\s+for\b)|alloction\s+stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
+    r"(?P<page>vmemmap\s+alloc\s+failure|page\s+(?:allocation\s+(?:failure\b|stalls\s+for\b)|alloction\s+stalls\s+for\b)|\b__alloc_pages:\s+\d+-order\s+allocation\s+failed)"
     r"|(?P<vmalloc>(?:vmap\s+allocation|vmalloc_node_range)\s+for\s+size\s+\d+\s+failed|vmalloc:\s+allocation\s+failure|vmalloc\s+error:\s+size)"
     r"|(?P<oom>invoked\s+oom-killer:|(?<!invoked )\boom-killer:\s+gfp_mask)"
     r"|(?P<killed>[Mm]emory\s+cgroup\s+out\s+of\s+memory|Out of [Mm]emory(?::\s+[Kk]ill|\s+and no killable|\s+\(oom_kill_allocating)|\boom-kill:constraint=|\bTask in \S+ killed as a result of limit of)"
@@ -27,12 +27,12 @@ HEADERS = Anchored(re.compile(
     r"|(?P<context>\b(?:BUG|Debug):\s+(?:sleeping\s+function\s+called\s+from\s+(?:invalid|illegal)\s+context|scheduling\s+while\s+atomic))"
     r"|(?P<oversize>\bWARNING:\s+(?:(?:CPU:\s*\d+\s+PID:\s*\d+\s+)?at\s+)?(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|percpu)\.[ch]:\d+|\bkernel\s+BUG\s+at\s+(?:[\w./-]*/)?mm/(?:page_alloc|slab_common|util|vmalloc|slub|slab|usercopy)\.[ch]:\d+)"
     r"|(?P<usercopy>\busercopy:\s+[Kk]ernel\s+memory|\busercopy\s+whitelist\?\s+Kernel\s+memory)"
-    r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|\bswiotlb\s+addr\s+\S+\s+overflow\b|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\b(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed|\balloc_contig_range:\s+\[[0-9a-f]+,\s*[0-9a-f]+\)\s+PFNs\s+busy)"
+    r"|(?P<dma>\bDMA-API:\s|swiotlb\s+buffer\s+is\s+full|\bswiotlb\s+addr\s+\S+\s+overflow\b|Out\s+of\s+SW-IOMMU\s+space|\boverflow\s+0x[0-9a-f]+\+\d+\s+of\s+DMA\s+mask|rejecting\s+DMA\s+map\s+of\s+vmalloc|\b(?:transfer\s+buffer|setup\s+packet)\s+(?:is\s+)?(?:not\s+dma\s+capable|on\s+stack)|\b(?:__)?cma_alloc:\s.{0,60}?\balloc\s+failed|\balloc_contig_range:\s+\[[0-9a-f]+,\s*[0-9a-f]+\)\s+PFNs\s+busy)"
     r"|(?P<percpu>\bpercpu:\s+allocation\s+failed)"
     r"|(?P<deadlock>\b[Pp]ossible\s+memory\s+allocation\s+deadlock\b)"
     r"|(?P<nommu>\bAllocation\s+of\s+length\s+\d+\s+from\s+process\s+\d+)"
     r"|(?P<fault>\bFAULT_INJECTION:\s+forcing\s+a\s+failure)"
-), "page", "__alloc_pages:", "vmap", "vmalloc", "invoked", "oom-kill", "Memory", "memory", "Out", "Task", "Mem-", "DMA", "Normal", "HighMem", "Movable", "SLAB:", "SLUB:", "BUG", "Debug:", "KASAN:", "slab", "Slab",
+), "page", "vmemmap", "transfer", "setup", "__alloc_pages:", "vmap", "vmalloc", "invoked", "oom-kill", "Memory", "memory", "Out", "Task", "Mem-", "DMA", "Normal", "HighMem", "Movable", "SLAB:", "SLUB:", "BUG", "Debug:", "KASAN:", "slab", "Slab",
     "WARNING:", "kernel", "usercopy", "swiotlb", "overflow", "rejecting", "cma_alloc:", "__cma_alloc:", "alloc_contig_range:", "percpu:", "Possible", "possible", "Allocation", "FAULT_INJECTION:")  # fmt: skip
 """First words of each kind of report; the group's name is its kind."""
 DUMPING = ("page", "oom", "vmalloc")
@@ -202,7 +202,7 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: K
 def _comm(body: str, kind: str) -> str:
     """The process's name, as the report's first line has it."""
     patterns = {
-        "page": r"\A\s*(.{1,64}?):\s+(?:vmalloc:.{0,80}?)?page\s+allocation", "oom": r"\A\s*(.{1,64}?)\s+invoked\s+oom-killer",
+        "page": r"\A\s*(.{1,64}?):\s+(?:vmalloc:.{0,80}?)?(?:page\s+allocation|vmemmap\s+alloc)", "oom": r"\A\s*(.{1,64}?)\s+invoked\s+oom-killer",
         "vmalloc": r"(?m)^\s*([^:\n]{1,32}?):\s+(?:vmalloc|page alloc)",
     }  # fmt: skip
     if kind in patterns and (match := re.search(patterns[kind], body[:2000])):

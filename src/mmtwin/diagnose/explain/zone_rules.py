@@ -337,14 +337,14 @@ def _by(passes: bool, margin: int, ask: Ask) -> str:
 
 
 def _boost(zone: Zone, mark: int, low: int | None, page_kb: int, version: tuple[int, int, int]) -> int:
-    """Watermark boost that is part of the printed min: printed since 5.14; before, low - min is a quarter of the unboosted min unless the zone is large for it."""
+    """Watermark boost that is part of the printed min: printed since 5.14; before, low - min is a quarter of the unboosted min, or more in a large zone: then this is the least it can be."""
     if "boost" in zone.fields:
         return zone.fields["boost"] // page_kb
     managed = zone.fields.get("managed", 0) // page_kb
     if version < (5, 0, 0) or low is None or not managed or zone.name in ("HighMem", "Movable"):
         return 0
     gap = low - mark
-    if gap <= managed // 1000 + 1 or mark < 4 * gap + 64:
+    if mark < 4 * gap + 64:
         return 0
     boost = mark - 4 * gap
     return boost // 64 * 64 if boost >= 64 else 0
