@@ -26,7 +26,7 @@ def flags_of(segment: Segment, text: str | None = None) -> Flags | None:
     return decode(value, re.sub(r"\s+", "", match[2] or ""), segment.kernel.version, segment.kernel.known)
 
 
-NOMMU = re.compile(r"\bAllocation\s+of\s+length\s+\d+\s+from\s+process\s+\d+")
+NOMMU = re.compile(r"\bAllocation\s+of\s+length\s+(\d{1,15})\s+from\s+process\s+\d+")
 """Only mm/nommu.c says so."""
 
 
@@ -42,13 +42,14 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
     mems = re.search(r"mems_allowed=\s*([\d,-]*\d)", segment.text)
     if order is not None and not 0 <= order <= MOST_ORDER:
         order = None
-    stack = segment.stack
+    stack, nommu = segment.stack, NOMMU.search(segment.text)
     known = stack.allocates or segment.kind not in ("page", "oom")
     return Request(
-        segment.comm, int(who[2] or who[3]) if who else None, int(who[1]) if who and who[1] else None, order, (page_kb * 1024) << order if order is not None else None, None, flags,
+        segment.comm, int(who[2] or who[3]) if who else None, int(who[1]) if who and who[1] else None, order, (page_kb * 1024) << order if order is not None else None,
+        int(nommu[1]) if nommu else None, flags,
         nodes=nodes[1] if nodes else "", cpuset=cpuset[1] if cpuset else "", mems_allowed=mems[1] if mems else "", place=stack.place, caller=stack.caller if known else "",
         module=stack.module if known else "", path=stack.path if known else (), page_known=page_known or SEVERAL_PAGE_SIZES.search(segment.text[:20_000]) is None,
-        for_device=known and any("dma" in name for name in stack.inner), no_mmu=NOMMU.search(segment.text) is not None,
+        for_device=known and any("dma" in name for name in stack.inner), no_mmu=nommu is not None,
     )  # fmt: skip
 
 

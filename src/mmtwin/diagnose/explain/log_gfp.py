@@ -160,6 +160,8 @@ def parse_names(text: str, era: Era) -> int | None:
             value |= era.value("DIRECT_RECLAIM", "KSWAPD_RECLAIM")
         elif bare in era.bits:
             value |= era.bits[bare]
+        elif word.startswith("GFP_") and word[4:] in era.bits:  # 4.4-next printed GFP_ZERO and the like
+            value |= era.bits[word[4:]]
         else:
             return None
     return value

@@ -258,7 +258,7 @@ def _enough(it: Refused, lack: int) -> str:
     if not lack:
         return "the dump is at the edge"
     if it.judged.oom:
-        return f"this request lacked {pages}; whoever fills the memory would have taken those, too"
+        return f"this request lacked {pages.replace(' more', '')}; whoever fills the memory would have taken those, too"
     if it.ask.order and not it.main.usable_blocks:
         return f"{pages} were missing for the watermark, and a block of {it.want} besides"
     return f"{pages} would have been enough"
