@@ -8,6 +8,7 @@ from mmtwin.diagnose.explain.log_gfp import Flags, decode
 from mmtwin.diagnose.explain.model import Request, Segment, size
 
 WHO = re.compile(r"CPU:\s*(\d+)\s+(?:UID:\s*\d+\s+)?PID:\s*(\d+)|\b[Pp]id:\s*(\d+),\s*(?:comm|name):")
+CPU = re.compile(r"CPU:\s*(\d+)\s+(?:UID:\s*\d+\s+)?PID:\s*(\d+)")
 MODE = re.compile(r"(?:mode:|gfp_mask=|gfp=)\s*(0x[0-9a-fA-F]{1,16}|0x[0-9a-fA-F]*\*+)\s*(?:\(([\w|\s]{0,400}?)\))?(?=[\s,)/]|$|order)")
 """Some services put asterisks for digits; the names must do then."""
 MOST_ORDER = 60
@@ -37,6 +38,8 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
     """
     head = segment.text[:3000]
     who = WHO.search(segment.own[:8000])
+    if who and not who[1] and (named := CPU.search(segment.own[:8000])) and named[2] == who[3]:
+        who = named  # "in_atomic(): 0, pid: 801, name: sh" comes before the line that has the CPU
     nodes = re.search(r"nodemask=\s*(\(null\)|[\d,-]+?)(?=[,\s]*(?:cpuset|order|oom_score|mems|global|task|$|\s))", head)
     cpuset = re.search(r"cpuset=\s*([^\s,]+)", head)
     mems = re.search(r"mems_allowed=\s*([\d,-]*\d)", segment.text)
