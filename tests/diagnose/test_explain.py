@@ -285,6 +285,28 @@ def test_usb_refuses_a_buffer(words: str, code: str) -> None:
     assert "usb_cypress_writemem" in verdict.headline
 
 
+def test_order_in_registers_of_powerpc_and_arm64() -> None:
+    ppc = """[    1.459596] WARNING: CPU: 0 PID: 1 at mm/page_alloc.c:5634 __alloc_pages+0x430/0x1240
+[    1.460669] CPU: 0 PID: 1 Comm: init Not tainted 6.1.0-50-powerpc64le #1 Debian 6.1.176-1
+[    1.461075] GPR00: c008000000370638 c000000003317670 c000000001148100 0000000000040dc0
+[    1.461075] GPR04: 0000000000000009 0000000000000000 0000000000000000 ffffffffffffffc9
+[    1.461103] Instruction dump:
+[    1.465103] 60000000 7c691b78 4bfffd60 28040008 4081fc54 3d220150 89296dbc 2c090000
+[    1.465160] 4082fe38 39200001 3d420150 992a6dbc <0fe00000> 7c0802a6 f9e10158 fa210168"""
+    report = explain_text(ppc).main
+    assert report.request is not None
+    assert (report.verdict.code, report.verdict.certainty, report.request.order, report.request.bytes) == ("order_too_large", "decided", 9, 32 << 20)
+    arm64 = """[    0.1] WARNING: CPU: 0 PID: 1 at mm/page_alloc.c:5407 __alloc_pages+0x1a0/0x290
+[    0.1] CPU: 0 PID: 1 Comm: swapper/0 Not tainted 5.19.0 #1
+[    0.1] pc : __alloc_pages+0x1a0/0x290
+[    0.1] x23: 000000000000001e x22: 0000000000000000 x21: 000000000000001e
+[    0.1] x20: 000000000000001e x19: 0000000000040b20 x18: ffffffffffffffff"""
+    report = explain_text(arm64).main
+    assert report.request is not None
+    assert (report.verdict.certainty, report.request.order) == ("probable", 30)
+    assert any("negative number" in why for why in report.verdict.why)
+
+
 def test_slab_corruption_in_two_parts_is_one_report() -> None:
     text = """Slab corruption: start=f7d058c0, expend=f7d05937, problemat=f7d05900
 Last user: [<f891d1fd>](free_hpsb_packet+0x2c/0x33 [ieee1394])

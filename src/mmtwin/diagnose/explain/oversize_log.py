@@ -13,6 +13,8 @@ from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, 
 AT = re.compile(r"(WARNING|kernel\s+BUG)(?:[^\n]*?\bat\s+(?:[\w./-]*/)?|:\s+(?:[\w./-]*/)?)(mm/[\w]+\.[ch]):(\d+)!?(?:[ \t]+(?:at\s+)?([A-Za-z_][\w.]*))?")
 """From about 6.18 on a warning's file stands before its function."""
 REGISTER = re.compile(r"\b(R[A-D]X|R[SD]I|R[BS]P|R\d\d|E[A-D]X|E[SD]I|EBP|[xr]\d{1,2}|a[0-7]|s\d{1,2})\s*:\s*([0-9a-f]{8,16})\b")
+POWERPC = re.compile(r"\bGPR(\d\d):\s+([0-9a-f]{8,16}(?:\s+[0-9a-f]{8,16}){0,7})")
+"""PowerPC's registers, four or eight to a line."""
 ENTRY = ("__alloc_pages", "__alloc_pages_nodemask", "__alloc_pages_slowpath", "__alloc_pages_noprof", "__alloc_frozen_pages_noprof", "__alloc_pages_internal")
 WRONG_CACHE = re.compile(r"Wrong\s+slab\s+cache\.\s+(\S+)\s+but\s+object\s+is\s+from\s+(\S+)")
 NO_AREA = re.compile(r"Trying\s+to\s+(vfree|vunmap|vm_unmap_ram)\(\)\s+(?:nonexistent\s+vm\s+area|bad\s+address)\s+\((?:0x)?([0-9a-f]+)\)")
@@ -26,6 +28,13 @@ INT_MAX = (1 << 31) - 1
 WITH_INT_MAX = re.compile(r"\b(4[89]) 81 f([89a-f]) ff ff ff 7f ")
 SIZE_REGISTERS = ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "x19", "x20")
 SIZES = {"mm/util.c": "kvmalloc", "mm/slab_common.c": "kmalloc", "mm/vmalloc.c": "vmalloc"}
+LARGEST_64K = 8
+"""PowerPC's with pages of 64 KiB: 16 MiB."""
+HUGE = 22
+NEGATIVE = "A size like that is usually a negative number, such as an error code that was taken for a length, or an overflow; no allocator can serve it."
+"""From 16 GiB on."""
+KEPT = (*(f"x{n}" for n in range(19, 29)), "RBX", "RBP", "R12", "R13", "R14", "R15")
+"""Registers that functions keep for their callers."""
 OF_NOTHING = {64: 52, 32: 20}
 """get_order(0) (include/asm-generic/getorder.h): BITS_PER_LONG - PAGE_SHIFT."""
 LARGEST = 10
@@ -37,6 +46,9 @@ def registers(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, value in REGISTER.findall(text):
         found.setdefault(name, int(value, 16))
+    for first, row in POWERPC.findall(text):
+        for n, value in enumerate(row.split(), int(first)):
+            found.setdefault(f"GPR{n:02}", int(value, 16))
     return found
 
 
@@ -55,6 +67,10 @@ def read(segment: Segment) -> Report:
         verdict = _bug(segment, file, where, details)
     elif file == "mm/page_alloc.c" and bare in ENTRY:
         order, source, largest = _compared(text, values) or (*_order(values, bare), LARGEST)
+        page = 65536 if largest == LARGEST_64K else 4096
+        sure = DECIDED if order is not None else PROBABLE
+        if order is None:
+            order, source = _in_several(values)
         if order == OF_NOTHING.get(segment.kernel.bits or 64):
             request = replace(request, order=None, asked_bytes=0)
             verdict = Verdict(
@@ -67,20 +83,21 @@ def read(segment: Segment) -> Report:
         elif order is not None:
             asked, register = _asked(values, order)
             flags = _flags(values, segment)
-            request = replace(request, order=order, bytes=4096 << order, asked_bytes=asked, flags=flags)
+            request = replace(request, order=order, bytes=page << order, asked_bytes=asked, flags=flags)
             details |= {"order_register": source, "size_register": register, "largest_order": largest}
             wanted = f"{size(asked)} ({asked} bytes, register {register}), rounded up to " if asked else ""
+            negative = (NEGATIVE,) if order >= HUGE else ()
             verdict = Verdict(
-                "order_too_large", DECIDED,
-                f"{request.comm or 'A process'} asked for {wanted}{size(4096 << order)} in one piece: order {order} (register {source}), and the page allocator's largest is {largest} ({size(4096 << largest)}).",
-                ("It can never succeed: no zone was looked at, so free memory, fragmentation and watermarks do not matter.", f"The warning at {where} is printed once; later refusals are silent."),
-                missing=("pages of 4 kB and the usual largest order are assumed",), remedies=_fixes(request.caller), details=details,
+                "order_too_large", sure,
+                f"{request.comm or 'A process'} asked for {wanted}{size(page << order)} in one piece: order {order} (register {source}), and the page allocator's largest is {largest} ({size(page << largest)}).",
+                ("It can never succeed: no zone was looked at, so free memory, fragmentation and watermarks do not matter.", f"The warning at {where} is printed once; later refusals are silent.", *negative),
+                missing=(f"pages of {page >> 10} kB and the usual largest order are assumed",), remedies=_fixes(request.caller, f"up to {size(page << largest)} (order {largest}) can be served")[: 1 if negative else None], details=details,
             )  # fmt: skip
         elif (bare != "__alloc_pages_slowpath" or _early(text, segment)) and (
             segment.kernel.version >= (5, 0, 0) or (not values and stack.matches(ORDERING)) or bare == "__alloc_pages_slowpath"
         ):
             verdict = Verdict(
-                "order_too_large", PROBABLE, f"{request.comm or 'A process'} probably asked {request.caller or 'for memory'} for more than the page allocator's largest block ({size(4096 << LARGEST)}): that is the usual warning of {bare}.",
+                "order_too_large", PROBABLE, f"{request.comm or 'A process'} probably asked{f', in {request.caller},' if request.caller else ''} for more than the page allocator's largest block ({size(4096 << LARGEST)}): that is the usual warning of {bare}.",
                 ("No zone was looked at.",), missing=("the order: no register shows one (they are cut, or were overwritten)",), remedies=_fixes(request.caller), details=details,
             )  # fmt: skip
         else:
@@ -154,6 +171,10 @@ LOW = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI")
 
 def _compared(text: str, values: dict[str, int]) -> tuple[int, str, int] | None:
     """The order, its register and the largest order, where the code before the trap compares them (x86: cmp $10,%ebp; jbe)."""
+    for word in re.findall(r"\b28[0-9a-f]{6}\b", text[text.find("Instruction dump") :] if "Instruction dump" in text else ""):
+        name, largest = f"GPR{int(word[2:4], 16):02}", int(word[4:], 16)  # cmplwi rN,largest
+        if largest in (LARGEST_64K, LARGEST, LARGEST + 1) and largest < values.get(name, 0) <= 52:
+            return values[name], name, largest
     code = re.search(r"\bCode:([0-9a-f ]{20,400})<0f>", text)
     for match in COMPARE.finditer(code[1]) if code else ():
         number = int(match[2], 16) - 8
@@ -162,6 +183,16 @@ def _compared(text: str, values: dict[str, int]) -> tuple[int, str, int] | None:
         if largest < values.get(name, 0) <= 52:
             return values[name], name, largest
     return None
+
+
+def _in_several(values: dict[str, int]) -> tuple[int | None, str]:
+    """What two or more of the kept registers hold and could be an order; of one alone nothing is known."""
+    held: dict[int, list[str]] = {}
+    for name in KEPT:
+        if LARGEST < values.get(name, 0) <= 40:
+            held.setdefault(values[name], []).append(name)
+    several = [(value, names) for value, names in held.items() if len(names) > 1]
+    return (several[0][0], " and ".join(several[0][1])) if len(several) == 1 else (None, "")
 
 
 def _sized(file: str, function: str) -> str:
@@ -249,12 +280,12 @@ def _flags(values: dict[str, int], segment: Segment) -> Any:
 FREEING = r"^(?:kfree|_*slab_free|_*kmem_cache_free|_*cache_free|___cache_free|kvfree|set_freepointer|skb_free|vfree)"
 
 
-def _fixes(caller: str) -> tuple[Remedy, ...]:
+def _fixes(caller: str, limit: str = "up to 4 MiB (order 10) can be served") -> tuple[Remedy, ...]:
     return (
         Remedy(
             "caller",
             f"a smaller request in {caller or 'the caller'}: is the size right, or does it come from a device or user space unchecked?",
-            "up to 4 MiB (order 10) can be served",
+            limit,
         ),
         Remedy("caller", "kvmalloc (or vmalloc) if the memory need not be contiguous", "no limit by order"),
         Remedy("caller", "CMA or memory reserved at boot if a device needs it in one piece", "larger pieces than the page allocator's are possible"),
