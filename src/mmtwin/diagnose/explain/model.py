@@ -227,7 +227,7 @@ MOST_BYTES = 1 << 100
 
 def size(count: int) -> str:
     """Bytes for people: 64 KiB, 5.5 MiB."""
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if count >= 1 << shift:
             value = min(count, MOST_BYTES) / (1 << shift)
             return f"{value:.0f} {unit}" if value == int(value) or value >= 100 else f"{value:.1f} {unit}"

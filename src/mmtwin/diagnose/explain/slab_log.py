@@ -93,7 +93,7 @@ def read(segment: Segment) -> Report:
         free = sum(node[3] for node in fact.nodes)
         full = "Its slabs are full" if not free else "The slabs it may use are full, or were at that moment"
         why.append(
-            f"{full} ({sum(n[1] for n in fact.nodes)} slabs, {sum(n[2] for n in fact.nodes)} objects, {free} free), so it needed a new one of order {fact.order}, at least {fact.min_order}."
+            f"{full} ({sum(n[1] for n in fact.nodes)} slabs, {sum(n[2] for n in fact.nodes)} objects, {free} free), so it needed a new one of order {fact.order}{f', at least {fact.min_order}' if fact.min_order != fact.order else ''}."
         )
     details = {"cache": fact.cache, "memcg": fact.group, "object_size": fact.object_size, "order": fact.order, "min_order": fact.min_order} if fact else {}
     loud = request.flags is None or "NOWARN" not in request.flags
