@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 _FIRST = {"DMA": 0x1, "HIGHMEM": 0x2, "DMA32": 0x4, "MOVABLE": 0x8}
@@ -79,8 +79,8 @@ class Era:
 ERAS = (
     Era("2.6.23 to 2.6.30", (2, 4, 0), (2, 6, 30), _OLDEST),
     Era("2.6.31 to 4.3", (2, 6, 31), (4, 3, 9999), _OLD),
-    Era("4.4 to 4.11", (4, 4, 0), (4, 11, 9999), _MIDDLE),
-    Era("4.12 to 4.17", (4, 12, 0), (4, 17, 9999), _LATER),
+    Era("4.4 to 4.9", (4, 4, 0), (4, 9, 9999), _MIDDLE),
+    Era("4.10 to 4.17", (4, 10, 0), (4, 17, 9999), _LATER),
     Era("4.18 to 5.0", (4, 18, 0), (5, 0, 9999), _SHORT),
     Era("5.1 to 6.2", (5, 1, 0), (6, 2, 9999), _NOW),
     Era("6.3 and newer", (6, 3, 0), (99, 0, 0), _NEW),
@@ -125,7 +125,10 @@ class Flags:
 
 def era_of(version: tuple[int, int, int]) -> Era:
     """The flags of a kernel version."""
-    return next((era for era in ERAS if era.first <= version <= era.last), ERAS[-1])
+    era = next((era for era in ERAS if era.first <= version <= era.last), ERAS[-1])
+    if (3, 8, 0) <= version < (4, 1, 0):  # the bit that later says the opposite
+        return replace(era, bits={("KMEMCG" if name == "NOACCOUNT" else name): bit for name, bit in era.bits.items()})
+    return era
 
 
 def spell(value: int, era: Era) -> str:
@@ -203,4 +206,5 @@ def decode(value: int, printed: str, version: tuple[int, int, int], known: bool 
         flags |= {"DIRECT_RECLAIM", "KSWAPD_RECLAIM"}
     elif "WAIT" in era.bits and value >= 0 and "NO_KSWAPD" not in flags:
         flags.add("KSWAPD_RECLAIM")  # old kernels wake kswapd for every request
-    return Flags(value, spell(value, era) if value >= 0 else "unknown", printed, frozenset(flags), era.name, agree, note)
+    shown = value & ~UNPRINTED if agree and value & UNPRINTED & ~sum(era.bits.values()) else value
+    return Flags(value, spell(shown, era) if value >= 0 else "unknown", printed, frozenset(flags), era.name, agree, note)
