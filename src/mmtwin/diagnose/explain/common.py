@@ -27,8 +27,8 @@ def flags_of(segment: Segment, text: str | None = None) -> Flags | None:
     return decode(value, re.sub(r"\s+", "", match[2] or ""), segment.kernel.version, segment.kernel.known)
 
 
-NOMMU = re.compile(r"\bAllocation\s+of\s+length\s+(\d{1,15})\s+from\s+process\s+\d+")
-"""Only mm/nommu.c says so."""
+NOMMU = re.compile(r"\bAllocation\s+of\s+length\s+(\d{1,15})\s+from\s+process\s+\d+|-nommu\b")
+"""Only mm/nommu.c says so; some machines are named after it."""
 
 
 def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags | None, page_known: bool = False) -> Request:
@@ -49,10 +49,11 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
     known = stack.allocates or segment.kind not in ("page", "oom")
     return Request(
         segment.comm, int(who[2] or who[3]) if who else None, int(who[1]) if who and who[1] else None, order, (page_kb * 1024) << order if order is not None else None,
-        int(nommu[1]) if nommu else None, flags,
+        int(nommu[1]) if nommu and nommu[1] else None, flags,
         nodes=nodes[1] if nodes else "", cpuset=cpuset[1] if cpuset else "", mems_allowed=mems[1] if mems else "", place=stack.place, caller=stack.caller if known else "",
         module=stack.module if known else "", path=stack.path if known else (), page_known=page_known or SEVERAL_PAGE_SIZES.search(segment.text[:20_000]) is None,
-        for_device=known and any("dma" in name for name in stack.inner), no_mmu=nommu is not None,
+        by_kmalloc=known and any("kmalloc" in name for name in stack.inner), by_cache=known and any("kmem_cache_alloc" in name for name in stack.inner),
+        for_device=known and any("dma" in name or "coherent" in name for name in stack.inner), no_mmu=nommu is not None,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ TRAILER = {name: re.compile(pattern) for name, pattern in {
 TRAILER_NEAR = 80
 """Characters: a line of the trailer lies so close around its word "pages" or "swap"."""
 NUMBERED = re.compile(r"\d\s+(?:total\s+pagecache\s+|reserved\s+)?\Z")
+HUGE = re.compile(r"Node\s+\d+\s+hugepages_total=\d+\s+hugepages_free=(\d{1,9})\s+hugepages_surp=\d+\s+hugepages_size=(\d{1,9})kB")
 NODE_LINE = Anchored(re.compile(r"Node\s+(\d+)\s+active_anon:"), "Node")
 NO_ZONE = re.compile(r"\bfree:\d+ free_pcp:\d+ free_cma:\d+[^\n]*\n[^\n]{0,80}?(?:Node \d+ hugepages_total=|\d+ total pagecache pages)")
 """The counters' last line, and at once what stands behind all zones."""
@@ -99,6 +100,7 @@ class MemInfo:
     :ivar lost: zones of which only the free list is in the log; the line with their watermarks is not.
     :ivar lists_only: no zone's line is in the log, only free lists: each zone's `free` is what its list adds up to.
     :ivar doubled: zones that are there more than once, with different numbers: two dumps in one another.
+    :ivar unused_huge_kb: huge pages of the pools that nobody uses.
     :ivar complete: it is whole though it has no zone: what follows the zones stands right behind the counters.
     """
 
@@ -112,6 +114,7 @@ class MemInfo:
     lists_only: bool = False
     lost: tuple[str, ...] = ()
     complete: bool = False
+    unused_huge_kb: int = 0
     starts: tuple[int, ...] = field(default=(), compare=False)
 
 
@@ -213,7 +216,13 @@ def parse(text: str, turn: int = 0) -> MemInfo | None:
         if len(same) > 1 and (len({_tested(zone) for zone in same}) > 1 or len({match["blocks"] for match in lists.get(key, [])}) > 1)
     )
     lost = tuple(match[0].split(":")[0] for key, (match, *_) in lists.items() if key not in groups)
-    return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled, lists_only, lost)
+    return MemInfo(tuple(chosen), frozenset(compiled), counters, _trailer(text), page_kb, known, doubled, lists_only, lost, unused_huge_kb=_unused_huge(text))
+
+
+def _unused_huge(text: str) -> int:
+    """kB; a dump names each node's pools once."""
+    pools = dict.fromkeys(m[0] for m in HUGE.finditer(text))
+    return sum(int(m[1]) * int(m[2]) for line in pools if (m := HUGE.search(line)))
 
 
 def _trailer(text: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ from mmtwin.diagnose.explain.mem_info import MemInfo
 from mmtwin.diagnose.explain.model import size
 
 NAMES = {
-    "anonymous": "memory of processes", "file": "file cache", "shmem": "shared memory and tmpfs", "slab_unreclaimable": "unreclaimable slab", "slab_reclaimable": "reclaimable slab", "lists": "memory of processes and file cache (old kernels print one number)", "slab": "slab (old kernels print one number, reclaimable or not)",
+    "anonymous": "memory of processes", "tmpfs": "files in tmpfs and shared memory", "huge": "huge pages that nobody uses (vm.nr_hugepages)", "file": "file cache", "shmem": "shared memory and tmpfs", "slab_unreclaimable": "unreclaimable slab", "slab_reclaimable": "reclaimable slab", "lists": "memory of processes and file cache (old kernels print one number)", "slab": "slab (old kernels print one number, reclaimable or not)",
     "pagetables": "page tables", "unevictable": "unevictable", "unaccounted": "not in any counter (drivers, hugetlb pages, balloons, per-CPU)",
 }  # fmt: skip
 
@@ -50,7 +50,12 @@ def memory_use(info: MemInfo) -> MemoryUse:
             + c.get("free_pcp", 0)
         )
         if ram > known:
-            pages["unaccounted"] = ram - known
+            pages["huge"] = min(info.unused_huge_kb // kb, ram - known)
+            stacks = sum(zone.fields.get("kernel_stack", 0) + zone.fields.get("shadow_call_stack", 0) for zone in info.zones) // kb
+            pages["unaccounted"] = max(ram - known - pages["huge"] - stacks, 0)
+    if "active_anon" in c and pages["shmem"] * 2 >= anon > 0:  # its pages are on the lists of anonymous ones
+        pages["tmpfs"] = min(pages["shmem"], anon)
+        pages["anonymous"] = anon - pages["tmpfs"]
     whole = ram if ram > 0 else sum(pages.values()) + c["free"]
     large = sorted(((n, name) for name, n in pages.items() if n * 5 >= whole > 0 and name != "shmem" and n > 64), reverse=True)
     if large:
@@ -60,7 +65,7 @@ def memory_use(info: MemInfo) -> MemoryUse:
             + f", of {size(whole * kb * 1024)}."
         )
     if pages["shmem"] * 4 >= whole > 0:
-        said.append(f"{size(pages['shmem'] * kb * 1024)} are shared memory or tmpfs, which only swap can take.")
+        said.append(f"{size(pages['shmem'] * kb * 1024)} are shared memory or tmpfs, which only swap can take, or whoever removes the files.")
     if "swap_total_kb" in t:
         total, free = t["swap_total_kb"], t.get("swap_free_kb", 0)
         if total == 0:

@@ -29,6 +29,17 @@ NO_ORDER = re.compile(r"(?m)oom-killer:\s+gfp_mask=0x[0-9a-f]+[ \t]*$")
 """The whole line of kernels before 2.6.17."""
 SYSRQ = r"sysrq|SysRq|moom_callback"
 GROUP = "are going to be killed due to memory.oom.group set"
+ELSEWHERE = {
+    "huge": Remedy("admin", "a smaller vm.nr_hugepages", "the huge pages that nobody uses become ordinary memory"),
+    "tmpfs": Remedy("admin", "smaller files in tmpfs (or a smaller size= when it is mounted), or swap", "killing processes frees nothing of it"),
+    "unaccounted": Remedy(
+        "look",
+        "which driver or module holds pages: page_owner=on, /proc/vmallocinfo, /proc/allocinfo (6.10 and newer)",
+        "no counter has them, and killing processes frees none of them",
+    ),
+    "slab_unreclaimable": Remedy("look", "which slab cache grows: /proc/slabinfo, slabtop", "killing processes frees little of it"),
+}
+"""What to do where most of the memory is not processes'."""
 UNLIMITED_KB = 1 << 50
 
 
@@ -126,7 +137,7 @@ def memcg(segment: Segment) -> Verdict:
     said = f"{comm} ran into the limit of the control group {group or '(not named in the log)'}"
     if at_limit:
         usage, limit, failcnt = usages[at_limit[0]]
-        said += f": {at_limit[0]} {usage} kB of {limit} kB ({size(limit * 1024)}), refused {failcnt} times"
+        said += f": {at_limit[0]} {usage} kB of {limit} kB ({size(limit * 1024)}), which was hit {failcnt} times"
     why = ["The machine's own free memory, watermarks and fragmentation do not matter: the charge to the group failed."]
     stats = dict(re.findall(r"(?m)\b(anon|file|cache|rss|shmem|kernel_stack|slab|slab_unreclaimable|sock|mapped_file)[ :]+(\d+)(?:KB|kB)?\b", text))
     remedies = [
@@ -190,6 +201,11 @@ def _with_advice(verdict: Verdict, info: MemInfo | None, tasks: list[dict[str, i
         return verdict.remedies
     managed = sum(zone.fields.get("managed", zone.fields.get("present", 0)) for zone in info.zones) or info.trailer.get("ram", 0) * info.page_kb
     largest = tasks[0] if tasks else None
+    use, page_kb = memory_use(info).pages, info.page_kb
+    lowmem = any(zone.name == "HighMem" and zone.free_kb > max(zone.fields.get("high", 0), 64 << 10) for zone in info.zones) and not any(
+        zone.zone.name == "HighMem" and zone.eligible for zone in verdict.zones
+    )
+    most, elsewhere = max(((use.get(name, 0), remedy) for name, remedy in ELSEWHERE.items()), key=lambda pair: pair[0])
     if largest is not None and managed and int(largest["rss_kb"]) * 2 >= managed:
         share = int(largest["rss_kb"]) * 100 // managed
         changes = f"{largest['comm']} (pid {largest['pid']}) alone has {share} % of it"
@@ -197,4 +213,15 @@ def _with_advice(verdict: Verdict, info: MemInfo | None, tasks: list[dict[str, i
         changes = "which of them is too large only its owner can say" + ("; the log shows sizes" if tasks else "")
     holders = [remedy for remedy in verdict.remedies if remedy.who == "look" and remedy.what.startswith("who holds the memory")]
     rest = [remedy for remedy in verdict.remedies if remedy not in holders]
-    return (*holders, Remedy("admin", "less memory for the largest processes, limits for them (cgroups), or more RAM or swap", changes), *rest)
+    if lowmem:
+        bits = [remedy for remedy in rest if remedy.what.startswith("a 64-bit kernel")]
+        low = Remedy(
+            "look",
+            "what fills the low zones: slab, page tables, file cache, buffers of drivers",
+            "HighMem has pages free, so more RAM or swap, and smaller processes, do not help",
+        )
+        return (low, *bits, *(remedy for remedy in rest if remedy not in bits))
+    processes = Remedy("admin", "less memory for the largest processes, limits for them (cgroups), or more RAM or swap", changes)
+    if managed and most * page_kb * 3 >= managed and most > use.get("anonymous", 0) + use.get("lists", 0):
+        return (elsewhere, *holders, *rest)
+    return (*holders, processes, *rest)

@@ -12,6 +12,10 @@ from mmtwin.diagnose.explain.page_verdict import Judged, unpopulated
 from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict
 
 CONTIGUOUS = (
+    (r"^vmemmap_populate\w*$",
+     Remedy("look", "whether the memory was added in the end", "the map of page frames is then made of single pages, and nothing is wrong")),
+    (r"^ttm_\w+$",
+     Remedy("look", "whether anything broke", "the graphics drivers' memory manager goes on with smaller blocks by itself")),
     (r"^_*(?:dma_)?atomic_pool_\w+$",
      Remedy("look", "whether 'DMA: preallocated ... pool' follows in the log", "this pool of the DMA interface is then made smaller, and nothing is wrong; coherent_pool=SIZE asks for less")),
     (r"^(?:_*(?:pte|pmd|pud|p4d|pgd)_alloc\w*|crst_table_alloc|get_pgd_slow|mm_init)$", None),
@@ -94,7 +98,11 @@ def smaller_pieces(it: Refused) -> Iterator[Remedy]:
         return
     low = next((name for name in ("DMA", "DMA32") if name in it.ask.flags and it.judged.highest == name), "")
     near = next((pair for pair in CONTIGUOUS if any(re.match(pair[0], name) for name in it.request.path[:NEAR_CALLER])), None)
-    if any(name in it.request.path for name in KERNEL_STACK):
+    if it.judged.main is not None and it.code == "watermark" and any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK):
+        return  # a single page is missing, too
+    if any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK):
+        if it.ask.bits == 32:  # 32-bit x86 has none
+            return
         yield Remedy(
             "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {it.want}"
         )
@@ -126,6 +134,10 @@ def smaller_pieces(it: Refused) -> Iterator[Remedy]:
         yield Remedy(
             "caller", f"single pages in {it.who} (in a list, or mapped by vmap)", f"no block of {it.want} is needed; kmalloc and its like never ask for HighMem"
         )
+    elif it.ask.order and it.request.by_cache and not it.request.by_kmalloc:
+        yield Remedy("caller", f"smaller objects in the cache that {it.who} allocates from (or slub_max_order=0)", f"its slabs then need no block of {it.want}")
+    elif it.ask.order and it.reclaim and "FS" in it.ask.flags and not it.request.by_kmalloc and it.request.caller:
+        yield Remedy("caller", f"single pages or vmalloc in {it.who}, if the memory need not be contiguous", f"no block of {it.want} is needed")
     elif it.ask.order and it.reclaim and "FS" in it.ask.flags:
         virtual = "kvmalloc" if it.newest >= KVMALLOC else "vmalloc"
         yield Remedy(
@@ -149,7 +161,7 @@ def cma(it: Refused) -> Iterator[Remedy]:
     """Of memory that only movable pages and CMA's own callers may use."""
     if it.code == "cma_only" or (it.main is not None and it.main.cma_decides):
         free = it.main.cma if it.main is not None else 0
-        if it.reclaim and it.ask.order:  # CMA's own callers must be able to wait
+        if it.reclaim and it.ask.order and not any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK):  # CMA's own callers must be able to wait
             yield Remedy(
                 "caller",
                 "dma_alloc_coherent or dma_alloc_contiguous, which are what CMA is for",
@@ -158,7 +170,7 @@ def cma(it: Refused) -> Iterator[Remedy]:
         yield Remedy(
             "admin",
             "a smaller CMA area (cma= on the command line)",
-            "its pages become usable for every request; more RAM in CMA or drop_caches would not help",
+            "its pages become usable for every request",
         )
 
 
@@ -171,11 +183,11 @@ def atomic_reserve(it: Refused) -> Iterator[Remedy]:
 def lowmem_reserve(it: Refused) -> Iterator[Remedy]:
     """A smaller reserve for the zone that would pass soonest."""
     kept = [z for z in it.judged.zones if z.eligible and z.rule == "lowmem_reserve" and (it.ask.order == 0 or z.usable_blocks)]
-    zone = min(kept, key=_times, default=None)
+    zone = min(kept, key=lambda z: (_times(z), -_left(z)), default=None)
     if zone is None or it.code == "not_shown" or zone.zone.low_counts:
         return
     times = _times(zone)
-    left = zone.usable - zone.least - zone.reserve // times
+    left = _left(zone)
     index = ("DMA", "DMA32", "Normal").index(zone.zone.name) if zone.zone.name in ("DMA", "DMA32", "Normal") else 0
     yield Remedy(
         "admin",
@@ -183,6 +195,11 @@ def lowmem_reserve(it: Refused) -> Iterator[Remedy]:
         f"its reserve falls from {zone.reserve} to {zone.reserve // times} pages; this request would then pass by {left}"
         + (f", which delays the next report by {it.size(left)} at most" if it.judged.oom else ""),
     )
+
+
+def _left(z: ZoneVerdict) -> int:
+    """By how many pages the request passes then."""
+    return z.usable - z.least - z.reserve // _times(z)
 
 
 def _times(z: ZoneVerdict) -> int:
@@ -219,9 +236,11 @@ def larger_blocks(it: Refused) -> Iterator[Remedy]:
     """Settings that keep or make larger blocks."""
     if it.code == "no_block" and it.reclaim and 0 < it.ask.order <= COSTLY_ORDER:
         yield Remedy("admin", "a higher vm.min_free_kbytes", "more pages stay free, so that larger blocks survive more often; no promise for a single request")
+    if it.code == "per_order_watermark" and it.main is not None:
+        yield Remedy("kernel", "Linux 4.4 or newer", f"one block of {it.want} is enough there, and {it.main.fitting} of that size or larger were free")
     if it.code == "per_order_watermark" and not it.reclaim:
         yield Remedy("admin", "a higher vm.min_free_kbytes", "kswapd keeps more pages free, in the higher orders, too")
-    if it.code in ("no_block", "per_order_watermark", "highatomic_only") and it.ask.order and not it.request.no_mmu and it.newest >= COMPACTION:
+    if it.code in ("no_block", "per_order_watermark", "highatomic_only", "cma_only") and it.ask.order and not it.request.no_mmu and it.newest >= COMPACTION:
         yield Remedy(
             "admin",
             "echo 1 > /proc/sys/vm/compact_memory" + (" (or vm.compaction_proactiveness, 5.9 and newer)" if it.newest >= (5, 9) else ""),
@@ -237,6 +256,9 @@ def more_free_pages(it: Refused) -> Iterator[Remedy]:
             yield Remedy("look", f"who holds the memory{' (see why)' if it.counted else ''}", _enough(it, lack))
         if it.ask.order and it.reclaim:
             yield Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier")
+        elif not it.reclaim and not it.ask.high:
+            yield Remedy("admin", "not: a higher vm.min_free_kbytes", "without __GFP_HIGH the request has to stay above it, atomic or not")
+            yield Remedy("caller", f"GFP_ATOMIC in {it.who}, if it must not fail", "__GFP_HIGH may go to half of the watermark")
         elif not it.reclaim:
             yield Remedy(
                 "admin",
@@ -262,6 +284,28 @@ def _enough(it: Refused, lack: int) -> str:
     if it.ask.order and not it.main.usable_blocks:
         return f"{pages} were missing for the watermark, and a block of {it.want} besides"
     return f"{pages} would have been enough"
+
+
+def no_marks(it: Refused) -> Iterator[Remedy]:
+    """Where somebody has set vm.min_free_kbytes to nothing."""
+    zones = [z for z in it.judged.zones if z.eligible and not unpopulated(z)]
+    if zones and all(z.zone.fields.get("min") == 0 and z.zone.fields.get("high") == 0 for z in zones) and it.code not in ("not_shown", "evidence_missing"):
+        yield Remedy(
+            "admin",
+            "vm.min_free_kbytes back to what the kernel had set",
+            "every watermark is 0: kswapd starts only when nothing is left, and atomic requests have no reserve",
+        )
+
+
+def another_node(it: Refused) -> Iterator[Remedy]:
+    """A request for one node only."""
+    other = next((z for z in it.judged.zones if z.eligible and z.rule == "passes"), None)
+    if "THISNODE" in it.ask.flags and other is not None and it.code != "not_shown":
+        yield Remedy(
+            "caller",
+            f"no __GFP_THISNODE in {it.who}, if another node will do",
+            f"node {other.zone.node} would have served it: {other.zone.label} passes by {other.margin}",
+        )
 
 
 def another_zone(it: Refused) -> Iterator[Remedy]:
@@ -317,6 +361,6 @@ def costly(it: Refused) -> Iterator[Remedy]:
 
 
 RULES: tuple[Callable[[Refused], Iterator[Remedy]], ...] = (
-    smaller_pieces, cma, atomic_reserve, boost_of_one_request, more_free_pages, lowmem_reserve, boost_of_an_oom, larger_blocks, another_zone, passed_by_now, out_of_reach, costly,
+    no_marks, another_node, smaller_pieces, cma, atomic_reserve, boost_of_one_request, more_free_pages, lowmem_reserve, boost_of_an_oom, larger_blocks, another_zone, passed_by_now, out_of_reach, costly,
 )  # fmt: skip
 """The best first."""
