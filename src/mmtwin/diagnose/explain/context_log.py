@@ -18,7 +18,7 @@ ALLOCATING = re.compile(r"(?:^|/)(?:mm/(?:sl[aou]b\.[ch]|page_alloc\.c|mempool\.
 ALLOCATORS = r"^(?:_*kmem_cache_alloc|_*kmalloc|_*kzalloc|__alloc_pages|_*alloc_pages|__get_free_pages|_*vmalloc|_*kvmalloc|mempool_alloc|_*alloc_skb|alloc_percpu|pcpu_alloc|slab_pre_alloc|krealloc|_*kmem_cache_create|_*alloc_percpu)"
 SLEEPING_LOCKS = re.compile(r"kernel/locking/(?:spinlock_rt|rtmutex)\.c$")
 """Spinlocks of PREEMPT_RT."""
-HELD = re.compile(r"#\d+:\s+[0-9a-f]+\s+\(([^)\n]+)\)\{[^}]*\}(?:-\{[^}]*\})?,\s+at:\s+(?:\[<[^>]*>\]\s+)?([A-Za-z_][\w.]*)")
+HELD = re.compile(r"#\d+:\s+(?:[0-9a-f]+\s+)?\((.{1,80}?)\)\{[^}]*\}(?:-\{[^}]*\})?,\s+at:\s+(?:\[<[^>]*>\]\s+)?([A-Za-z_][\w.]*)", re.S)
 """A lock in lockdep's list, and where it was taken."""
 NO_FLAG = r"^_*(?:ioremap|v[mz]alloc|vmap|kv[mz]alloc)"
 """Allocators that always sleep, whatever the flags."""
@@ -79,7 +79,7 @@ def read(segment: Segment) -> Report:
     why = [f"Forbidden because {' and '.join(reasons)}." if reasons else "Which lock or section forbids it is not in the report.",
            f"Nothing was refused: {'the scheduler' if scheduling else 'the check (CONFIG_DEBUG_ATOMIC_SLEEP)'} warns, and the call went on. The state of memory does not matter."]  # fmt: skip
     if held:
-        why.append("Locks held: " + ", ".join(f"{lock} (taken in {place})" for lock, place in held[:6]) + ".")
+        why.append("Locks held: " + ", ".join(f"{' '.join(lock.split())} (taken in {place})" for lock, place in held[:6]) + ".")
     if request.path:
         why.append("On the way: " + " <- ".join(request.path[:5]) + ".")
     remedies = []
@@ -102,7 +102,9 @@ def read(segment: Segment) -> Report:
             )
         )
     elif frees:
-        remedies.append(Remedy("caller", f"vfree_atomic or a workqueue in {caller}", "the free happens later, where it may sleep"))
+        remedies.append(
+            Remedy("caller", f"the free after the lock is dropped, or from a workqueue, in {caller}", "it may sleep there (vfree_atomic is not for modules)")
+        )
     else:
         remedies.append(Remedy("caller", f"call it before the lock is taken, or from process context, in {caller}", "sleeping is allowed there"))
     certainty = DECIDED if place or scheduling else PROBABLE

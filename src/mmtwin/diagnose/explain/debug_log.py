@@ -122,6 +122,7 @@ def _slub(segment: Segment) -> Verdict:
             why.append("An oops just before it used an address made of the poison 0x6b: a pointer was read from a freed object, very likely the same mistake.")
     elif code == "out_of_bounds":
         missing.append("when it was written: the check comes at the next allocation or free")
+    freed = next((t["function"] for t in tracks if t["event"] == "freed"), "")
     fixes = {
         "use_after_free": Remedy(
             "caller",
@@ -134,9 +135,17 @@ def _slub(segment: Segment) -> Verdict:
             + (", and to the object before it in the slab" if before else ""),
             "the neighbouring object stays whole",
         ),
-        "double_free": Remedy("caller", "one owner for each free; set the pointer to NULL after it", "the second free goes away"),
+        "double_free": Remedy(
+            "caller", f"one owner for each free{f' (the first was in {freed})' if freed else ''}; set the pointer to NULL after it", "the second free goes away"
+        ),
         "invalid_free": Remedy("caller", "free what was allocated, with the matching function", "the pointer is the object's start"),
-        "objects_remaining": Remedy("caller", "free every object before kmem_cache_destroy", "the cache can go"),
+        "objects_remaining": Remedy(
+            "kernel",
+            "a newer kernel, or no kernel memory accounting (cgroup.memory=nokmem)",
+            "it is a control group's copy of the cache, which the kernel destroys by itself",
+        )
+        if re.search(r"\(\d+:", str(details.get("cache", "")))
+        else Remedy("caller", "free every object before kmem_cache_destroy", "the cache can go"),
         "corruption": Remedy("look", "the first report in the log", "later ones are often consequences"),
     }
     if code == "objects_remaining":

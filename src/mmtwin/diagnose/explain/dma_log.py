@@ -149,6 +149,10 @@ def _fix(message: str) -> str:
         return "dma_set_seg_boundary with what the device can do, and a scatter list that keeps to it"
     if "sync" in message:
         return "sync what was mapped: an address and size inside one mapping, before it is unmapped"
+    if "free DMA memory" in message:
+        return "free once, with the address and size that the allocation returned"
+    if "overlapping mappings" in message or "EEXIST" in message:
+        return "map a buffer once, or unmap it before it is mapped again (two mappings share a cache line)"
     if "not allocated" in message:
         return "unmap once, with the address that the map returned"
     return "unmap with what was mapped: same size, direction and function"

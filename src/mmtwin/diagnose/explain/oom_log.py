@@ -20,7 +20,7 @@ HOST = "host"
 STATS = re.compile(r"[Mm]emory cgroup stats(?: for (/[^\s:]*(?::[^\s:]+)*))?:?(?=\s|$)")
 USAGE = re.compile(r"(?<![+\w])(memory|memory\+swap|swap|kmem|memsw|kmem\.tcp):?\s+usage\s+(\d+)kB,\s+limit\s+(\d+)kB,\s+failcnt\s+(\d+)")
 KILLED = re.compile(
-    r"(?:[Kk]ill(?:ed)?\s+process\s+(\d+)[, ]*(?:UID \d+,? *)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?"
+    r"(?:[Kk]ill(?:ed)?\s+process\s+(\d+)[, ]*(?:UID \d+,? *)?\((.{1,64}?)\))(?:[^\n]{0,80}?score\s+(\d+))?(?:[^\n]{0,60}?total-vm:(\d+)kB)?(?:,\s*anon-rss:(\d+)kB)?(?:,\s*file-rss:(\d+)kB)?(?:,\s*shmem-rss:(\d+)kB)?"
 )
 COLUMNS = re.compile(r"(?m)\[\s*pid\s*\]\s+uid\s+tgid\s+([a-z_ ]+?)\s+name\s*$")
 TASK = re.compile(r"(?m)^(?:[^\[\n]{0,64}?:)?\s*\[\s*(?P<pid>\d+)\]\s+(?P<uid>\d+)\s+(?P<tgid>\d+)\s+(?P<numbers>(?:-?\d+\s+){2,10})(?P<name>\S.*)$")
@@ -54,6 +54,7 @@ def read(segment: Segment) -> Report:
     constraint = CONSTRAINT.search(text)
     kind = constraint[1] if constraint else ""
     tasks = _tasks(text, page_kb)
+    cut = bool(tasks) and any(int(k[1]) not in {int(task["pid"]) for task in tasks} for k in KILLED.finditer(text) if k[0].startswith("Killed"))
     verdict: Verdict
     if (
         kind == "CONSTRAINT_MEMCG"
@@ -105,11 +106,11 @@ def read(segment: Segment) -> Report:
         **verdict.details,
         "constraint": kind,
         "killed": [{"pid": int(k[1]), "comm": k[2], "anon_rss_kb": int(k[5]) if k[5] else None} for k in KILLED.finditer(text)][:20],
-        "largest_tasks": tasks,
+        "largest_tasks": tasks[:5],
     }
     why = list(verdict.why)
     if tasks:
-        why.append("Largest processes: " + ", ".join(map(_held, tasks[:3])) + ".")
+        why.append(("Largest processes in what the log has of the table: " if cut else "Largest processes: ") + ", ".join(map(_held, tasks[:3])) + ".")
     if victim and (segment.kind == "oom" or verdict.code == "memcg_limit"):
         why.append(victim.strip())
     if info is not None and verdict.code == "memcg_limit":
@@ -170,14 +171,15 @@ def victim_of(text: str) -> str:
         return ""
     found = [match for match in found if match[0].startswith("Killed")] or found  # "Kill process" names the one chosen, whose child may have died instead
     best = max(found, key=lambda k: int(k[5] or 0))
-    held = f", which held {size(int(best[5]) * 1024)}" if best[5] else ""
+    rss = sum(int(best[n] or 0) for n in (5, 6, 7))
+    held = f", which held {size(rss * 1024)}" if best[5] else ""
     rest = list(dict.fromkeys(f"{other[2]} (pid {other[1]})" for other in found if other[1] != best[1])) if GROUP in text else []
     others = f", and of the same group {', '.join(rest[:5])}{f' and {len(rest) - 5} more' if len(rest) > 5 else ''}" if rest else ""
     return f"The kernel killed {best[2]} (pid {best[1]}){held}{others}. "
 
 
 def _tasks(text: str, page_kb: int) -> list[dict[str, int | str]]:
-    """The largest processes of the task table, with what of them is in swap where the table says it."""
+    """The processes of the task table, the largest first, with what of them is in swap where the table says it."""
     head = COLUMNS.search(text)
     names = head[1].split() if head else ["total_vm", "rss"]
     tasks: list[dict[str, int | str]] = []
@@ -186,7 +188,7 @@ def _tasks(text: str, page_kb: int) -> list[dict[str, int | str]]:
         swapped = numbers.get("swapents", 0)
         tasks.append({"pid": int(match["pid"]), "comm": match["name"].strip()[:32], "rss_kb": numbers.get("rss", 0) * page_kb, "swap_kb": swapped * page_kb})
     tasks.sort(key=lambda task: -int(task["rss_kb"]) - int(task["swap_kb"]))
-    return tasks[:5]
+    return tasks
 
 
 def _held(task: dict[str, int | str]) -> str:

@@ -210,7 +210,7 @@ def _decide(ask: Ask, eligible: list[ZoneVerdict], main: ZoneVerdict, notes: lis
     if ask.order == 0 and ask.high and rules_of(ask.version).unboosted and any(z.boost_decides for z in eligible):
         certainty = UNDECIDED
         notes.append(
-            "An atomic request for one page is tested again without the boost, and at the moment of the dump that test would pass: at the failure there were fewer free pages."
+            "An atomic request for one page is tested again without the boost, and at the moment of the dump that test would pass: at the failure there were fewer free pages, or none that it may take."
         )
     if main.rule in ("watermark", "lowmem_reserve", "empty") and any(name.endswith("min watermark is not in the log") for name in main.missing):
         certainty = PROBABLE

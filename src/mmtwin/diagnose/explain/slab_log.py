@@ -15,6 +15,9 @@ NODE = re.compile(r"node\s+(\d+):\s+slabs:\s+(\d+)(?:/(\d+))?,\s*objs:\s+(\d+)(?
 DEBUG_ORDER = re.compile(r"debugging\s+increased\s+min\s+order,?\s+use\s+(sl[au]b_debug=O)")
 CHILD = re.compile(r"^(.*?)\((\d+):(.*)\)$")
 
+CHARGED_BEFORE = (5, 9, 0)
+"""A control group's limit refuses an object before the allocator is asked for a slab, so that no such message is printed (obj_cgroup_charge)."""
+
 
 @dataclass(frozen=True)
 class SlabFacts:
@@ -128,16 +131,19 @@ def read(segment: Segment) -> Report:
         )  # fmt: skip
         return Report("slab", f"{allocator} failure", segment.line, segment.seconds, segment.kernel, request, verdict, stack=segment.stack)
     why.append(
-        "A slab that the page allocator refuses is preceded by its 'page allocation failure' report; without one a control group's limit is a candidate, too."
+        "A slab that the page allocator refuses is preceded by its 'page allocation failure' report; without one it was left out, or not pasted."
+        if segment.kernel.version >= CHARGED_BEFORE
+        else "A slab that the page allocator refuses is preceded by its 'page allocation failure' report; without one a control group's limit is a candidate, too."
     )
     remedies = [
         *(fact.debug_fixes if fact else ()),
         Remedy("look", "the kernel's log before this line", "a page allocation failure there says which zone and rule refused"),
-        Remedy("look", "memory.events (or memory.kmem.failcnt) of the control groups", "a count that rises means that a group's limit refused"),
     ]
+    if segment.kernel.version < CHARGED_BEFORE:
+        remedies.append(Remedy("look", "memory.events (or memory.kmem.failcnt) of the control groups", "a count that rises means that a group's limit refused"))
     return Report(
         "slab", f"{allocator} failure", segment.line, segment.seconds, segment.kernel, request,
-        Verdict("slab_refused", UNDECIDED, f"{what} for {name_of(request)}; whether the page allocator or a control group refused is not in the log.", tuple(why), missing=tuple(missing), remedies=tuple(remedies), details=details),
+        Verdict("slab_refused", UNDECIDED, f"{what} for {name_of(request)}; {'which rule of the page allocator' if segment.kernel.version >= CHARGED_BEFORE else 'whether the page allocator or a control group'} refused is not in the log.", tuple(why), missing=tuple(missing), remedies=tuple(remedies), details=details),
         stack=segment.stack,
     )  # fmt: skip
 

@@ -102,12 +102,12 @@ def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise:
     missing += ["how large the holes are: /proc/vmallocinfo at that moment would show it"]
     if modules and not X86.search(segment.text):
         missing.append(
-            "on ARM with CONFIG_ARM_MODULE_PLTS the first attempt is silent, so the message would mean that the vmalloc area is full, too; the log does not show the configuration"
+            "whether the module was loaded in the end: where the area near the kernel is full, arm, arm64 and powerpc (CONFIG_*_MODULE_PLTS, or as they are built) try a wider one, with or without a message of its own"
         )
     remedies: list[Remedy] = []
     if modules:
         remedies.append(Remedy("admin", "fewer or smaller modules, or build the large ones in", "leaves a larger hole in the module area"))
-        if not X86.search(segment.text):
+        if not X86.search(segment.text) and not NO_PARAMETER.search(segment.text):
             remedies.append(
                 Remedy("kernel", "CONFIG_ARM_MODULE_PLTS=y (or CONFIG_*_MODULE_PLTS) where the architecture has it", "modules may then lie in the vmalloc area")
             )
@@ -122,7 +122,7 @@ def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise:
             Remedy(
                 "kernel",
                 "a 64-bit kernel" if not bits64 else "check the size that is asked for",
-                "has 32 TiB of vmalloc addresses" if not bits64 else "32 TiB of addresses are rarely full",
+                "has far more vmalloc addresses (x86-64: 32 TiB)" if not bits64 else "so many addresses (x86-64: 32 TiB) are rarely full",
             )
         )
     certainty = DECIDED if said else PROBABLE
