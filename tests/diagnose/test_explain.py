@@ -307,6 +307,79 @@ def test_order_in_registers_of_powerpc_and_arm64() -> None:
     assert any("negative number" in why for why in report.verdict.why)
 
 
+def test_memory_that_no_process_holds() -> None:
+    """Idle huge pages, files in tmpfs, and a machine whose HighMem is free: killing processes is no remedy."""
+    text = """[    1.000000] ingest invoked oom-killer: gfp_mask=0x140dca(GFP_HIGHUSER_MOVABLE|__GFP_ZERO|__GFP_COMP), order=0, oom_score_adj=0
+[    1.000001] CPU: 0 UID: 0 PID: 145 Comm: ingest Not tainted 6.12.117 #1
+[    1.000002] Mem-Info:
+[    1.000003] active_anon:{anon} inactive_anon:0 isolated_anon:0
+[    1.000003]  active_file:0 inactive_file:0 isolated_file:0
+[    1.000003]  unevictable:0 dirty:0 writeback:0
+[    1.000003]  slab_reclaimable:186 slab_unreclaimable:1517
+[    1.000003]  mapped:343 shmem:{shmem} pagetables:87
+[    1.000003]  free:600 free_pcp:0 free_cma:0
+[    1.000004] Node 0 DMA32 free:2400kB boost:0kB min:3000kB low:3750kB high:4500kB reserved_highatomic:0KB present:327680kB managed:280000kB mlocked:0kB free_cma:0kB
+[    1.000005] lowmem_reserve[]: 0 0 0 0
+[    1.000006] Node 0 DMA32: 600*4kB (U) 0*8kB 0*16kB 0*32kB 0*64kB 0*128kB 0*256kB 0*512kB 0*1024kB 0*2048kB 0*4096kB = 2400kB
+[    1.000007] Node 0 hugepages_total=70 hugepages_free={huge} hugepages_surp=0 hugepages_size=2048kB
+[    1.000008] 81920 pages RAM
+[    1.000009] 11920 pages reserved
+[    1.000010] [  pid  ]   uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents oom_score_adj name
+[    1.000011] [    145]     0   145    23597    2000     1900      100         0   233472      100             0 ingest
+[    1.000012] Out of memory: Killed process 145 (ingest) total-vm:94388kB, anon-rss:7600kB, file-rss:400kB, shmem-rss:0kB, UID:0 pgtables:228kB oom_score_adj:0"""
+    idle = explain_text(text.format(anon=20_000, shmem=100, huge=70)).main.verdict
+    assert (idle.remedies[0].what, idle.details["memory_pages"]["huge"]) == ("a smaller vm.nr_hugepages", 70 * 512)
+    tmpfs = explain_text(text.format(anon=60_000, shmem=58_000, huge=0)).main.verdict
+    assert tmpfs.remedies[0].what.startswith("smaller files in tmpfs")
+    assert "Largest processes: ingest (7.8 MiB)." in tmpfs.why
+    assert any("which held 7.8 MiB" in why for why in tmpfs.why)
+    processes = explain_text(text.format(anon=60_000, shmem=100, huge=0)).main.verdict
+    assert processes.remedies[1].what.startswith("less memory for the largest processes")
+    lowmem = explain_log(log("q05")).main.verdict.remedies
+    assert any(remedy.what.startswith("what fills the low zones") for remedy in lowmem)
+
+
+def test_remedies_that_the_kernel_and_the_request_can_use() -> None:
+    def fixes(text: str) -> list[str]:
+        return [remedy.what for remedy in explain_text(text).main.verdict.remedies]
+
+    assert fixes(log("q27").read_text())[0].startswith("no __GFP_THISNODE")
+    assert any(what == "Linux 4.4 or newer" for what in fixes(log("p02").read_text()))
+    assert fixes(log("p02").read_text())[0].startswith("vmalloc instead of kmalloc")  # kvmalloc is of 4.12
+    old = ATOMIC_4_9.replace("(H)", "(U)").replace("free:1492kB min:964kB", "free:92kB min:964kB")
+    assert any("watermark_scale_factor" in what for what in fixes(old))
+    assert not any("watermark_scale_factor" in what for what in fixes(old.replace("4.9.123", "3.10.0").replace("0x2080020(GFP_ATOMIC)", "0x20")))
+    nowait = old.replace("0x2080020(GFP_ATOMIC)", "0x2000000(GFP_NOWAIT)")
+    assert "not: a higher vm.min_free_kbytes" in fixes(nowait)  # it raises the bar for such a request
+    none = old.replace("min:964kB low:1204kB high:1444kB", "min:0kB low:0kB high:0kB").replace("free:92kB", "free:0kB")
+    assert fixes(none)[0].startswith("vm.min_free_kbytes back")
+    noio = (
+        ATOMIC_4_9.replace("(H)", "(U)")
+        .replace("order:0, mode:0x2080020(GFP_ATOMIC)", "order:8, mode:0x2400000(GFP_NOIO)")
+        .replace("4.9.123", "4.14.1")
+        .replace("0x2400000", "0x1400000")
+    )
+    assert "memalloc_noio_save" in fixes(noio.replace("min:964kB", "min:64kB"))[0]
+
+
+def test_locks_that_are_held() -> None:
+    text = """[   88.308795] BUG: sleeping function called from invalid context at kernel/stop_machine.c:135
+[   88.308796] in_atomic(): 0, irqs_disabled(): 0, non_block: 0, pid: 801, name: sh
+[   88.308797] 2 locks held by sh/801:
+[   88.308798]  #0: ffff888104ef9438 (&(&ci->i_ceph_lock)->rlock){+.+.}-{2:2}, at: __ceph_setxattr+0x297/0x810
+[   88.308799]  #1: ffffffff82d5fe40 (rcu_read_lock){....}-{1:2}, at: update_sibling_cpumasks+0x0/0x140
+[   88.315815] CPU: 1 PID: 801 Comm: sh Not tainted 5.10.0-rc5+ #10
+[   88.315816] Call Trace:
+[   88.315817]  ___might_sleep+0x1/0x2
+[   88.315818]  stop_one_cpu+0x1/0x2
+[   88.315819]  update_prstate+0x1/0x2"""
+    report = explain_text(text).main
+    assert report.request is not None
+    assert (report.request.cpu, report.request.caller) == (1, "update_prstate")
+    assert "Forbidden because it is inside rcu_read_lock(), taken in update_sibling_cpumasks." in report.verdict.why
+    assert any("&(&ci->i_ceph_lock)->rlock (taken in __ceph_setxattr)" in why for why in report.verdict.why)
+
+
 def test_slab_corruption_in_two_parts_is_one_report() -> None:
     text = """Slab corruption: start=f7d058c0, expend=f7d05937, problemat=f7d05900
 Last user: [<f891d1fd>](free_hpsb_packet+0x2c/0x33 [ieee1394])
