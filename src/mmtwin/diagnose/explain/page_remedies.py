@@ -101,8 +101,6 @@ def smaller_pieces(it: Refused) -> Iterator[Remedy]:
     if it.judged.main is not None and it.code == "watermark" and any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK):
         return  # a single page is missing, too
     if any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK):
-        if it.ask.bits == 32:  # 32-bit x86 has none
-            return
         yield Remedy(
             "kernel", "CONFIG_VMAP_STACK (4.9 and newer, where the architecture has it)", f"kernel stacks then need single pages, no block of {it.want}"
         )
