@@ -159,10 +159,12 @@ def cma(it: Refused) -> Iterator[Remedy]:
     """Of memory that only movable pages and CMA's own callers may use."""
     if it.code == "cma_only" or (it.main is not None and it.main.cma_decides):
         free = it.main.cma if it.main is not None else 0
-        if it.reclaim and it.ask.order and not any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK):  # CMA's own callers must be able to wait
+        stack = any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK)
+        if it.ask.order and not stack:
+            at_start = "" if it.reclaim else " at start, with GFP_KERNEL"  # CMA's own callers must be able to wait
             yield Remedy(
                 "caller",
-                "dma_alloc_coherent or dma_alloc_contiguous, which are what CMA is for",
+                f"dma_alloc_coherent or dma_alloc_contiguous{at_start}, which are what CMA is for",
                 f"may use the {it.size(free)} of free CMA" if free else "may use what is free in CMA",
             )
         yield Remedy(

@@ -102,7 +102,9 @@ def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise:
     missing += ["how large the holes are: /proc/vmallocinfo at that moment would show it"]
     if modules and not X86.search(segment.text):
         missing.append(
-            "whether the module was loaded in the end: where the area near the kernel is full, arm, arm64 and powerpc (CONFIG_*_MODULE_PLTS, or as they are built) try a wider one, with or without a message of its own"
+            "on ARM with CONFIG_ARM_MODULE_PLTS the first attempt is silent (from about 4.13 on), so the message would mean that the vmalloc area is full, too; the log does not show the configuration"
+            if not bits64 and not NO_PARAMETER.search(segment.text)
+            else "whether the module was loaded in the end: where the area near the kernel is full, arm, arm64 and powerpc (CONFIG_*_MODULE_PLTS, or as they are built) try a wider one, with or without a message of its own"
         )
     remedies: list[Remedy] = []
     if modules:
