@@ -138,6 +138,9 @@ def test_kill_of_a_report_into_which_another_cpu_printed() -> None:
     oom, page = explain_log(log("q34")).reports
     assert any("The kernel killed ingest (pid 152)" in why for why in oom.verdict.why)
     assert not any("killed" in why for why in page.verdict.why)
+    assert oom.request is not None and page.request is not None
+    assert (oom.request.caller, oom.request.place) == ("do_anonymous_page", "page fault")
+    assert (page.request.caller, page.request.module, page.request.place) == ("pkp_get_frame", "pktpool", "kernel thread")
     one_differs = log("q34").read_text().replace("DMA32 free:1068kB", "DMA32 free:1064kB", 1)
     assert [report.verdict.certainty for report in explain_text(one_differs).reports] == ["probable", "probable"]
 
@@ -410,6 +413,9 @@ def test_details() -> None:
     p11 = explain_log(log("p11")).main.verdict
     assert any(remedy.what.startswith("not: vmalloc=") for remedy in p11.remedies)
     q11 = explain_log(log("q11")).main.verdict
+    assert "951f6bc5-c5a5-11ea-8707-80e455f266a2/024952d653ef1" in q11.headline  # the name, which the log has wrapped
+    assert "The group's memory is file cache and tmpfs (495 MiB)." in q11.why
+    assert "memory.memsw.limit_in_bytes" in q11.remedies[0].what
     assert "memory+swap 524288 kB of 524288 kB" in q11.headline  # the counter that refused, not the one that is full as well
     q12 = explain_log(log("q12")).main.verdict
     assert "just before an object" in q12.headline

@@ -53,6 +53,7 @@ def request_of(segment: Segment, page_kb: int, order: int | None, flags: Flags |
         nodes=nodes[1] if nodes else "", cpuset=cpuset[1] if cpuset else "", mems_allowed=mems[1] if mems else "", place=stack.place, caller=stack.caller if known else "",
         module=stack.module if known else "", path=stack.path if known else (), page_known=page_known or SEVERAL_PAGE_SIZES.search(segment.text[:20_000]) is None,
         by_kmalloc=known and any("kmalloc" in name or "alloc_trace" in name for name in stack.inner), by_cache=known and any("kmem_cache_alloc" in name for name in stack.inner),
+        by_slub=known and any(re.match(r"_*new_slab|_*slab_alloc|allocate_slab", name) for name in stack.inner),
         for_device=known and any("dma" in name or "coherent" in name for name in stack.inner), no_mmu=nommu is not None,
     )  # fmt: skip
 

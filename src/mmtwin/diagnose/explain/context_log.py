@@ -20,6 +20,7 @@ SLEEPING_LOCKS = re.compile(r"kernel/locking/(?:spinlock_rt|rtmutex)\.c$")
 """Spinlocks of PREEMPT_RT."""
 HELD = re.compile(r"#\d+:\s+(?:[0-9a-f]+\s+)?\((.{1,80}?)\)\{[^}]*\}(?:-\{[^}]*\})?,\s+at:\s+(?:\[<[^>]*>\]\s+)?([A-Za-z_][\w.]*)", re.S)
 """A lock in lockdep's list, and where it was taken."""
+DISABLED = re.compile(r"[Pp]reemption\s+disabled\s+at:\s*(?:\[<[^>]*>\]\s*)?(?:0x0\b\s*)?([A-Za-z_][\w.]*)\+0x")
 NO_FLAG = r"^_*(?:ioremap|v[mz]alloc|vmap|kv[mz]alloc)"
 """Allocators that always sleep, whatever the flags."""
 FREEING = r"^(?:vfree|vunmap|_*vunmap|kvfree|iounmap|free_percpu|vm_unmap_aliases)$"
@@ -54,6 +55,8 @@ def read(segment: Segment) -> Report:
         details |= {"preempt_count": int(preempt[1], 16)}
         if int(preempt[1], 16) and not any("preemption" in r for r in reasons):
             reasons.append("preemption is off (a spinlock, softirq or interrupt)")
+    if disabled := DISABLED.search(text):
+        reasons.append(f"preemption was disabled in {disabled[1]}")
     if rcu and int(rcu[1]) > int(rcu[2]):
         details["rcu_depth"] = int(rcu[1])
         reasons.append("it is inside rcu_read_lock()")

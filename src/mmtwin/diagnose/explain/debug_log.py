@@ -214,7 +214,7 @@ def _kasan(segment: Segment) -> tuple[Verdict, str]:
         side = {"inside": "inside", "to the right": "behind the end of", "to the left": "before"}[" ".join(where[2].split()).removesuffix(" of")]
         why.append(f"The access is {where[1]} bytes {side} {'an' if side != 'inside' else 'the'} object of {where[3]} bytes.")
     for event in ("Allocated", "Freed"):
-        if match := re.search(rf"{event}\s+by\s+task\s+(\d+)[^\n]*:?((?:\n[^\n]*){{1,14}})", text):
+        if match := re.search(rf"(?:{event}|\b{event.lower()})\s+by\s+task\s+(\d+)[^\n]*:?((?:\n[^\n]*){{1,14}})", text):
             names = [m[1] for m in re.finditer(r"([A-Za-z_][\w.]*)\+0x", match[2])]
             owner = next(
                 (

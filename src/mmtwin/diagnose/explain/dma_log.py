@@ -134,7 +134,7 @@ def _api(segment: Segment, text: str, path: tuple[str, ...]) -> Verdict:
     return Verdict(
         "dma_misuse", DECIDED if match else UNDECIDED, f"The DMA interface was used wrongly by the driver of {device or 'a device'}: {message or 'the message is damaged'}.",
         ("Nothing was refused: CONFIG_DMA_API_DEBUG warns." + on_way,), details=details,
-        remedies=(Remedy("caller", _fix(message), "the check is content, and the hardware too"),),
+        remedies=(Remedy("caller", _fix(message), "the warning goes away, and the device sees the right memory"),),
     )  # fmt: skip
 
 

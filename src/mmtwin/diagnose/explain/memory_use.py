@@ -26,6 +26,9 @@ def memory_use(info: MemInfo) -> MemoryUse:
     c, t, kb = info.counters, info.trailer, info.page_kb
     if not c or "free" not in c:
         return MemoryUse({}, ())
+    if any("active_file" in zone.fields for zone in info.zones):  # a line of the sums may be cut
+        for name in ("active_anon", "inactive_anon", "active_file", "inactive_file"):
+            c = c if name in c else c | {name: sum(zone.fields.get(name, 0) for zone in info.zones) // kb}
     anon = c.get("active_anon", 0) + c.get("inactive_anon", 0)
     file = c.get("active_file", 0) + c.get("inactive_file", 0)
     pages = {
@@ -58,11 +61,19 @@ def memory_use(info: MemInfo) -> MemoryUse:
         pages["anonymous"] = anon - pages["tmpfs"]
     whole = ram if ram > 0 else sum(pages.values()) + c["free"]
     large = sorted(((n, name) for name, n in pages.items() if n * 5 >= whole > 0 and name != "shmem" and n > 64), reverse=True)
-    if large:
+    dirty = c.get("dirty", 0) + c.get("writeback", 0)
+    if dirty * 8 >= whole > 0 and dirty > 1024:
+        said.append(f"{size(dirty * kb * 1024)} of the file cache are dirty or being written: reclaim waits for the disks.")
+    if t.get("reserved", 0) * 4 >= t.get("ram", 0) > 0:
         said.append(
-            "Most of the machine's memory is "
+            f"{size(t['reserved'] * kb * 1024)} of {size(t['ram'] * kb * 1024)} RAM are reserved from the start (firmware, crash kernel, KASAN, graphics)."
+        )
+    if large:
+        said.insert(
+            0,
+            ("Most of the machine's memory is " if sum(n for n, _ in large[:3]) * 2 >= whole else "The largest part of what is used is ")
             + ", ".join(f"{NAMES[name]} ({size(n * kb * 1024)})" for n, name in large[:3])
-            + f", of {size(whole * kb * 1024)}."
+            + f", of {size(whole * kb * 1024)}.",
         )
     if pages["shmem"] * 4 >= whole > 0:
         said.append(f"{size(pages['shmem'] * kb * 1024)} are shared memory or tmpfs, which only swap can take, or whoever removes the files.")

@@ -104,7 +104,7 @@ class Request:
     :ivar bytes: of the blocks asked for; `asked_bytes` what the caller wanted, where known.
     :ivar highest_zone: the highest zone it may use, and `zones` all of them, in the order of the kernel's search.
     :ivar place: "softirq", "system call", ...
-    :ivar by_kmalloc: it came by way of kmalloc; `by_cache` by way of a slab cache of its own kind.
+    :ivar by_kmalloc: it came by way of kmalloc; `by_cache` by way of a slab cache of its own kind, `by_slub` one of SLUB's.
     :ivar for_device: it came by way of the DMA interface, so it has to be contiguous.
     :ivar no_mmu: the machine has no MMU: nothing can join pages.
     :ivar page_known: whether the size of a page is certain; if not, `bytes` is for pages of 4 kB.
@@ -129,6 +129,7 @@ class Request:
     page_known: bool = True
     by_kmalloc: bool = False
     by_cache: bool = False
+    by_slub: bool = False
     for_device: bool = False
     no_mmu: bool = False
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mmtwin.diagnose.explain.alloc_failure import ORDER, judge
-from mmtwin.diagnose.explain.common import asked, flags_of, request_of
+from mmtwin.diagnose.explain.common import flags_of, request_of
+from mmtwin.diagnose.explain.log_gfp import decode
 from mmtwin.diagnose.explain.mem_info import MemInfo, parse
 from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
@@ -29,6 +30,9 @@ NO_ORDER = re.compile(r"(?m)oom-killer:\s+gfp_mask=0x[0-9a-f]+[ \t]*$")
 """The whole line of kernels before 2.6.17."""
 SYSRQ = r"sysrq|SysRq|moom_callback"
 GROUP = "are going to be killed due to memory.oom.group set"
+CGROUPS = (2, 6, 25)
+"""First with control groups that limit memory."""
+DIRTY = Remedy("admin", "a lower vm.dirty_bytes, and a look at who writes so much", "reclaim finds pages that it need not write first")
 ELSEWHERE = {
     "huge": Remedy("admin", "a smaller vm.nr_hugepages", "the huge pages that nobody uses become ordinary memory"),
     "tmpfs": Remedy("admin", "smaller files in tmpfs (or a smaller size= when it is mounted), or swap", "killing processes frees nothing of it"),
@@ -74,9 +78,9 @@ def read(segment: Segment) -> Report:
     elif request.flags is not None and request.flags.value == 0 and number == 0:
         verdict = Verdict(
             "not_shown", UNDECIDED, "A page fault ended in VM_FAULT_OOM, and the fault handler called the OOM killer; the request that failed is not in the report (its flags are printed as 0).",
-            zones=judge(segment, info, replace(request, order=0), True, kind)[1].zones if info else (),
+            zones=judge(segment, info, replace(request, order=0, flags=decode(-1, "GFP_HIGHUSER", segment.kernel.version)), True, kind)[1].zones if info else (),
             missing=("which request failed, and where: a control group at its limit, or an architecture's own allocation",),
-            remedies=(Remedy("look", "memory.events of the process's control group", "counts its failures at the limit"),),
+            remedies=(Remedy("look", "memory.events (memory.failcnt of older kernels) of the process's control group", "counts its failures at the limit"),),
         )  # fmt: skip
         request = replace(request, order=None, bytes=None, flags=None)
     else:
@@ -96,11 +100,11 @@ def read(segment: Segment) -> Report:
             verdict = replace(
                 verdict,
                 why=(
-                    f"Up to order 3 the kernel does not give up: it reclaims and compacts, and when that makes no progress calls the OOM killer, although {asked(request)} is a matter of fragmentation.",
+                    "Up to order 3 the kernel does not give up: it reclaims and compacts, and when that makes no progress calls the OOM killer, although only fragmentation stands in the way.",
                     *verdict.why,
                 ),
             )
-        verdict = replace(verdict, remedies=_with_advice(verdict, info, tasks))
+        verdict = replace(verdict, remedies=_with_advice(verdict, info, tasks, segment.kernel.at_most))
     victim = victim_of(text)
     details = {
         **verdict.details,
@@ -131,6 +135,8 @@ def memcg(segment: Segment) -> Verdict:
         text = re.split(r"Killed process[^\n]*\n|oom_reaper:[^\n]*\n", segment.before)[-1] + text
     old, new, stats_of = OLD_LIMIT.search(text), NEW_LIMIT.search(text), STATS.search(text)
     group = old[2] if old else new[1] if new else (stats_of[1] or "") if stats_of else ""
+    if old and old[1].startswith(group) and (cut := old[1][len(group) :]) and re.match(rf"\s*{re.escape(cut[:8])}", text[old.end() :]):
+        group = old[1]  # the line is wrapped in the middle of the name
     usages = {match[1]: (int(match[2]), int(match[3]), int(match[4])) for match in USAGE.finditer(text)}
     at_limit = [name for name, (usage, limit, _) in usages.items() if limit < UNLIMITED_KB and limit and usage * 100 >= limit * 98]
     at_limit.sort(key=lambda name: -usages[name][2])  # the one that refused
@@ -140,16 +146,24 @@ def memcg(segment: Segment) -> Verdict:
         usage, limit, failcnt = usages[at_limit[0]]
         said += f": {at_limit[0]} {usage} kB of {limit} kB ({size(limit * 1024)}), which was hit {failcnt} times"
     why = ["The machine's own free memory, watermarks and fragmentation do not matter: the charge to the group failed."]
-    stats = dict(re.findall(r"(?m)\b(anon|file|cache|rss|shmem|kernel_stack|slab|slab_unreclaimable|sock|mapped_file)[ :]+(\d+)(?:KB|kB)?\b", text))
+    stats = dict(
+        re.findall(r"(?m)\b(anon|file|cache|rss|shmem|kernel_stack|slab|slab_unreclaimable|sock|mapped_file|dirty|file_dirty)[ :]+(\d+)(?:KB|kB)?\b", text)
+    )
+    why += _holds(stats, 1024 if re.search(r"\bcache:\d+KB", text) else 1)
+    with_swap = bool(at_limit) and at_limit[0] == "memory+swap"
     remedies = [
-        Remedy("admin", f"a higher memory limit for {group or 'the group'}", "the group may use more; the rest of the machine has less"),
+        Remedy(
+            "admin",
+            f"a higher {'memory+swap limit (memory.memsw.limit_in_bytes) and memory limit' if with_swap else 'memory limit'} for {group or 'the group'}",
+            "the group may use more; the rest of the machine has less",
+        ),
         Remedy(
             "caller",
             "less memory in the group's processes (see why)",
-            "the limit counts file cache and kernel memory, too; only cache is given back before killing",
+            f"the limit counts file cache{' and kernel memory' if usages.get('kmem', (1, 0, 0))[0] else ''}, too; only cache and reclaimable slab are given back before killing",
         ),
     ]
-    if usages.get("swap", (0, 1, 0))[1] == 0 or "swap" not in usages:
+    if not with_swap and (usages.get("swap", (0, 1, 0))[1] == 0 or "swap" not in usages):
         remedies.append(Remedy("admin", "swap for the group, if the machine has some", "anonymous memory of the group could be written out"))
     details = {
         "memcg": group,
@@ -158,6 +172,21 @@ def memcg(segment: Segment) -> Verdict:
     }
     missing = () if usages else ("the group's usage and limit are not in the log",)
     return Verdict("memcg_limit", DECIDED, said + ".", tuple(why), missing=missing, remedies=tuple(remedies), details=details)
+
+
+def _holds(stats: dict[str, str], unit: int) -> list[str]:
+    """What a group's memory is, where its numbers are in the log.
+
+    :param unit: bytes of one.
+    """
+    anon, file = (int(stats.get(new, stats.get(old, 0))) * unit for new, old in (("anon", "rss"), ("file", "cache")))
+    slab, dirty = int(stats.get("slab", 0)) * unit, int(stats.get("file_dirty", stats.get("dirty", 0))) * unit
+    parts = sorted(((anon, "memory of processes"), (file, "file cache and tmpfs"), (slab, "slab")), reverse=True)
+    whole = anon + file + slab
+    if not whole:
+        return []
+    said = [f"The group's memory is {', '.join(f'{name} ({size(n)})' for n, name in parts if n * 10 >= whole)}."]
+    return [*said, f"{size(dirty)} of it are dirty, not yet written."] if dirty * 4 >= whole else said
 
 
 def killed_in(text: str) -> Iterator[tuple[int, str]]:
@@ -197,14 +226,14 @@ def _held(task: dict[str, int | str]) -> str:
     return f"{task['comm']} ({size(int(task['rss_kb']) * 1024)}{f', and {size(swapped * 1024)} in swap' if swapped * 8 > int(task['rss_kb']) else ''})"
 
 
-def _with_advice(verdict: Verdict, info: MemInfo | None, tasks: list[dict[str, int | str]]) -> tuple[Remedy, ...]:
+def _with_advice(verdict: Verdict, info: MemInfo | None, tasks: list[dict[str, int | str]], newest: tuple[int, ...]) -> tuple[Remedy, ...]:
     """The remedies of a machine that is out of memory: what holds it comes before what would have helped this one request."""
     if verdict.code not in ("watermark", "really_empty", "lowmem_reserve", "not_shown") or info is None:
         return verdict.remedies
     managed = sum(zone.fields.get("managed", zone.fields.get("present", 0)) for zone in info.zones) or info.trailer.get("ram", 0) * info.page_kb
     largest = tasks[0] if tasks else None
     use, page_kb = memory_use(info).pages, info.page_kb
-    lowmem = any(zone.name == "HighMem" and zone.free_kb > max(zone.fields.get("high", 0), 64 << 10) for zone in info.zones) and not any(
+    lowmem = any(zone.name == "HighMem" and zone.free_kb > max(zone.fields.get("high", 0), 8 << 10) for zone in info.zones) and not any(
         zone.zone.name == "HighMem" and zone.eligible for zone in verdict.zones
     )
     most, elsewhere = max(((use.get(name, 0), remedy) for name, remedy in ELSEWHERE.items()), key=lambda pair: pair[0])
@@ -223,7 +252,12 @@ def _with_advice(verdict: Verdict, info: MemInfo | None, tasks: list[dict[str, i
             "HighMem has pages free, so more RAM or swap, and smaller processes, do not help",
         )
         return (low, *bits, *(remedy for remedy in rest if remedy not in bits))
-    processes = Remedy("admin", "less memory for the largest processes, limits for them (cgroups), or more RAM or swap", changes)
-    if managed and most * page_kb * 3 >= managed and most > use.get("anonymous", 0) + use.get("lists", 0):
+    swap = info.trailer.get("swap_total_kb", 0)
+    full = swap == 0 or info.trailer.get("swap_free_kb", 0) * 2 < swap
+    limits = ", limits for them (cgroups)" if newest >= CGROUPS else ""
+    processes = Remedy("admin", f"less memory for the largest processes{limits}, or more RAM{' or swap' if full else ''}", changes)
+    if info.counters.get("dirty", 0) * page_kb * 4 >= managed > 0:
+        return (*holders, DIRTY, *rest)
+    if managed and most * page_kb * 4 >= managed and most > use.get("anonymous", 0) + use.get("lists", 0):
         return (elsewhere, *holders, *rest)
     return (*holders, processes, *rest)

@@ -85,7 +85,7 @@ def read(segment: Segment) -> Report:
             flags = _flags(values, segment)
             request = replace(request, order=order, bytes=page << order, asked_bytes=asked, flags=flags)
             details |= {"order_register": source, "size_register": register, "largest_order": largest}
-            wanted = f"{size(asked)} ({asked} bytes, register {register}), rounded up to " if asked else ""
+            wanted = f"{size(asked)} ({asked} bytes, register {register}), rounded up to " if asked and asked != page << order else ""
             negative = (NEGATIVE,) if order >= HUGE else ()
             verdict = Verdict(
                 "order_too_large", sure,

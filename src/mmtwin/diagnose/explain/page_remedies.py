@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from mmtwin.diagnose.explain.mem_info import MemInfo
 from mmtwin.diagnose.explain.model import Remedy, Request, size
 from mmtwin.diagnose.explain.page_verdict import Judged, unpopulated
-from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict
+from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict, rules_of
 
 CONTIGUOUS = (
+    (r"^(?:fill_balloon|balloon_\w+)$",
+     Remedy("look", "the host's target for the balloon", "the balloon takes the guest's free pages until none is left, and tries again later")),
     (r"^vmemmap_populate\w*$",
      Remedy("look", "whether the memory was added in the end", "the map of page frames is then made of single pages, and nothing is wrong")),
     (r"^ttm_\w+$",
@@ -23,7 +25,9 @@ CONTIGUOUS = (
      Remedy("caller", "smaller messages (on UNIX sockets a smaller SO_SNDBUF, on netlink smaller dumps)", "a socket buffer's linear part has to be contiguous; a smaller one needs no large block")),
 )  # fmt: skip
 """What to advise where the memory has to be contiguous (page tables: nothing), by the functions next to the allocator."""
-KVMALLOC, COMPACTION, SCALE_FACTOR = (4, 12), (2, 6, 35), (4, 6)
+MOST_TIMES = 4
+"""Dividing a reserve by more leaves nothing of it."""
+KVMALLOC, COMPACTION, SCALE_FACTOR, CMA = (4, 12), (2, 6, 35), (4, 6), (3, 5)
 """First kernels that have them."""
 KERNEL_STACK = ("copy_process", "dup_task_struct", "alloc_thread_stack_node")
 NEAR_CALLER = 3
@@ -124,8 +128,8 @@ def smaller_pieces(it: Refused) -> Iterator[Remedy]:
     elif it.ask.order and it.request.for_device:
         yield Remedy(
             "caller",
-            f"the buffer of {it.who} allocated {'' if it.reclaim else 'with GFP_KERNEL '}at start and kept, or taken from CMA (cma= or a reserved-memory node), "
-            "or smaller ones (scatter-gather), or an IOMMU",
+            f"the buffer of {it.who} allocated {'' if it.reclaim else 'with GFP_KERNEL '}at start and kept, "
+            f"{'or taken from CMA (cma= or a reserved-memory node), ' if it.newest >= CMA else ''}or smaller ones (scatter-gather), or an IOMMU",
             f"the device needs {it.want} in one piece, so vmalloc cannot help",
         )
     elif it.ask.order and "HIGHMEM" in it.ask.flags:
@@ -133,7 +137,11 @@ def smaller_pieces(it: Refused) -> Iterator[Remedy]:
             "caller", f"single pages in {it.who} (in a list, or mapped by vmap)", f"no block of {it.want} is needed; kmalloc and its like never ask for HighMem"
         )
     elif it.ask.order and it.request.by_cache and not it.request.by_kmalloc:
-        yield Remedy("caller", f"smaller objects in the cache that {it.who} allocates from (or slub_max_order=0)", f"its slabs then need no block of {it.want}")
+        yield Remedy(
+            "caller",
+            f"smaller objects in the cache that {it.who} allocates from{' (or slub_max_order=0)' if it.request.by_slub else ''}",
+            f"its slabs then need no block of {it.want}",
+        )
     elif it.ask.order and it.reclaim and "FS" in it.ask.flags and not it.request.by_kmalloc and it.request.caller:
         yield Remedy("caller", f"single pages or vmalloc in {it.who}, if the memory need not be contiguous", f"no block of {it.want} is needed")
     elif it.ask.order and it.reclaim and "FS" in it.ask.flags:
@@ -159,31 +167,35 @@ def cma(it: Refused) -> Iterator[Remedy]:
     """Of memory that only movable pages and CMA's own callers may use."""
     if it.code == "cma_only" or (it.main is not None and it.main.cma_decides):
         free = it.main.cma if it.main is not None else 0
-        stack = any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK)
-        if it.ask.order and not stack:
-            at_start = "" if it.reclaim else " at start, with GFP_KERNEL"  # CMA's own callers must be able to wait
-            yield Remedy(
-                "caller",
-                f"dma_alloc_coherent or dma_alloc_contiguous{at_start}, which are what CMA is for",
-                f"may use the {it.size(free)} of free CMA" if free else "may use what is free in CMA",
-            )
         yield Remedy(
             "admin",
             "a smaller CMA area (cma= on the command line)",
             "its pages become usable for every request",
         )
+        stack = any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK)
+        if it.ask.order and not stack:
+            at_start = "" if it.reclaim else " at start, with GFP_KERNEL"  # CMA's own callers must be able to wait
+            yield Remedy(
+                "caller",
+                f"if it is for a device: dma_alloc_coherent or dma_alloc_contiguous{at_start}, which are what CMA is for",
+                f"may use the {it.size(free)} of free CMA" if free else "may use what is free in CMA",
+            )
 
 
 def atomic_reserve(it: Refused) -> Iterator[Remedy]:
     """Of the reserve for high-order atomic requests."""
     if it.code == "highatomic_only":
+        if not it.ask.high and not it.reclaim and it.ask.order:
+            yield Remedy("caller", f"GFP_ATOMIC in {it.who}", "may take blocks of that reserve")
         yield Remedy("caller", "retry after a moment", "the reserve is given back when a request that may reclaim fails for long")
 
 
 def lowmem_reserve(it: Refused) -> Iterator[Remedy]:
     """A smaller reserve for the zone that would pass soonest."""
     kept = [z for z in it.judged.zones if z.eligible and z.rule == "lowmem_reserve" and (it.ask.order == 0 or z.usable_blocks)]
-    zone = min(kept, key=lambda z: (_times(z), -_left(z)), default=None)
+    zone = max(kept, key=lambda z: (_times(z) <= MOST_TIMES, _left(z)), default=None)
+    if zone is not None and _times(zone) > MOST_TIMES and it.code != "lowmem_reserve":
+        return  # it would strip the zone of its protection for little
     if zone is None or it.code == "not_shown" or zone.zone.low_counts:
         return
     times = _times(zone)
@@ -251,7 +263,9 @@ def larger_blocks(it: Refused) -> Iterator[Remedy]:
 def more_free_pages(it: Refused) -> Iterator[Remedy]:
     """Where pages are too few, and what vm.min_free_kbytes does to it."""
     if it.code in ("watermark", "really_empty"):
-        lack = 1 - it.main.margin if it.main is not None and it.main.margin <= 0 else 0
+        near = [z.margin for z in it.judged.zones if z.eligible and not unpopulated(z) and (it.ask.order == 0 or z.usable_blocks)]
+        margin = max(near, default=it.main.margin if it.main is not None else 0)
+        lack = 1 - margin if margin <= 0 else 0
         if it.reclaim and it.main is not None and (it.judged.oom or not (it.main.cma_decides or it.main.boost_decides)):
             yield Remedy("look", f"who holds the memory{' (see why)' if it.counted else ''}", _enough(it, lack))
         if it.ask.order and it.reclaim:
@@ -267,7 +281,8 @@ def more_free_pages(it: Refused) -> Iterator[Remedy]:
                 + (f"; {lack} pages more were needed" if lack else ""),
             )
     if it.code == "no_block" and not it.reclaim:
-        yield Remedy("admin", "not: vm.min_free_kbytes alone", "it keeps more pages free, not larger blocks")
+        if not rules_of(it.ask.version).per_order:
+            yield Remedy("admin", "not: vm.min_free_kbytes alone", "it keeps more pages free, not larger blocks")
 
 
 def _enough(it: Refused, lack: int) -> str:
@@ -275,6 +290,8 @@ def _enough(it: Refused, lack: int) -> str:
     pages = f"{lack} more free {'page' if lack == 1 else 'pages'} ({it.size(lack)})"
     assert it.main is not None
     managed = it.main.zone.fields.get("managed", it.main.zone.fields.get("present", 0)) // it.page_kb
+    if it.ask.no_watermarks:
+        return "watermarks do not hold for it: a single free page that it may use is enough" if not it.ask.order else f"a free block of {it.want} is enough"
     if it.ask.order and 0 < managed < 1 << it.ask.order:
         return f"all of {it.main.zone.label} is less than the request: it can never be served there"
     if not lack:

@@ -44,6 +44,7 @@ MOST = 1_000
 
 
 COMM = re.compile(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)")
+CPU_LINE = re.compile(rf"CPU:\s*\d+\s+(?:UID:\s*\d+\s+)?PID:\s*\d+\s+{COMM.pattern.removeprefix(chr(92) + 'b')}")
 COMM_LEN = 15
 """TASK_COMM_LEN - 1 (include/linux/sched.h)."""
 
@@ -182,6 +183,8 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: K
     stack_at = max(0, body.find("CPU:")) if one.kind == "slub_debug" else 0  # who allocated and freed stands before
     crash = aftermath.CRASH.search(body) if one.kind in aftermath.KINDS else None
     own = body[: crash.start()] if crash else body
+    comm = _comm(own, one.kind)
+    printed = _of_process(own + after, comm) if interleaved else own[stack_at:]
     return Segment(
         one.kind,
         line.number,
@@ -190,13 +193,22 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: K
         body,
         before,
         kernel,
-        read_stack(own[stack_at:], one.kind),
-        _comm(own, one.kind),
+        read_stack(printed or own, one.kind),
+        comm,
         after,
         turn,
         interleaved,
         crash.start() if crash else None,
     )
+
+
+def _of_process(text: str, comm: str) -> str:
+    """Of two CPUs' reports in one another what follows this process's own "CPU: ... Comm:" line; "" if it has none."""
+    begins = list(CPU_LINE.finditer(text))
+    for n, begin in enumerate(begins):
+        if begin[1] == comm:
+            return text[begin.start() : begins[n + 1].start() if n + 1 < len(begins) else len(text)]
+    return ""
 
 
 def _comm(body: str, kind: str) -> str:
@@ -210,6 +222,7 @@ def _comm(body: str, kind: str) -> str:
         if len(name) > COMM_LEN:  # what a logger or a program on the same console wrote before it
             said = COMM.search(body[:8_000])
             name = said[1] if said and name.endswith(said[1]) else re.split(r"[\]|]\s+", name)[-1]
+        name = re.sub(r"\s{2,}<=+\s*\Z", "", name)  # an arrow that the poster drew
         name = re.sub(r"\(\d+\)\Z", "", name)  # "gmain(615)": some print the pid, too
         return name if re.search(r"\w", name) else ""
     match = COMM.search(body) or re.search(r"\bname:\s+(\S[^\n]{0,31})", body)

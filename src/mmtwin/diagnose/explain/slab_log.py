@@ -94,7 +94,13 @@ def read(segment: Segment) -> Report:
         )
     elif fact and fact.nodes:
         free = sum(node[3] for node in fact.nodes)
-        full = "Its slabs are full" if not free else "The slabs it may use are full, or were at that moment"
+        full = (
+            "It has no free object"
+            if not any(node[1] for node in fact.nodes)
+            else "Its slabs are full"
+            if not free
+            else "The slabs it may use are full, or were at that moment"
+        )
         why.append(
             f"{full} ({sum(n[1] for n in fact.nodes)} slabs, {sum(n[2] for n in fact.nodes)} objects, {free} free), so it needed a new one of order {fact.order}{f', at least {fact.min_order}' if fact.min_order != fact.order else ''}."
         )
