@@ -365,6 +365,17 @@ def test_remedies_that_the_kernel_and_the_request_can_use() -> None:
     assert "memalloc_noio_save" in fixes(noio.replace("min:964kB", "min:64kB"))[0]
 
 
+def test_old_kernels_pass_by_what_the_higher_orders_leave() -> None:
+    text = """[    1.0] x: page allocation failure. order:2, mode:0x4020
+[    1.0] Pid: 1, comm: x Not tainted 2.6.32 #1
+[    1.0] Normal free:4000kB min:100kB low:125kB high:150kB present:65536kB
+[    1.0] lowmem_reserve[]: 0 0
+[    1.0] Normal: 900*4kB 40*8kB 5*16kB 0*32kB 0*64kB 0*128kB 0*256kB 0*512kB 0*1024kB 0*2048kB 0*4096kB = 4000kB"""
+    verdict = explain_text(text).main.verdict
+    assert verdict.code == "not_shown"
+    assert any("passes by 987 pages, in the higher orders by 15" in why for why in verdict.why)
+
+
 def test_locks_that_are_held() -> None:
     text = """[   88.308795] BUG: sleeping function called from invalid context at kernel/stop_machine.c:135
 [   88.308796] in_atomic(): 0, irqs_disabled(): 0, non_block: 0, pid: 801, name: sh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mmtwin.diagnose.explain.mem_info import ZONE_ORDER, MemInfo
@@ -251,9 +252,11 @@ def _passing(ask: Ask, passing: list[ZoneVerdict], notes: list[str], oom: bool) 
             f"{best.zone.label} passes by {best.margin} pages at the dump and is near its watermark; {DRIFT}, so at the failure there may have been fewer."
         )
         return "watermark", UNDECIDED
-    notes.append(
-        f"By the dump {best.zone.label} could have served it (passes by {best.margin} pages): memory was freed in between, or something else than the zones refused."
+    narrow = min(
+        (int(usable) - int(mark) for step in best.steps for usable, mark in re.findall(r"^without order \d+ .*: (-?\d+) > (-?\d+)$", step)), default=best.margin
     )
+    by = f"passes by {best.margin} pages" + (f", in the higher orders by {narrow}" if narrow < best.margin else "")
+    notes.append(f"By the dump {best.zone.label} could have served it ({by}): memory was freed in between, or something else than the zones refused.")
     return "not_shown", UNDECIDED
 
 

@@ -257,7 +257,7 @@ def judge_zone(zone: Zone, ask: Ask, highest: str, compiled: tuple[str, ...], pa
     margin = usable - least - reserve
     text = f"{free}" + (f" - {other}" if other else "") + (f" - {cma} CMA" if cma else "") + (f" - {highatomic} highatomic" if highatomic else "")
     text = f"{text} = {usable}" if text != f"{free}" else text
-    need = _marks(mark, least, ask) if not zone.low_counts else f"low {least}"
+    need = "min (not in the log)" if "min" not in zone.fields else _marks(mark, least, ask) if not zone.low_counts else f"low {least}"
     need += f" + {reserve} lowmem_reserve = {least + reserve}" if reserve else ""
     passes = usable > least + reserve or ask.no_watermarks
     if boost:
