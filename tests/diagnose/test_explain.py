@@ -394,6 +394,28 @@ def test_locks_that_are_held() -> None:
     assert any("&(&ci->i_ceph_lock)->rlock (taken in __ceph_setxattr)" in why for why in report.verdict.why)
 
 
+def test_order_in_registers_of_s390x_and_a_crash_behind_the_warning() -> None:
+    text = """[  308.206203] WARNING: CPU: 5 PID: 20745 at mm/page_alloc.c:3511 __alloc_pages_nodemask+0x884/0xdf8
+[  308.206240] CPU: 5 PID: 20745 Comm: swapon Not tainted 5.9.0-rc1+ #23
+[  308.206251] Krnl GPRS: 000000000000000a 0000000000b2b0ec 0000000100000312 0000000000000001
+[  308.206267]            000000000025d3ec 0000000000000008 0000000000000075 000000000240c0c0
+[  308.206269]            0000000000000001 0000000000000000 000000000000000a 0000000000000000
+[  308.206270]            000000000000000a 000000000079d8c8 000000000025d3ec 00000000d4273ba0
+[  308.206271] Call Trace:
+[  308.206272] ([<000000000025db3c>] __alloc_pages_nodemask+0x884/0xdf8)
+[  308.206273]  [<00000000002a0000>] init_swap_address_space+0x54/0x100
+[  308.306273] Unable to handle kernel NULL pointer dereference at virtual kernel address 0000000000000000"""
+    report = explain_text(text).main
+    assert report.request is not None
+    assert (report.verdict.code, report.verdict.certainty, report.request.order, report.verdict.details["largest_order"]) == (
+        "order_too_large",
+        "probable",
+        10,
+        8,
+    )
+    assert any("the kernel crashed" in why for why in report.verdict.why)
+
+
 def test_slab_corruption_in_two_parts_is_one_report() -> None:
     text = """Slab corruption: start=f7d058c0, expend=f7d05937, problemat=f7d05900
 Last user: [<f891d1fd>](free_hpsb_packet+0x2c/0x33 [ieee1394])

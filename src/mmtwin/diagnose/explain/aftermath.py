@@ -15,7 +15,7 @@ CRASH = Anchored(re.compile(
 PLACE = re.compile(r"\b(?:[RE]?IP|PC|pc|epc)\s*(?::|is\s+at)\s*(?:[0-9a-f]{2,4}:)?(?:\[<?[0-9a-f]+>?\]\s*)?([A-Za-z_][\w.]*)\+0x")
 BEHIND = "Behind it in the log the kernel crashed"
 """Begins the sentence, by which equal reports are known to differ in it alone."""
-KINDS = ("page", "oom", "killed", "slab", "vmalloc", "mem_info", "percpu", "dma")
+KINDS = ("page", "oom", "killed", "slab", "vmalloc", "mem_info", "percpu", "dma", "oversize")
 """Reports of which a crash is not itself a part."""
 NEAR = 4_000
 """Characters behind the crash's first line, within which it says where."""
@@ -23,7 +23,7 @@ NEAR = 4_000
 
 def with_crash(report: Report, segment: Segment) -> Report:
     """The report, with a sentence on the crash that follows it in the log, if one does."""
-    match = CRASH.search(segment.text) if segment.kind in KINDS else None
+    match = CRASH.search(segment.text) if segment.kind in KINDS and segment.crash is not None else None
     if match is None:
         return report
     place = PLACE.search(segment.text, match.end(), match.end() + NEAR)

@@ -30,6 +30,9 @@ SIZE_REGISTERS = ("RDI", "RSI", "RBX", "R12", "R13", "R14", "RBP", "x0", "x1", "
 SIZES = {"mm/util.c": "kvmalloc", "mm/slab_common.c": "kmalloc", "mm/vmalloc.c": "vmalloc"}
 LARGEST_64K = 8
 """PowerPC's with pages of 64 KiB: 16 MiB."""
+S390 = re.compile(r"Krnl GPRS:((?:\s+[0-9a-f]{16}){4,16})")
+S390_KEPT = tuple(f"%r{n}" for n in range(6, 14))
+"""s390x: the registers that functions keep. Its largest order is 8, too, with pages of 4 kB (CONFIG_FORCE_MAX_ZONEORDER=9)."""
 HUGE = 22
 NEGATIVE = "A size like that is usually a negative number, such as an error code that was taken for a length, or an overflow; no allocator can serve it."
 """From 16 GiB on."""
@@ -46,6 +49,9 @@ def registers(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, value in REGISTER.findall(text):
         found.setdefault(name, int(value, 16))
+    for match in S390.finditer(text):
+        for n, value in enumerate(match[1].split()):
+            found.setdefault(f"%r{n}", int(value, 16))
     for first, row in POWERPC.findall(text):
         for n, value in enumerate(row.split(), int(first)):
             found.setdefault(f"GPR{n:02}", int(value, 16))
@@ -68,9 +74,10 @@ def read(segment: Segment) -> Report:
     elif file == "mm/page_alloc.c" and bare in ENTRY:
         order, source, largest = _compared(text, values) or (*_order(values, bare), LARGEST)
         page = 65536 if largest == LARGEST_64K else 4096
+        largest = LARGEST_64K if "%r2" in values else largest
         sure = DECIDED if order is not None else PROBABLE
         if order is None:
-            order, source = _in_several(values)
+            order, source = _in_several(values, largest)
         if order == OF_NOTHING.get(segment.kernel.bits or 64):
             request = replace(request, order=None, asked_bytes=0)
             verdict = Verdict(
@@ -185,11 +192,11 @@ def _compared(text: str, values: dict[str, int]) -> tuple[int, str, int] | None:
     return None
 
 
-def _in_several(values: dict[str, int]) -> tuple[int | None, str]:
+def _in_several(values: dict[str, int], largest: int) -> tuple[int | None, str]:
     """What two or more of the kept registers hold and could be an order; of one alone nothing is known."""
     held: dict[int, list[str]] = {}
-    for name in KEPT:
-        if LARGEST < values.get(name, 0) <= 40:
+    for name in (*KEPT, *S390_KEPT):
+        if largest < values.get(name, 0) <= 40:
             held.setdefault(values[name], []).append(name)
     several = [(value, names) for value, names in held.items() if len(names) > 1]
     return (several[0][0], " and ".join(several[0][1])) if len(several) == 1 else (None, "")

@@ -181,7 +181,7 @@ def _segment(log: LogText, opened: list[_Open], n: int, one: _Open, elsewhere: K
     if not kernel.known and elsewhere is not None:
         kernel = elsewhere
     stack_at = max(0, body.find("CPU:")) if one.kind == "slub_debug" else 0  # who allocated and freed stands before
-    crash = aftermath.CRASH.search(body) if one.kind in aftermath.KINDS else None
+    crash = aftermath.CRASH.search(body) if one.kind in aftermath.KINDS and not one.match[0].startswith("kernel") else None  # "kernel BUG at" is its own crash
     own = body[: crash.start()] if crash else body
     comm = _comm(own, one.kind)
     printed = _of_process(own + after, comm) if interleaved else own[stack_at:]
