@@ -10,8 +10,8 @@ from mmtwin.diagnose.explain.model import Report, Segment
 
 CRASH = Anchored(re.compile(
     r"(?:BUG:\s+)?[Uu]nable\s+to\s+handle\s+kernel\s+(?P<null>NULL\s+pointer\s+dereference|paging\s+request|access\s+to\s+user\s+memory[^\n]{0,40}?)(?:\s+(?:for\s+data\s+)?at\s+(?:virtual\s+address\s+|address:?\s+)?(?:0x)?(?P<address>[0-9a-f]{1,16}))?"
-    r"|BUG:\s+kernel\s+(?P<new>NULL\s+pointer\s+dereference),\s+address:\s+(?P<at>[0-9a-f]{1,16})|[Gg]eneral\s+protection\s+fault|Internal\s+error:\s+Oops"
-), "Unable", "unable", "BUG:", "General", "general", "Internal")  # fmt: skip
+    r"|BUG:\s+kernel\s+(?P<new>NULL\s+pointer\s+dereference),\s+address:\s+(?P<at>[0-9a-f]{1,16})|[Gg]eneral\s+protection\s+fault|Internal\s+error:\s+Oops|Kernel\s+panic\s+-\s+not\s+syncing:\s*(?P<panic>[^\n]{0,80})"
+), "Kernel", "Unable", "unable", "BUG:", "General", "general", "Internal")  # fmt: skip
 PLACE = re.compile(r"\b(?:[RE]?IP|PC|pc|epc)\s*(?::|is\s+at)\s*(?:[0-9a-f]{2,4}:)?(?:\[<?[0-9a-f]+>?\]\s*)?([A-Za-z_][\w.]*)\+0x")
 BEHIND = "Behind it in the log the kernel crashed"
 """Begins the sentence, by which equal reports are known to differ in it alone."""
@@ -26,6 +26,8 @@ def with_crash(report: Report, segment: Segment) -> Report:
     match = CRASH.search(segment.text) if segment.kind in KINDS and segment.crash is not None else None
     if match is None:
         return report
+    if match["panic"] is not None:
+        return replace(report, verdict=replace(report.verdict, why=(*report.verdict.why, f"{BEHIND}: panic, {match['panic'].strip()}.")))
     place = PLACE.search(segment.text, match.end(), match.end() + NEAR)
     what = match["null"] or match["new"] or "a bad access"
     address = match["address"] or match["at"]

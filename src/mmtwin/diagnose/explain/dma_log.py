@@ -23,7 +23,7 @@ ABOVE = re.compile(
     r"(?:([\w-]+(?:\s+[\w:.-]+)?):\s+)?swiotlb\s+addr\s+(?:0x)?([0-9a-f]+)\+(\d+)\s+overflow\s+\(mask\s+([0-9a-f]+),\s+bus\s+limit\s+([0-9a-f]+)\)"
 )
 CMA = re.compile(r"\b(?:__)?cma_alloc:\s+(?:(\S+):\s+)?alloc\s+failed,\s+req-size:\s+(\d+)\s+pages,\s+ret:\s+(-\d+)")
-HOLES = re.compile(r"number\s+of\s+available\s+pages:\s*([\d@+\s]*)=>\s*(\d+)\s+free\s+of\s+(\d+)\s+total")
+HOLES = re.compile(r"number\s+of\s+available\s+pages:\s*([\d@+\s]*)=>\s*(\d+)\s+(?:free\s+of\s+|pages,\s+total:\s+)(\d+)(?:\s+total|\s+pages)?")
 BUSY = re.compile(r"alloc_contig_range:\s+\[([0-9a-f]+),\s*([0-9a-f]+)\)\s+PFNs\s+busy")
 USB = re.compile(r"(transfer buffer|setup packet) (?:is )?(?:not dma capable|on stack)")
 USB_CORE = re.compile(r"_*usb_(?:hcd_\w+|submit_urb|start_wait_urb|control_msg\w*|bulk_msg|interrupt_msg|sg_wait|internal_control_msg)$")
@@ -149,6 +149,8 @@ def _fix(message: str) -> str:
         return "dma_set_seg_boundary with what the device can do, and a scatter list that keeps to it"
     if "sync" in message:
         return "sync what was mapped: an address and size inside one mapping, before it is unmapped"
+    if "invalid DMA memory address" in message:
+        return "check that the mapping or allocation succeeded before it is freed: that address is the error value"
     if "free DMA memory" in message:
         return "free once, with the address and size that the allocation returned"
     if "overlapping mappings" in message or "EEXIST" in message:
@@ -187,7 +189,7 @@ def _cma(match: re.Match[str], holes: re.Match[str] | None) -> Verdict:
     why = []
     text = f"CMA{f' area {match[1]}' if match[1] else ''} could not give {pages} pages in a row (error {error})."
     if holes:
-        runs = [int(run.split("@")[0]) for run in re.findall(r"\d+@\d+", holes[1])]
+        runs = [int(run.split("@")[0]) for run in re.findall(r"\d+(?:@\d+)?", holes[1])]
         details |= {"free": int(holes[2]), "total": int(holes[3]), "largest_run": max(runs, default=0)}
         why.append(f"{holes[2]} of {holes[3]} pages are free; the longest run is {max(runs, default=0)} pages.")
     if error == -16:
@@ -195,4 +197,4 @@ def _cma(match: re.Match[str], holes: re.Match[str] | None) -> Verdict:
     elif error == -12:
         why.append("-12 (ENOMEM): no run of that length is free in the area.")
     return Verdict("cma_failed", DECIDED, text, tuple(why), details=details, missing=() if holes else ("the map of the area (number of available pages) is not in the log",),
-                   remedies=(Remedy("admin", "a larger cma= area", "more and longer runs"), Remedy("caller", "allocate once at start and keep it", "the area is least broken up then")))  # fmt: skip
+                   remedies=(*((Remedy("look", "who pins pages in the area (page_owner=on; long-term users of pages), and whether a retry helps", "the area is large enough, but some of it cannot be moved"),) if error == -16 else ()), Remedy("admin", "a larger cma= area", "more and longer runs"), Remedy("caller", "allocate once at start and keep it", "the area is least broken up then")))  # fmt: skip

@@ -12,6 +12,7 @@ from mmtwin.diagnose.explain.log_gfp import decode
 from mmtwin.diagnose.explain.mem_info import MemInfo, parse
 from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
+from mmtwin.diagnose.explain.page_verdict import unpopulated
 
 CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
 OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+?)(?=\s|$|\[\s*\d+\.\d+\])")
@@ -41,6 +42,7 @@ ELSEWHERE = {
         "which driver or module holds pages: page_owner=on, /proc/vmallocinfo, /proc/allocinfo (6.10 and newer)",
         "no counter has them, and killing processes frees none of them",
     ),
+    "slab_reclaimable": Remedy("look", "which slab cache grows, and why it does not shrink: /proc/slabinfo, slabtop", "killing processes frees little of it"),
     "slab_unreclaimable": Remedy("look", "which slab cache grows: /proc/slabinfo, slabtop", "killing processes frees little of it"),
 }
 """What to do where most of the memory is not processes'."""
@@ -69,7 +71,9 @@ def read(segment: Segment) -> Report:
     ):
         verdict = memcg(segment)
     elif number == -1 or (re.search(SYSRQ, " ".join(segment.stack.frames)) is not None and segment.kind == "oom"):
-        verdict = Verdict("manual_oom", DECIDED, "Nothing was refused: somebody asked for the OOM killer by hand (SysRq f, order -1).")
+        verdict = Verdict(
+            "manual_oom", DECIDED, f"Nothing was refused: somebody asked for the OOM killer by hand (SysRq f{', order -1' if number == -1 else ''})."
+        )
     elif segment.kind == "killed":
         verdict = Verdict(
             "evidence_missing", UNDECIDED, f"{victim_of(text)}The machine ran out of memory; the report that would say which request and which zone is not in the log.",
@@ -106,6 +110,9 @@ def read(segment: Segment) -> Report:
             )
         verdict = replace(verdict, remedies=_with_advice(verdict, info, tasks, segment.kernel.at_most))
     victim = victim_of(text)
+    cut = cut or (bool(tasks) and request.pid is not None and request.pid not in {int(task["pid"]) for task in tasks})
+    if segment.stack.has("try_to_unuse", "sys_swapoff", "SyS_swapoff"):
+        verdict = replace(verdict, why=(*verdict.why, "It was made by swapoff, which brings everything in swap back into memory."))
     details = {
         **verdict.details,
         "constraint": kind,
@@ -146,11 +153,14 @@ def memcg(segment: Segment) -> Verdict:
         usage, limit, failcnt = usages[at_limit[0]]
         said += f": {at_limit[0]} {usage} kB of {limit} kB ({size(limit * 1024)}), which was hit {failcnt} times"
     why = ["The machine's own free memory, watermarks and fragmentation do not matter: the charge to the group failed."]
-    stats = dict(
-        re.findall(r"(?m)\b(anon|file|cache|rss|shmem|kernel_stack|slab|slab_unreclaimable|sock|mapped_file|dirty|file_dirty)[ :]+(\d+)(?:KB|kB)?\b", text)
-    )
+    stats_text = re.split(r"Tasks state|\[\s*pid\s*\]|Killed process", text[stats_of.end() :])[0] if stats_of else ""
+    names = "anon|file|cache|rss|shmem|kernel_stack|slab|slab_unreclaimable|sock|mapped_file|dirty|file_dirty"
+    stats = dict(re.findall(rf"(?m)(?<![\w-])({names})[ :]+(\d+)(?:KB|kB)?\b", stats_text))
     why += _holds(stats, 1024 if re.search(r"\bcache:\d+KB", text) else 1)
-    with_swap = bool(at_limit) and at_limit[0] == "memory+swap"
+    with_swap = "memory+swap" in at_limit
+    if usages and not at_limit:
+        name, (usage, limit, _) = max(usages.items(), key=lambda item: item[1][0] / max(item[1][1], 1))
+        why.append(f"At the dump the group uses {usage} kB of {limit} kB ({name}): memory was given back in between, or a group above it is at its limit.")
     remedies = [
         Remedy(
             "admin",
@@ -204,7 +214,8 @@ def victim_of(text: str) -> str:
     held = f", which held {size(rss * 1024)}" if best[5] else ""
     rest = list(dict.fromkeys(f"{other[2]} (pid {other[1]})" for other in found if other[1] != best[1])) if GROUP in text else []
     others = f", and of the same group {', '.join(rest[:5])}{f' and {len(rest) - 5} more' if len(rest) > 5 else ''}" if rest else ""
-    return f"The kernel killed {best[2]} (pid {best[1]}){held}{others}. "
+    verb = "killed" if best[0].startswith("Killed") else "chose, to kill it or a child of it,"
+    return f"The kernel {verb} {best[2]} (pid {best[1]}){held}{others}. "
 
 
 def _tasks(text: str, page_kb: int) -> list[dict[str, int | str]]:
@@ -233,9 +244,8 @@ def _with_advice(verdict: Verdict, info: MemInfo | None, tasks: list[dict[str, i
     managed = sum(zone.fields.get("managed", zone.fields.get("present", 0)) for zone in info.zones) or info.trailer.get("ram", 0) * info.page_kb
     largest = tasks[0] if tasks else None
     use, page_kb = memory_use(info).pages, info.page_kb
-    lowmem = any(zone.name == "HighMem" and zone.free_kb > max(zone.fields.get("high", 0), 8 << 10) for zone in info.zones) and not any(
-        zone.zone.name == "HighMem" and zone.eligible for zone in verdict.zones
-    )
+    out_of_reach = [z.zone for z in verdict.zones if not z.eligible and z.zone.free_kb > max(z.zone.fields.get("high", 0), 8 << 10)]
+    within = list(dict.fromkeys(z.zone.name for z in verdict.zones if z.eligible and not unpopulated(z)))
     most, elsewhere = max(((use.get(name, 0), remedy) for name, remedy in ELSEWHERE.items()), key=lambda pair: pair[0])
     if largest is not None and managed and int(largest["rss_kb"]) * 2 >= managed:
         share = int(largest["rss_kb"]) * 100 // managed
@@ -244,12 +254,12 @@ def _with_advice(verdict: Verdict, info: MemInfo | None, tasks: list[dict[str, i
         changes = "which of them is too large only its owner can say" + ("; the log shows sizes" if tasks else "")
     holders = [remedy for remedy in verdict.remedies if remedy.who == "look" and remedy.what.startswith("who holds the memory")]
     rest = [remedy for remedy in verdict.remedies if remedy not in holders]
-    if lowmem:
+    if out_of_reach and within:
         bits = [remedy for remedy in rest if remedy.what.startswith("a 64-bit kernel")]
         low = Remedy(
             "look",
-            "what fills the low zones: slab, page tables, file cache, buffers of drivers",
-            "HighMem has pages free, so more RAM or swap, and smaller processes, do not help",
+            f"what fills {' and '.join(within)}, which is all that it may use: slab, page tables, file cache, buffers of drivers",
+            f"{out_of_reach[0].label} has pages free, so more RAM or swap, and smaller processes, do not help",
         )
         return (low, *bits, *(remedy for remedy in rest if remedy not in bits))
     swap = info.trailer.get("swap_total_kb", 0)

@@ -85,7 +85,16 @@ def remedies(judged: Judged, ask: Ask, request: Request, page_kb: int, info: Mem
     :param newest: the newest kernel that it can be.
     """
     refused = Refused(judged, ask, request, page_kb, bool(info.counters), newest)
-    return tuple(remedy for rule in RULES for remedy in rule(refused))
+    found = tuple(remedy for rule in RULES for remedy in rule(refused))
+    lists = [info.counters[name] for name in ("active_anon", "inactive_anon", "active_file", "inactive_file", "active", "inactive") if name in info.counters]
+    if lists and not any(lists):  # before there is any user space: nobody can set anything yet
+        early = Remedy(
+            "look",
+            "what took the memory before the first program: crashkernel=, the kernel and its initramfs, pages that are not yet set up",
+            "no process and no file holds any",
+        )
+        return (early, *(remedy for remedy in found if remedy.who != "admin" or not re.search(r"vm\.|/proc/sys", remedy.what)))
+    return found
 
 
 def lower_mask(request: Request, zone: str) -> Remedy:
@@ -200,7 +209,8 @@ def lowmem_reserve(it: Refused) -> Iterator[Remedy]:
         return
     times = _times(zone)
     left = _left(zone)
-    index = ("DMA", "DMA32", "Normal").index(zone.zone.name) if zone.zone.name in ("DMA", "DMA32", "Normal") else 0
+    names = ("DMA", "Normal", "HighMem") if any(z.zone.name == "HighMem" for z in it.judged.zones) else ("DMA", "DMA32", "Normal")
+    index = names.index(zone.zone.name) if zone.zone.name in names else 0
     yield Remedy(
         "admin",
         f"{'twice' if times == 2 else f'{times} times'} the entry for {zone.zone.name} in vm.lowmem_reserve_ratio (the {('first', 'second', 'third')[index]} number where all zones exist)",
@@ -270,7 +280,7 @@ def more_free_pages(it: Refused) -> Iterator[Remedy]:
             yield Remedy("look", f"who holds the memory{' (see why)' if it.counted else ''}", _enough(it, lack))
         if it.ask.order and it.reclaim:
             yield Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier")
-        elif not it.reclaim and not it.ask.high:
+        elif not it.reclaim and it.main is not None and it.main.least == it.main.mark:
             yield Remedy("admin", "not: a higher vm.min_free_kbytes", "without __GFP_HIGH the request has to stay above it, atomic or not")
             yield Remedy("caller", f"GFP_ATOMIC in {it.who}, if it must not fail", "__GFP_HIGH may go to half of the watermark")
         elif not it.reclaim:

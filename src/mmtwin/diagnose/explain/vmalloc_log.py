@@ -111,7 +111,11 @@ def _space(segment: Segment, area: int | None, modules: bool, said: bool, noise:
         remedies.append(Remedy("admin", "fewer or smaller modules, or build the large ones in", "leaves a larger hole in the module area"))
         if not X86.search(segment.text) and not NO_PARAMETER.search(segment.text):
             remedies.append(
-                Remedy("kernel", "CONFIG_ARM_MODULE_PLTS=y (or CONFIG_*_MODULE_PLTS) where the architecture has it", "modules may then lie in the vmalloc area")
+                Remedy(
+                    "kernel",
+                    f"CONFIG_{'ARM64' if bits64 else 'ARM'}_MODULE_PLTS=y (or CONFIG_*_MODULE_PLTS) where the architecture has it",
+                    "modules may then lie in the vmalloc area",
+                )
             )
         remedies.append(Remedy("admin", "not: vmalloc=<size>, whatever the message says", "it enlarges the vmalloc area, not the module area"))
     else:

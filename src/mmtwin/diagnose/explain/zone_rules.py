@@ -327,7 +327,7 @@ def _marks(mark: int, least: int, ask: Ask) -> str:
     if ask.oom:
         return f"min {mark} -> {least} (victim of the OOM killer{', and may use reserves' if ask.high or ask.harder else ''})"
     half = mark - mark // 2 if ask.high else mark
-    return f"min {mark} -> {half} (__GFP_HIGH)" + (f" -> {least} (cannot wait)" if least != half else "")
+    return f"min {mark}" + (f" -> {half} (__GFP_HIGH)" if ask.high else "") + (f" -> {least} (cannot wait)" if least != half else "")
 
 
 def _by(passes: bool, margin: int, ask: Ask) -> str:
