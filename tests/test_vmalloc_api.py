@@ -502,6 +502,22 @@ def test_no_addresses() -> None:
     m.validate()
 
 
+def test_no_memory_for_the_page_array_is_the_areas_failure() -> None:
+    """A small area's array is a kmalloc; Linux gives the addresses back and returns NULL."""
+    m = mmtwin.boot("linux-6.1", ram="64MiB", cpus=2)
+    m.vfree(m.vmalloc(PAGE))
+    m.vm_unmap_aliases()
+    before = m.vmallocinfo()
+    with pytest.raises(AllocationFailure):
+        while True:
+            m.alloc_pages(0, GFP_KERNEL)
+    with pytest.raises(VmallocFailure, match="vmalloc error: size 12288, failed to allocated page array size 24: SLUB"):
+        m.vmalloc(3 * PAGE)
+    m.vm_unmap_aliases()
+    assert m.vmallocinfo() == before
+    m.validate()
+
+
 # Whatever is asked
 
 

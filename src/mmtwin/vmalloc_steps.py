@@ -316,9 +316,9 @@ class VmallocSteps:
             gfp |= GFP_HIGHMEM
         try:
             array = self._page_array(pages * self._sizes.pointer, nested, self._callers[int(row["caller"])], cpu)
-        except AllocationFailure:
+        except AllocationFailure as error:
             self._vunmap(address, cpu, False, "free_vm_area")
-            raise
+            raise self._beside_pages(pages, f"failed to allocated page array size {pages * self._sizes.pointer}", gfp, error) from error
         row = self.areas.vm[vm]  # a nested area may have moved the table
         row["pages"], row["page_order"] = signed(array), shift - PAGE_SHIFT
         pfns = np.zeros(pages, dtype=np.int64)
@@ -336,9 +336,14 @@ class VmallocSteps:
             self._clear_frames(pfns)
         try:
             self._map_pages(address, pfns, prot, self._page_table_gfp(gfp), shift, cpu)
-        except AllocationFailure:
+        except AllocationFailure as error:
             self._vunmap(address, cpu, True, "vfree")
-            raise
+            raise self._beside_pages(pages, "failed to map pages", gfp, error) from error
+
+    @staticmethod
+    def _beside_pages(pages: int, why: str, gfp: int, error: AllocationFailure) -> VmallocFailure:
+        """The area's own failure, for what it needs beside its pages. Linux prints nothing more: the flags have __GFP_NOWARN by then."""
+        return VmallocFailure(f"vmalloc error: size {pages << PAGE_SHIFT}, {why}: {error}; Linux returns NULL", error.errno, gfp, error.status)
 
     def _take_pages(self, cpu: int, gfp: int, order: int, pfns: npt.NDArray[np.int64]) -> int:
         """``vm_area_alloc_pages``; where it falls short, the request waits for memory. Returns how many pages it got."""
