@@ -13,7 +13,7 @@ release=$(cat "$kernel/release")
 "$here/module/build.sh" "$build" "$release" advise_probe contexts < /dev/null
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-root=$scratch/root
+root=$scratch/initramfs
 mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys"
 cp "$(command -v busybox)" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"

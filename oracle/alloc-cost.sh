@@ -18,7 +18,7 @@ trap 'rm -rf "$scratch"' EXIT
 for kernel in "$@"; do
   release=$(cat "$kernel/release")
   "$here/module/build-one.sh" "$build" "$release" alloc_cost
-  root=$scratch/root
+  root=$scratch/initramfs
   rm -rf "$root"
   mkdir -p "$root/bin" "$root/proc"
   more=

@@ -21,7 +21,7 @@ truncate -s 4G "$scratch/swap2"
 for kernel in "$amd64" "$newer" "$i386"; do
   release=$(cat "$kernel/release")
   "$here/module/build.sh" "$build" "$release" claims < /dev/null
-  root=$scratch/root
+  root=$scratch/initramfs
   rm -rf "$root"
   mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys"
   machine=

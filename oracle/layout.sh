@@ -69,7 +69,7 @@ cloud-amd64 | 1G    | max          |
 for kernel in "$@"; do
   release=$(cat "$kernel/release")
   "$here/module/build-one.sh" "$build" "$release" layout_probe
-  root=$scratch/root
+  root=$scratch/initramfs
   rm -rf "$root"
   mkdir -p "$root/bin" "$root/proc" "$root/sys"
   case $release in

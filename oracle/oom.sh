@@ -13,7 +13,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 truncate -s 64M "$scratch/swap"
 truncate -s 32M "$scratch/file"
-root=$scratch/root
+root=$scratch/initramfs
 mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys"
 cp "$(command -v busybox)" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"

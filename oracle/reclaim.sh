@@ -12,7 +12,7 @@ done
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 truncate -s 256M "$scratch/swap"
-root=$scratch/root
+root=$scratch/initramfs
 mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys"
 cp "$(command -v busybox)" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"

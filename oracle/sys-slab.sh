@@ -40,13 +40,13 @@ else
 1 | cgroup.memory=nokmem
 '
 fi
-mkdir -p "$scratch/root/bin" "$scratch/root/proc" "$scratch/root/sys"
+mkdir -p "$scratch/initramfs/bin" "$scratch/initramfs/proc" "$scratch/initramfs/sys"
 own=$kernel/busybox  # 32-bit kernels have their own
 [ -f "$own" ] || own=$(command -v busybox)
-cp "$own" "$scratch/root/bin/busybox"
-ln -s busybox "$scratch/root/bin/sh"
+cp "$own" "$scratch/initramfs/bin/busybox"
+ln -s busybox "$scratch/initramfs/bin/sh"
 columns="slab_size object_size objs_per_slab order align min_partial cpu_partial aliases usersize hwcache_align reclaim_account cache_dma destroy_by_rcu sanity_checks red_zone poison store_user ctor"
-cat > "$scratch/root/init" << INIT
+cat > "$scratch/initramfs/init" << INIT
 #!/bin/sh
 b=/bin/busybox
 \$b mount -t proc proc /proc
@@ -64,8 +64,8 @@ done
 echo @@BYE
 \$b poweroff -f
 INIT
-chmod +x "$scratch/root/init"
-(cd "$scratch/root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
+chmod +x "$scratch/initramfs/init"
+(cd "$scratch/initramfs" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
 
 : > "$scratch/all"
 echo "$runs" | while IFS='|' read -r cpus words; do

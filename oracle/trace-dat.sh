@@ -8,7 +8,7 @@ python=${1:?$usage} kernel=${2:?$usage} out=${3:?$usage}
 here=$(cd "$(dirname "$0")" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-root=$scratch/root
+root=$scratch/initramfs
 mkdir -p "$root"/{bin,proc,dev,sys,tmp} "$out"
 cp "$(command -v busybox)" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"

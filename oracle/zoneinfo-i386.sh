@@ -7,19 +7,19 @@ out=${1:?usage: zoneinfo-i386.sh OUT.json.gz KERNEL_DIR ...}
 shift
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-mkdir -p "$scratch/root/bin" "$scratch/root/proc"
-ln -s busybox "$scratch/root/bin/sh"
-cat > "$scratch/root/init" << 'INIT'
+mkdir -p "$scratch/initramfs/bin" "$scratch/initramfs/proc"
+ln -s busybox "$scratch/initramfs/bin/sh"
+cat > "$scratch/initramfs/init" << 'INIT'
 #!/bin/sh
 b=/bin/busybox
 $b mount -t proc proc /proc
 for f in zoneinfo pagetypeinfo; do echo; echo "@@FILE $f"; $b cat /proc/$f; echo "@@END"; done
 $b poweroff -f
 INIT
-chmod +x "$scratch/root/init"
+chmod +x "$scratch/initramfs/init"
 for kernel in "$@"; do
-  cp "$kernel/busybox" "$scratch/root/bin/busybox"
-  (cd "$scratch/root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
+  cp "$kernel/busybox" "$scratch/initramfs/bin/busybox"
+  (cd "$scratch/initramfs" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
   for machine in 512:1 1024:1 1024:2 2048:1 2048:4 4096:1; do
     ram=${machine%:*} cpus=${machine#*:}
     name=$(cat "$kernel/release"):$ram:$cpus:$(stat -c %s "$scratch/initrd")

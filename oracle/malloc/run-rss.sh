@@ -9,7 +9,7 @@ shift 2
 [ $# -gt 0 ] || set -- 1 200 0 0 2 200 0 0 3 300 2 0 6 300 0 12 7 300 1 200
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-root=$scratch/root
+root=$scratch/initramfs
 mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/sys" "$root/lib/x86_64-linux-gnu" "$root/lib64"
 cp "$(command -v busybox)" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"

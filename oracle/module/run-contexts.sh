@@ -5,7 +5,7 @@
 set -euo pipefail
 kernel=${1:?usage: run-contexts.sh KERNEL_DIR MODULE.ko OUT.txt} module=${2:?} out=${3:?}
 scratch=$(mktemp -d)
-root=$scratch/root
+root=$scratch/initramfs
 trap 'rm -rf "$scratch"' EXIT
 tests='table sleep-preempt sleep-bh sleep-irqs_off sleep-rcu sleep-softirq kmalloc-preempt kmalloc-softirq kmalloc-hardirq vmalloc-process vmalloc-preempt
 vmalloc-irqs_off vmalloc-bh vmalloc-softirq vmalloc-hardirq vmalloc_atomic-hardirq vfree-preempt vfree-bh vfree-softirq vfree-hardirq vfree-nmi

@@ -20,11 +20,11 @@ runs="
 512M | 2 | 16 | -M q35 -device intel-iommu -device $edu | intel_iommu=on
 512M | 1 | 16 | -M q35 -device $edu |
 "
-mkdir -p "$scratch/root/bin" "$scratch/root/proc"
-cp "$(command -v busybox)" "$scratch/root/bin/busybox"
-ln -s busybox "$scratch/root/bin/sh"
-cp "$module" "$scratch/root/dma_probe.ko"
-cat > "$scratch/root/init" << 'INIT'
+mkdir -p "$scratch/initramfs/bin" "$scratch/initramfs/proc"
+cp "$(command -v busybox)" "$scratch/initramfs/bin/busybox"
+ln -s busybox "$scratch/initramfs/bin/sh"
+cp "$module" "$scratch/initramfs/dma_probe.ko"
+cat > "$scratch/initramfs/init" << 'INIT'
 #!/bin/sh
 b=/bin/busybox
 $b mount -t proc proc /proc
@@ -35,8 +35,8 @@ $b dmesg | $b sed -n '/dma_probe: case/,$p' | $b grep -v -E '^(RSP|RAX|PKRU|RIP:
 echo @@BYE
 $b poweroff -f
 INIT
-chmod +x "$scratch/root/init"
-(cd "$scratch/root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
+chmod +x "$scratch/initramfs/init"
+(cd "$scratch/initramfs" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
 
 : > "$scratch/all"
 echo "$runs" | while IFS='|' read -r mem cpus parts devices words; do

@@ -10,11 +10,11 @@ busybox=$(command -v busybox)
 [ ! -x "$kernel/busybox" ] || busybox=$kernel/busybox
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-mkdir -p "$scratch/root/bin" "$scratch/root/proc"
-cp "$busybox" "$scratch/root/bin/busybox"
-ln -s busybox "$scratch/root/bin/sh"
-cp "$module" "$scratch/root/module.ko"
-cat > "$scratch/root/init" << 'INIT'
+mkdir -p "$scratch/initramfs/bin" "$scratch/initramfs/proc"
+cp "$busybox" "$scratch/initramfs/bin/busybox"
+ln -s busybox "$scratch/initramfs/bin/sh"
+cp "$module" "$scratch/initramfs/module.ko"
+cat > "$scratch/initramfs/init" << 'INIT'
 #!/bin/sh
 b=/bin/busybox
 $b mount -t proc proc /proc
@@ -29,9 +29,9 @@ done
 $b echo "faults: end" > /dev/kmsg
 $b poweroff -f
 INIT
-chmod +x "$scratch/root/init"
-mkdir -p "$scratch/root/dev"
-(cd "$scratch/root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
+chmod +x "$scratch/initramfs/init"
+mkdir -p "$scratch/initramfs/dev"
+(cd "$scratch/initramfs" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
 timeout 300 qemu-system-x86_64 -M pc -accel tcg -cpu "${MMTWIN_CPU:-max}" -m 512M -smp 1 -nographic -nodefaults -no-reboot -serial stdio \
   -kernel "$kernel/vmlinuz" -initrd "$scratch/initrd" \
   -append "console=ttyS0 panic=-1 quiet loglevel=1 nokaslr printk.time=0 init_on_alloc=0 $*" \

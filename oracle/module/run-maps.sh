@@ -9,10 +9,10 @@ shift 2
 [ $# -gt 0 ] || set -- 1 400 2 400 3 400
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-mkdir -p "$scratch/root/bin" "$scratch/root/proc" "$scratch/root/dev" "$scratch/root/sys"
-cp "$(command -v busybox)" "$scratch/root/bin/busybox"
-ln -s busybox "$scratch/root/bin/sh"
-gcc -O1 -static -no-pie -o "$scratch/root/bin/maps_probe" "$(dirname "$0")/maps_probe.c"
+mkdir -p "$scratch/initramfs/bin" "$scratch/initramfs/proc" "$scratch/initramfs/dev" "$scratch/initramfs/sys"
+cp "$(command -v busybox)" "$scratch/initramfs/bin/busybox"
+ln -s busybox "$scratch/initramfs/bin/sh"
+gcc -O1 -static -no-pie -o "$scratch/initramfs/bin/maps_probe" "$(dirname "$0")/maps_probe.c"
 {
   echo '#!/bin/sh'
   echo 'b=/bin/busybox'
@@ -23,9 +23,9 @@ gcc -O1 -static -no-pie -o "$scratch/root/bin/maps_probe" "$(dirname "$0")/maps_
     shift 2
   done
   echo '$b poweroff -f'
-} > "$scratch/root/init"
-chmod +x "$scratch/root/init"
-(cd "$scratch/root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
+} > "$scratch/initramfs/init"
+chmod +x "$scratch/initramfs/init"
+(cd "$scratch/initramfs" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
 timeout 300 qemu-system-x86_64 -M pc -accel tcg -cpu max -m "${MEM:-512M}" -smp 1 -nographic -nodefaults -no-reboot -serial stdio \
   -kernel "$kernel/vmlinuz" -initrd "$scratch/initrd" -append "console=ttyS0 panic=-1 quiet loglevel=1 no5lvl ${SMAPS:+nopku}" \
   < /dev/null 2> /dev/null | tr -d '\r' > "$scratch/console"

@@ -12,11 +12,11 @@ case $name in
 esac
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-mkdir -p "$scratch/root/bin" "$scratch/root/proc"
-cp "$(command -v busybox)" "$scratch/root/bin/busybox"
-ln -s busybox "$scratch/root/bin/sh"
-cp "$module" "$scratch/root/module.ko"
-cat > "$scratch/root/init" << 'INIT'
+mkdir -p "$scratch/initramfs/bin" "$scratch/initramfs/proc"
+cp "$(command -v busybox)" "$scratch/initramfs/bin/busybox"
+ln -s busybox "$scratch/initramfs/bin/sh"
+cp "$module" "$scratch/initramfs/module.ko"
+cat > "$scratch/initramfs/init" << 'INIT'
 #!/bin/sh
 b=/bin/busybox
 $b mount -t proc proc /proc
@@ -24,8 +24,8 @@ $b echo 8 > /proc/sys/kernel/printk
 $b insmod /module.ko
 $b poweroff -f
 INIT
-chmod +x "$scratch/root/init"
-(cd "$scratch/root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
+chmod +x "$scratch/initramfs/init"
+(cd "$scratch/initramfs" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
 timeout 300 qemu-system-x86_64 -M pc -accel tcg -cpu max -m 512M -smp 1 -nographic -nodefaults -no-reboot -serial stdio \
   -kernel "$kernel/vmlinuz" -initrd "$scratch/initrd" \
   -append "console=ttyS0 panic=-1 quiet loglevel=1 nokaslr printk.time=0 init_on_alloc=0 $options" \

@@ -19,11 +19,11 @@ runs='
 1 | 1  | slab_nomerge
 1 | 4  |
 '
-mkdir -p "$scratch/root/bin" "$scratch/root/proc" "$scratch/root/sys"
-cp "$(command -v busybox)" "$scratch/root/bin/busybox"
-ln -s busybox "$scratch/root/bin/sh"
-cp "$module" "$scratch/root/kmalloc_probe.ko"
-cat > "$scratch/root/init" << 'INIT'
+mkdir -p "$scratch/initramfs/bin" "$scratch/initramfs/proc" "$scratch/initramfs/sys"
+cp "$(command -v busybox)" "$scratch/initramfs/bin/busybox"
+ln -s busybox "$scratch/initramfs/bin/sh"
+cp "$module" "$scratch/initramfs/kmalloc_probe.ko"
+cat > "$scratch/initramfs/init" << 'INIT'
 #!/bin/sh
 b=/bin/busybox
 $b mount -t proc proc /proc
@@ -32,8 +32,8 @@ $b insmod /kmalloc_probe.ko parts=$parts && echo && echo @@BEGIN && $b cat /proc
 echo @@BYE
 $b poweroff -f
 INIT
-chmod +x "$scratch/root/init"
-(cd "$scratch/root" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
+chmod +x "$scratch/initramfs/init"
+(cd "$scratch/initramfs" && find . | cpio -o -H newc --quiet) > "$scratch/initrd"
 
 : > "$scratch/all"
 echo "$runs" | while IFS='|' read -r cpus parts words; do

@@ -78,7 +78,7 @@ def _usb(setup: bool, stack: bool, kernel: Kernel, request: Request) -> Verdict:
     """The check of usb_hcd_map_urb_for_dma (drivers/usb/core/hcd.c), which refuses."""
     what = "setup packet" if setup else "transfer buffer"
     behind = max((n + 1 for n, name in enumerate(request.path) if USB_CORE.match(name)), default=0)
-    who = next((name for name in request.path[behind:]), "the driver")
+    who = next(iter(request.path[behind:]), "the driver")
     fix = Remedy("caller", f"kmalloc the {what} (in {who})", "memory that a controller may reach; the transfer is refused until then (-EAGAIN)")
     why = (f"On the way: {' <- '.join(request.path[:5])}.",) if request.path else ()
     if stack:

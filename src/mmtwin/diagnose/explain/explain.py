@@ -136,7 +136,7 @@ def _stream(segments: list[Segment]) -> Iterator[Report]:
 
 
 def read(segment: Segment) -> Report:
-    """A report by its kind's reader."""
+    """A report by its kind's reader; page allocation failures are read by `_stream`, which knows who was killed before."""
     match segment.kind:
         case "oom" | "killed":
             return oom_log.read(segment)

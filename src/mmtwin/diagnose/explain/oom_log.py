@@ -9,10 +9,10 @@ from dataclasses import replace
 from mmtwin.diagnose.explain.alloc_failure import ORDER, judge
 from mmtwin.diagnose.explain.common import flags_of, request_of
 from mmtwin.diagnose.explain.log_gfp import decode
-from mmtwin.diagnose.explain.mem_info import MemInfo, parse
+from mmtwin.diagnose.explain.mem_info import parse
 from mmtwin.diagnose.explain.memory_use import memory_use
 from mmtwin.diagnose.explain.model import DECIDED, PROBABLE, UNDECIDED, Remedy, Report, Segment, Verdict, size
-from mmtwin.diagnose.explain.page_verdict import unpopulated
+from mmtwin.diagnose.explain.oom_remedies import of_a_full_machine
 
 CONSTRAINT = re.compile(r"constraint=(CONSTRAINT_\w+)")
 OLD_LIMIT = re.compile(r"Task in (\S+) killed as a result of limit of (\S+?)(?=\s|$|\[\s*\d+\.\d+\])")
@@ -31,21 +31,6 @@ NO_ORDER = re.compile(r"(?m)oom-killer:\s+gfp_mask=0x[0-9a-f]+[ \t]*$")
 """The whole line of kernels before 2.6.17."""
 SYSRQ = r"sysrq|SysRq|moom_callback"
 GROUP = "are going to be killed due to memory.oom.group set"
-CGROUPS = (2, 6, 25)
-"""First with control groups that limit memory."""
-DIRTY = Remedy("admin", "a lower vm.dirty_bytes, and a look at who writes so much", "reclaim finds pages that it need not write first")
-ELSEWHERE = {
-    "huge": Remedy("admin", "a smaller vm.nr_hugepages", "the huge pages that nobody uses become ordinary memory"),
-    "tmpfs": Remedy("admin", "smaller files in tmpfs (or a smaller size= when it is mounted), or swap", "killing processes frees nothing of it"),
-    "unaccounted": Remedy(
-        "look",
-        "which driver or module holds pages: page_owner=on, /proc/vmallocinfo, /proc/allocinfo (6.10 and newer)",
-        "no counter has them, and killing processes frees none of them",
-    ),
-    "slab_reclaimable": Remedy("look", "which slab cache grows, and why it does not shrink: /proc/slabinfo, slabtop", "killing processes frees little of it"),
-    "slab_unreclaimable": Remedy("look", "which slab cache grows: /proc/slabinfo, slabtop", "killing processes frees little of it"),
-}
-"""What to do where most of the memory is not processes'."""
 UNLIMITED_KB = 1 << 50
 
 
@@ -60,7 +45,6 @@ def read(segment: Segment) -> Report:
     constraint = CONSTRAINT.search(text)
     kind = constraint[1] if constraint else ""
     tasks = _tasks(text, page_kb)
-    cut = bool(tasks) and any(int(k[1]) not in {int(task["pid"]) for task in tasks} for k in KILLED.finditer(text) if k[0].startswith("Killed"))
     verdict: Verdict
     if (
         kind == "CONSTRAINT_MEMCG"
@@ -108,9 +92,10 @@ def read(segment: Segment) -> Report:
                     *verdict.why,
                 ),
             )
-        verdict = replace(verdict, remedies=_with_advice(verdict, info, tasks, segment.kernel.at_most))
+        verdict = replace(verdict, remedies=of_a_full_machine(verdict, info, tasks, segment.kernel.at_most))
     victim = victim_of(text)
-    cut = cut or (bool(tasks) and request.pid is not None and request.pid not in {int(task["pid"]) for task in tasks})
+    listed, must = {task["pid"] for task in tasks}, {pid for pid, _ in killed_in(text)} | ({request.pid} - {None})
+    cut = bool(tasks) and not must <= listed
     if segment.stack.has("try_to_unuse", "sys_swapoff", "SyS_swapoff"):
         verdict = replace(verdict, why=(*verdict.why, "It was made by swapoff, which brings everything in swap back into memory."))
     details = {
@@ -235,39 +220,3 @@ def _held(task: dict[str, int | str]) -> str:
     """ "mysqld (1.7 GiB, and 1.9 GiB in swap)"."""
     swapped = int(task["swap_kb"])
     return f"{task['comm']} ({size(int(task['rss_kb']) * 1024)}{f', and {size(swapped * 1024)} in swap' if swapped * 8 > int(task['rss_kb']) else ''})"
-
-
-def _with_advice(verdict: Verdict, info: MemInfo | None, tasks: list[dict[str, int | str]], newest: tuple[int, ...]) -> tuple[Remedy, ...]:
-    """The remedies of a machine that is out of memory: what holds it comes before what would have helped this one request."""
-    if verdict.code not in ("watermark", "really_empty", "lowmem_reserve", "not_shown") or info is None:
-        return verdict.remedies
-    managed = sum(zone.fields.get("managed", zone.fields.get("present", 0)) for zone in info.zones) or info.trailer.get("ram", 0) * info.page_kb
-    largest = tasks[0] if tasks else None
-    use, page_kb = memory_use(info).pages, info.page_kb
-    out_of_reach = [z.zone for z in verdict.zones if not z.eligible and z.zone.free_kb > max(z.zone.fields.get("high", 0), 8 << 10)]
-    within = list(dict.fromkeys(z.zone.name for z in verdict.zones if z.eligible and not unpopulated(z)))
-    most, elsewhere = max(((use.get(name, 0), remedy) for name, remedy in ELSEWHERE.items()), key=lambda pair: pair[0])
-    if largest is not None and managed and int(largest["rss_kb"]) * 2 >= managed:
-        share = int(largest["rss_kb"]) * 100 // managed
-        changes = f"{largest['comm']} (pid {largest['pid']}) alone has {share} % of it"
-    else:
-        changes = "which of them is too large only its owner can say" + ("; the log shows sizes" if tasks else "")
-    holders = [remedy for remedy in verdict.remedies if remedy.who == "look" and remedy.what.startswith("who holds the memory")]
-    rest = [remedy for remedy in verdict.remedies if remedy not in holders]
-    if out_of_reach and within:
-        bits = [remedy for remedy in rest if remedy.what.startswith("a 64-bit kernel")]
-        low = Remedy(
-            "look",
-            f"what fills {' and '.join(within)}, which is all that it may use: slab, page tables, file cache, buffers of drivers",
-            f"{out_of_reach[0].label} has pages free, so more RAM or swap, and smaller processes, do not help",
-        )
-        return (low, *bits, *(remedy for remedy in rest if remedy not in bits))
-    swap = info.trailer.get("swap_total_kb", 0)
-    full = swap == 0 or info.trailer.get("swap_free_kb", 0) * 2 < swap
-    limits = ", limits for them (cgroups)" if newest >= CGROUPS else ""
-    processes = Remedy("admin", f"less memory for the largest processes{limits}, or more RAM{' or swap' if full else ''}", changes)
-    if info.counters.get("dirty", 0) * page_kb * 4 >= managed > 0:
-        return (*holders, DIRTY, *rest)
-    if managed and most * page_kb * 4 >= managed and most > use.get("anonymous", 0) + use.get("lists", 0):
-        return (elsewhere, *holders, *rest)
-    return (*holders, processes, *rest)

@@ -11,7 +11,7 @@ from mmtwin.diagnose.explain.model import Remedy, Request, size
 from mmtwin.diagnose.explain.page_verdict import Judged, unpopulated
 from mmtwin.diagnose.explain.zone_rules import COSTLY_ORDER, Ask, ZoneVerdict, rules_of
 
-CONTIGUOUS = (
+KNOWN_CALLERS = (
     (r"^(?:fill_balloon|balloon_\w+)$",
      Remedy("look", "the host's target for the balloon", "the balloon takes the guest's free pages until none is left, and tries again later")),
     (r"^vmemmap_populate\w*$",
@@ -24,11 +24,15 @@ CONTIGUOUS = (
     (r"^(?:sock_alloc_send\w*|unix_\w*sendmsg|netlink_\w+|nlmsg_\w+)$",
      Remedy("caller", "smaller messages (on UNIX sockets a smaller SO_SNDBUF, on netlink smaller dumps)", "a socket buffer's linear part has to be contiguous; a smaller one needs no large block")),
 )  # fmt: skip
-"""What to advise where the memory has to be contiguous (page tables: nothing), by the functions next to the allocator."""
+"""What to advise where the functions next to the allocator say what the block is for: it has to be contiguous (page tables: nothing), or the caller goes on without it."""
 MOST_TIMES = 4
 """Dividing a reserve by more leaves nothing of it."""
 KVMALLOC, COMPACTION, SCALE_FACTOR, CMA = (4, 12), (2, 6, 35), (4, 6), (3, 5)
 """First kernels that have them."""
+HOLDERS = "who holds the memory"
+WITHOUT_HIGHMEM = Remedy(
+    "kernel", "a 64-bit kernel, or a memory split with more lowmem", "the kernel's own requests cannot use HighMem; there is no such split on 64 bits"
+)
 KERNEL_STACK = ("copy_process", "dup_task_struct", "alloc_thread_stack_node")
 NEAR_CALLER = 3
 """Functions further away only lead to the one that asks: a driver's own table may be asked for by way of a message."""
@@ -110,7 +114,7 @@ def smaller_pieces(it: Refused) -> Iterator[Remedy]:
     if it.code not in PIECES and not (it.code == "watermark" and it.ask.order):
         return
     low = next((name for name in ("DMA", "DMA32") if name in it.ask.flags and it.judged.highest == name), "")
-    near = next((pair for pair in CONTIGUOUS if any(re.match(pair[0], name) for name in it.request.path[:NEAR_CALLER])), None)
+    near = next((pair for pair in KNOWN_CALLERS if any(re.match(pair[0], name) for name in it.request.path[:NEAR_CALLER])), None)
     if it.judged.main is not None and it.code == "watermark" and any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK):
         return  # a single page is missing, too
     if any(name in it.request.path[:NEAR_CALLER] for name in KERNEL_STACK):
@@ -277,7 +281,7 @@ def more_free_pages(it: Refused) -> Iterator[Remedy]:
         margin = max(near, default=it.main.margin if it.main is not None else 0)
         lack = 1 - margin if margin <= 0 else 0
         if it.reclaim and it.main is not None and (it.judged.oom or not (it.main.cma_decides or it.main.boost_decides)):
-            yield Remedy("look", f"who holds the memory{' (see why)' if it.counted else ''}", _enough(it, lack))
+            yield Remedy("look", f"{HOLDERS}{' (see why)' if it.counted else ''}", _enough(it, lack))
         if it.ask.order and it.reclaim:
             yield Remedy("admin", "not: a higher vm.min_free_kbytes alone", "this request has to stay above it; it helps only because kswapd starts earlier")
         elif not it.reclaim and it.main is not None and it.main.least == it.main.mark:
@@ -290,9 +294,8 @@ def more_free_pages(it: Refused) -> Iterator[Remedy]:
                 "kswapd starts earlier and keeps more pages free, of which atomic requests may take a part"
                 + (f"; {lack} pages more were needed" if lack else ""),
             )
-    if it.code == "no_block" and not it.reclaim:
-        if not rules_of(it.ask.version).per_order:
-            yield Remedy("admin", "not: vm.min_free_kbytes alone", "it keeps more pages free, not larger blocks")
+    if it.code == "no_block" and not it.reclaim and not rules_of(it.ask.version).per_order:
+        yield Remedy("admin", "not: vm.min_free_kbytes alone", "it keeps more pages free, not larger blocks")
 
 
 def _enough(it: Refused, lack: int) -> str:
@@ -355,9 +358,7 @@ def another_zone(it: Refused) -> Iterator[Remedy]:
 def passed_by_now(it: Refused) -> Iterator[Remedy]:
     """Where the dump no longer shows why."""
     if it.code == "not_shown" and it.judged.oom:
-        yield Remedy(
-            "look", f"who holds the memory{' (see why)' if it.counted else ''}", "a process was killed although pages were free again when the dump was printed"
-        )
+        yield Remedy("look", f"{HOLDERS}{' (see why)' if it.counted else ''}", "a process was killed although pages were free again when the dump was printed")
     elif it.code == "not_shown":
         yield Remedy(
             "look", "/proc/buddyinfo over time, and whether it repeats", "a single failure of this kind has passed; a caller that falls back is not harmed"
@@ -370,11 +371,7 @@ def out_of_reach(it: Refused) -> Iterator[Remedy]:
     if it.code not in SHORT or it.judged.highest == "Movable":
         return
     if it.judged.highest != "HighMem" and any(z.zone.name == "HighMem" and not unpopulated(z) for z in zones):
-        yield Remedy(
-            "kernel",
-            "a 64-bit kernel, or a memory split with more lowmem",
-            "the kernel's own requests cannot use HighMem; there is no such split on 64 bits",
-        )
+        yield WITHOUT_HIGHMEM
     if any(z.zone.name == "Movable" and z.free > 1 << it.ask.order for z in zones):
         yield Remedy("admin", "a smaller zone Movable (kernelcore= larger, or movablecore= smaller)", "its free pages become usable for requests like this one")
 

@@ -43,8 +43,9 @@ MOST = 1_000
 """Reports of one window that are looked at."""
 
 
-COMM = re.compile(r"\b[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)")
-CPU_LINE = re.compile(rf"CPU:\s*\d+\s+(?:UID:\s*\d+\s+)?PID:\s*\d+\s+{COMM.pattern.removeprefix(chr(92) + 'b')}")
+NAMED = r"[Cc]omm:\s+(\S.{0,31}?)\s+(?:Kdump|Not\s+tainted|Tainted|[GP]\s)"
+COMM = re.compile(rf"\b{NAMED}")
+CPU_LINE = re.compile(rf"CPU:\s*\d+\s+(?:UID:\s*\d+\s+)?PID:\s*\d+\s+{NAMED}")
 COMM_LEN = 15
 """TASK_COMM_LEN - 1 (include/linux/sched.h)."""
 

@@ -9,9 +9,7 @@ from functools import lru_cache
 FRAME = re.compile(
     r"(?P<guess>\?\s+)?(?<![\w.$])\.?(?P<name>[A-Za-z_$][\w.$]*)\+(?:0x(?P<at>[0-9a-f]+)/0x(?P<size>[0-9a-f]+)|\d+(?=[\s}]|$))(?:\s*[)]?\s*\[(?P<module>(?![0-9a-f]{8}(?:[0-9a-f]{8})?\])[A-Za-z_][\w-]*)(?:\s+[0-9a-f]+)?\])?"
 )
-DECODED = re.compile(
-    r"(?m)^[ \t]*(?P<guess>\?\s+)?(?P<name>[A-Za-z_][\w.]*)\s+\((?:[^\s():]*/)?[\w.-]+\.[chS]:\d+[^\n]*\)(?:\s*(?P<module>(?<=\[)[A-Za-z_][\w-]*))?"
-)
+DECODED = re.compile(r"(?m)^[ \t]*(?P<guess>\?\s+)?(?P<name>[A-Za-z_][\w.]*)\s+\((?:[^\s():]*/)?[\w.-]+\.[chS]:\d+[^\n]*\)")
 """What scripts/decode_stacktrace.sh makes of a frame: its file and line in place of the offset."""
 LOCKS = re.compile(r"[ \t]*(?:#\d+:|(?:hard|soft)irqs\s+last\b|-> #\d+)")
 """Lines of lockdep, which name functions that are not on the stack."""
@@ -123,7 +121,7 @@ def read_stack(text: str, kind: str = "", limit: int = 24_000) -> Stack:
         if not match["guess"]:
             sure.append(frame)
     names_only = [(match["name"], "") for match in CALLEE.finditer(text)]
-    decoded = [(match["name"], match["module"] or "", match["guess"]) for match in DECODED.finditer(text)]
+    decoded = [(match["name"], "", match["guess"]) for match in DECODED.finditer(text)]
     if len(decoded) > len(guesses) + 2:
         guesses, sure = [frame[:2] for frame in decoded], [frame[:2] for frame in decoded if not frame[2]]
     elif len(names_only) > len(guesses):
